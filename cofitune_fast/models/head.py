@@ -1,0 +1,59 @@
+"""Send only chosen token positions through the language-model head.
+
+The head is the widest matrix of a small model, and only response tokens are ever scored or trained on, so the other
+positions need no logits. A hook on the head does it for every family: whatever a model does to its logits afterwards
+(soft-capping, scaling) still happens, in the model's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CofituneError
+
+
+@contextmanager
+def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Inside the block `model(...).logits` has shape [1, mask.sum(), vocabulary].
+
+    mask: bool [batch, tokens]; the chosen positions come in row-major order, as `hidden[mask]` gives them. Gathering
+    before the head also keeps its backward a plain matrix product: a strided slice of hidden states would make
+    PyTorch expand the head weight once per sample.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise CofituneError(f"{type(model).__name__} has no language-model head; a causal language model is needed.")
+
+    def gather(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = inputs
+        if hidden.shape[:2] != mask.shape:
+            raise CofituneError(
+                f"The mask of positions is {tuple(mask.shape)}, but the head receives {tuple(hidden.shape[:2])} "
+                "positions; call the model without `logits_to_keep`."
+            )
+        return (hidden[mask.to(hidden.device)].unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits [N, vocabulary] of the positions that predict a response token, and those tokens [N].
+
+    batch: `input_ids`, `attention_mask` and `labels`, each [batch, tokens]; labels are -100 outside the response.
+    N counts the labelled tokens except those in column 0, which nothing predicts. Row-major order.
+    """
+    targets = batch["labels"][:, 1:]
+    chosen = targets != -100
+    mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    mask[:, :-1] = chosen
+    with select_positions(model, mask):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return output.logits[0], targets[chosen]

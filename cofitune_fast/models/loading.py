@@ -1,0 +1,155 @@
+"""Load a model and its tokenizer from a folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..errors import CofituneError
+from ..files import atomic_folder
+
+DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass
+class LoadedModel:
+    """`source` is what the user named: the folder, hub id or GGUF file."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_name(model: PreTrainedModel) -> str:
+    """The dtype of the weights as `load_model` takes it, e.g. "bfloat16"."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: torch.device | str | None = None,
+    gguf_file: str | None = None,
+    attn_implementation: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model in eval mode, with its tokenizer (a pad token is chosen where none is set).
+
+    path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
+    dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
+    device: default is the first GPU, else the CPU.
+    Raises CofituneError when nothing loadable is there. A GGUF file is dequantised once; the ordinary folder that
+    comes of it is kept in the cache (COFITUNE_CACHE, else ~/.cache/cofitune_fast) and used from then on.
+    """
+    if dtype not in DTYPES:
+        raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
+    source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
+    location = plain_folder(path, gguf_file, dtype)
+    try:
+        with _no_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(location)
+            model = AutoModelForCausalLM.from_pretrained(
+                location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
+            )
+    except Exception as error:
+        raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.to(torch.device(device) if device is not None else default_device()).eval()
+    return LoadedModel(model, tokenizer, source)
+
+
+def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:
+    """The folder or hub id that transformers loads for what the user named; see `load_model`."""
+    source = str(path)
+    location = Path(path) / gguf_file if gguf_file is not None else Path(path)
+    if location.suffix == ".gguf":
+        return _converted_gguf(location, "bfloat16" if dtype == "auto" else dtype)
+    if location.is_dir():
+        if not (location / "config.json").is_file():
+            raise CofituneError(f"{location} is not a model folder: it has no config.json; name a folder as "
+                                "save_pretrained writes it, a hub id or a .gguf file.")
+    elif location.exists():
+        raise CofituneError(f"{location} is a file, not a model folder, and does not end in .gguf.")
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise CofituneError(f"No model at {source}: the folder does not exist.")
+    return location
+
+
+def _converted_gguf(file: Path, dtype: str) -> Path:
+    """The ordinary model folder made from a GGUF file, from the cache if it was made before."""
+    if not file.is_file():
+        raise CofituneError(f"No GGUF file at {file}: the file does not exist.")
+    try:
+        import gguf  # noqa: F401  (transformers reads the file through it)
+    except ImportError:
+        raise CofituneError(
+            "Reading a GGUF file needs the package gguf: pip install 'cofitune-fast[gguf]'."
+        ) from None
+    digest = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()[:16]
+    folder = cache_folder() / "gguf" / f"{file.stem}-{digest}-{dtype}"
+    if (folder / "config.json").is_file():
+        return folder
+    arguments: dict[str, Any] = {"gguf_file": file.name}
+    try:
+        from transformers import GgufConfig  # newer releases can keep the blocks packed, which cannot be trained
+    except ImportError:
+        pass
+    else:
+        arguments["quantization_config"] = GgufConfig(gguf_file=file.name, dequantize=True)
+    try:
+        with _no_progress_bars(), atomic_folder(folder) as temporary:
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
+            # A model read from GGUF refuses to be saved; one built anew from its config does not.
+            config = type(read.config)(**{
+                key: value for key, value in read.config.to_dict().items()
+                if key not in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype")
+            })
+            model = AutoModelForCausalLM.from_config(config)
+            model.load_state_dict(read.state_dict())
+            model.tie_weights()
+            model.generation_config = read.generation_config
+            model.to(DTYPES[dtype]).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except Exception as error:
+        raise CofituneError(
+            f"The GGUF file {file} cannot be read ({_first_line(error)}); it may be cut off or of an architecture "
+            "that transformers does not read: fetch it anew or name an ordinary model folder."
+        ) from error
+    return folder
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: COFITUNE_CACHE, else cofitune_fast in the user's cache folder."""
+    if "COFITUNE_CACHE" in os.environ:
+        return Path(os.environ["COFITUNE_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cofitune_fast"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,293 @@
+"""Deltas: a region's tensors as safetensors, bound to their base; saved, loaded into it, and merged for good."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import CofituneError
+from ..files import atomic_folder, atomic_path, writable_folder, write_json, write_text
+from ..models.fingerprint import (
+    combine_digests,
+    digest_all,
+    fingerprint,
+    named_parameters,
+    named_tensors,
+    tensor_digest,
+)
+from ..models.loading import LoadedModel, dtype_name, load_model
+from .card import model_card
+from .region import Region
+
+TENSORS, INFO, CARD = "delta.safetensors", "cofitune.json", "README.md"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """The base of an artefact: hub id or folder, fingerprint (sha256 hex; "" if unknown), dtype such as "bfloat16"."""
+
+    model: str
+    fingerprint: str
+    dtype: str
+
+    @classmethod
+    def of(cls, model: nn.Module, source: str | None = None) -> BaseInfo:
+        """Describe `model` as it is now, before training; reads all its bytes."""
+        return cls(source or _model_name(model), fingerprint(model), dtype_name(model))
+
+
+@dataclass(frozen=True)
+class DeltaInfo:
+    """What a delta says about itself: the content of cofitune.json.
+
+    `parameters` maps each tensor's name to its digest. `frozen_fingerprint` covers the tensors outside the region; it
+    stands in for the base's own fingerprint where that was not recorded ("" where it was).
+    """
+
+    format: int
+    region: str
+    parameters: dict[str, str]
+    base: BaseInfo
+    frozen_fingerprint: str
+    settings: dict[str, Any]
+    scores: dict[str, Any]
+    versions: dict[str, str]
+
+
+def save_delta(
+    model: nn.Module,
+    region: Region | str,
+    path: str | Path,
+    *,
+    base: BaseInfo | None = None,
+    settings: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the folder `path` with delta.safetensors (the region's tensors, in the model's dtype), cofitune.json and a
+    model card.
+
+    `base` describes the model before training (BaseInfo.of). Without it the tensors outside the region, which training
+    left alone, identify the base. `scores` is {name: number} or {row: {column: number}}; both it and `settings` must be
+    JSON. A delta that is already there is replaced: a killed process leaves the old one or the new one.
+
+    Raises:
+        CofituneError: `path` holds something else, or the settings or scores are not JSON.
+    """
+    region, path = Region.parse(region), Path(path)
+    if path.exists() and not _replaceable(path):
+        raise CofituneError(f"{path} exists and is not a delta; choose another folder for the delta.")
+    tensors = {name: parameter.detach().contiguous() for name, parameter in region.parameters(model)}
+    frozen = ""
+    if base is None:
+        outside = {name: tensor for name, tensor in named_tensors(model) if name not in tensors}
+        base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), combine_digests(digest_all(outside))
+    info = DeltaInfo(
+        _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}), dict(scores or {}), _versions()
+    )
+    content = asdict(info)
+    try:
+        # the tensors carry the text too, so that one rename replaces both and they can never disagree
+        metadata = {"format": "pt", "cofitune": json.dumps(content, ensure_ascii=False)}
+    except (TypeError, ValueError) as error:
+        raise CofituneError(
+            f"The settings or scores of the delta {path} are not plain JSON values ({error}); pass numbers, texts, "
+            "lists and dicts."
+        ) from None
+    writable_folder(path.parent)
+    if path.exists():
+        _write(path, tensors, metadata, content)
+    else:
+        with atomic_folder(path) as building:
+            _write(building, tensors, metadata, content)
+    return path
+
+
+def read_delta(path: str | Path) -> DeltaInfo:
+    """What the delta at `path` says about itself, read from the header of its safetensors file.
+
+    Raises:
+        CofituneError: no delta is there, it is damaged, or a newer version wrote it.
+    """
+    with _opened(path) as file:
+        content = (file.metadata() or {}).get("cofitune")
+    if content is None:
+        raise CofituneError(f"{path} is not a delta: {TENSORS} does not say which base and region it belongs to.")
+    try:
+        content = json.loads(content)
+        if content["format"] != _FORMAT:
+            raise CofituneError(
+                f"The delta {path} has the format {content['format']}, this version reads {_FORMAT}; "
+                "update cofitune-fast."
+            )
+        return DeltaInfo(**{**content, "base": BaseInfo(**content["base"])})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CofituneError(f"The delta {path} is damaged: its description lacks {error}; make it anew.") from None
+
+
+def load_delta(
+    model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None, keep_base: bool = False
+) -> dict[str, torch.Tensor] | None:
+    """Copy a delta's tensors into `model`, in place; nothing is copied unless everything fits.
+
+    The base is checked first by reading all bytes of the model as it is now; pass its `base_fingerprint` where that is
+    already known to save the time. With `keep_base` the tensors that were replaced are returned, for `restore`.
+
+    Raises:
+        CofituneError: `path` is no delta or is damaged, the model is not the delta's base, or a tensor does not fit.
+    """
+    info = read_delta(path)
+    _check_base(model, info, path, base_fingerprint)
+    targets = dict(named_parameters(model))
+    replaced: dict[str, torch.Tensor] = {}
+    with _opened(path) as file:
+        for name, digest in info.parameters.items():
+            tensor = file.get_tensor(name)
+            if name not in targets or targets[name].shape != tensor.shape or targets[name].dtype != tensor.dtype:
+                there = _form(targets[name]) if name in targets else "none of that name"
+                raise CofituneError(
+                    f"The delta {path} does not fit this model: {name} is {_form(tensor)} in the delta, "
+                    f"but the model has {there}."
+                )
+            if tensor_digest(tensor) != digest:
+                raise CofituneError(f"The delta {path} is damaged: the bytes of {name} changed; make or copy it anew.")
+        for name in info.parameters:
+            if keep_base:
+                replaced[name] = targets[name].detach().clone()
+            with torch.no_grad():
+                targets[name].copy_(file.get_tensor(name))
+    return replaced if keep_base else None
+
+
+def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors back that load_delta(..., keep_base=True) replaced."""
+    targets = dict(named_parameters(model))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
+
+
+def merge(
+    base: str | Path | LoadedModel | PreTrainedModel,
+    delta: str | Path,
+    out: str | Path,
+    dtype: torch.dtype | str | None = None,
+    *,
+    tokenizer: Any = None,
+) -> Path:
+    """Write base + delta as an ordinary save_pretrained folder `out`, complete or not at all.
+
+    Args:
+        base: a folder or hub id (loaded in the dtype of the delta's base), what load_model returned, or a model, which
+            comes back as it was.
+        delta: the delta's folder.
+        dtype: dtype of the written weights; by default the base's.
+        tokenizer: written beside the model; by default the one that came with `base`.
+
+    Raises:
+        CofituneError: as load_delta does, or `out` is not empty.
+    """
+    out, info = Path(out), read_delta(delta)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CofituneError(f"{out} exists and is not empty; choose another folder for the merged model.")
+    writable_folder(out.parent)
+    dtype = _named_dtype(dtype) if isinstance(dtype, str) else dtype
+    borrowed = not isinstance(base, (str, Path))
+    if not borrowed:
+        base = load_model(base, dtype=info.base.dtype, device="cpu")
+    if isinstance(base, LoadedModel):
+        base, tokenizer = base.model, tokenizer or base.tokenizer
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise CofituneError(
+            f"The base {_model_name(base)} is quantised or was read from GGUF by hand, so no ordinary model folder can "
+            "be made of it; pass its path instead, and it is loaded for the merge."
+        )
+    replaced = load_delta(base, delta, keep_base=borrowed)
+    try:
+        merged = base
+        if dtype is not None:
+            merged = (copy.deepcopy(base) if borrowed else base).to(dtype)
+        with atomic_folder(out) as building:
+            merged.save_pretrained(building)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(building)
+    finally:
+        if replaced is not None:
+            restore(base, replaced)
+    return out
+
+
+def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str | None) -> None:
+    if info.base.fingerprint:
+        expected, found = info.base.fingerprint, known or fingerprint(model)
+    else:
+        outside = {name: tensor for name, tensor in named_tensors(model) if name not in info.parameters}
+        expected, found = info.frozen_fingerprint, combine_digests(digest_all(outside))
+    if found != expected:
+        raise CofituneError(
+            f"The delta {path} belongs to the base {info.base.model} ({expected[:12]}, {info.base.dtype}), but the "
+            f"model given is {_model_name(model)} ({found[:12]}, {dtype_name(model)}); load that base, unchanged and "
+            "in that dtype."
+        )
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    file = Path(path) / TENSORS
+    if not file.is_file():
+        raise CofituneError(f"{path} is not a delta: there is no {TENSORS} in it.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise CofituneError(f"The delta {path} is damaged or incomplete ({error}); make or copy it anew.") from None
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]) -> None:
+    """Put the three files into `folder`, each replaced whole; the tensors, which count, come first."""
+    with atomic_path(folder / TENSORS) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    write_json(folder / INFO, content)
+    write_text(folder / CARD, model_card(content))
+
+
+def _replaceable(path: Path) -> bool:
+    return path.is_dir() and ((path / TENSORS).is_file() or not any(path.iterdir()))
+
+
+def _model_name(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    return getattr(config, "name_or_path", "") or getattr(config, "model_type", "") or type(model).__name__
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CofituneError(f"Unknown dtype '{name}' for the merged model; use bfloat16, float16 or float32.")
+    return dtype
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("cofitune-fast", "torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a checkout that was not installed
+            versions[package] = "unknown"
+    return versions
