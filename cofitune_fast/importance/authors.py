@@ -1,0 +1,48 @@
+"""Import the importance files of the authors' code (github.com/rattlesnakey/CoFiTune)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CofituneError
+from ..regions import Layout
+from .importance import Importance
+from .names import HEAD, NEURON, OUTPUT, unit_counts
+
+FILES = {NEURON: "intermediate_impt.npy", OUTPUT: "output_impt.npy", HEAD: "head_impt.npy"}
+
+
+def import_authors_importance(folder: str | Path, layout: Layout, *, base: tuple[str, str] = ("", "")) -> Importance:
+    """Read head_impt.npy, intermediate_impt.npy and output_impt.npy, each [layers, units], all layers of the model.
+
+    What the files hold: raw gate gradients per token, SIGNED, summed over batches before any absolute value and with
+    earlier batches counted again in later ones; their code normalises them only when it reads them. A score here is
+    >= 0, so the absolute value is taken. Their sum over batches has then already cancelled in part, and
+    |tanh(z)| of the absolute values is not what their code would make of the signed ones: prefer scores computed anew.
+
+    base: (model source, fingerprint) of the model they were measured on, which the files do not record.
+    Raises CofituneError for a missing or damaged file, pickled content, or shapes of another model.
+    """
+    counts = unit_counts(layout)
+    scores = {kind: _read(Path(folder) / name, (layout.num_layers, counts[kind])) for kind, name in FILES.items()}
+    settings = {"proxy": "kl_dropout", "imported_from": "authors' code, absolute values of signed sums"}
+    return Importance(scores, tuple(range(layout.num_layers)), 0, *base, settings)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor:
+    if not path.is_file():
+        raise CofituneError(
+            f"No importance file of the authors at {path}; the folder must hold {', '.join(FILES.values())}."
+        )
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise CofituneError(f"{path} cannot be read as a plain NumPy array ({error}).") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shape:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise CofituneError(f"{path} must hold real numbers of shape {list(shape)} for this model, not {found}.")
+    return torch.from_numpy(array.astype(np.float32)).abs()

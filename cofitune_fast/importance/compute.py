@@ -1,0 +1,115 @@
+"""Measure importance on a stream of batches and leave the model exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CofituneError
+from ..regions import BaseInfo, Region, resolve_layout
+from .gates import collect
+from .importance import Importance
+from .names import UNITS, known
+from .noise import dropout_only, evaluating, seeded
+from .proxies import PROXIES
+
+
+def compute_importance(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    region: Region | str | None = None,
+    *,
+    units: Sequence[str] = UNITS,
+    proxy: str = "kl_dropout",
+    dropout: float = 0.003,
+    seed: int = 0,
+    base: tuple[str, str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Importance:
+    """Mean over samples n of |dL_n/dg_u| for every unit u of the region's layers (all layers without a region).
+
+    Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306), with the absolute value per sample.
+
+    model: a causal language model in bfloat16 or float32. It comes back as it was (bytes, gradients, requires_grad,
+        training flags, hooks, attention dropout), and so do torch's random states, also after an exception.
+    batches: dicts with `input_ids` and `attention_mask` [rows, tokens], and `labels` for proxy "task_nll"; each is
+        moved to the model's device. "kl_dropout" runs every row twice in one forward, which counts for memory.
+    units: of "ffn.neuron", "ffn.output", "attn.head".
+    proxy: "kl_dropout" (the paper: disagreement of two passes under dropout) or "task_nll" (the response's NLL, no
+        dropout).
+    dropout, seed: probability and noise of "kl_dropout"; the same seed and batches give the same scores.
+    base: (model source, fingerprint) for the artefact; taken from the model when None, which hashes all its bytes.
+    progress: called after every batch with the number of samples so far.
+    Raises CofituneError for empty or malformed batches, float16 weights, unknown names and non-finite scores.
+    """
+    chosen = PROXIES[known(proxy, PROXIES, "importance proxy")]
+    units = tuple(dict.fromkeys(known(kind, UNITS, "unit kind") for kind in units))
+    if not units:
+        raise CofituneError(f"No unit kind is named; give at least one of {', '.join(UNITS)}.")
+    noisy = chosen.passes == 2
+    if noisy and not 0 < dropout < 1:
+        raise CofituneError(
+            f"The dropout of proxy {proxy} must lie between 0 and 1, not {dropout}: without noise the two passes "
+            "agree and nothing can be measured."
+        )
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise CofituneError(
+            "Importance needs bfloat16 or float32 weights, as the proxy's gradients underflow in float16; load the "
+            "model with dtype bfloat16."
+        )
+    layout = resolve_layout(model)
+    region = Region.full() if region is None else Region.parse(region)
+    layers = sorted({cell.layer for cell in region.cells(layout)})
+    if base is None:
+        info = BaseInfo.of(model)
+        base = info.model, info.fingerprint
+
+    samples = 0
+    seeds = torch.Generator().manual_seed(seed)
+    with evaluating(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
+        for number, raw in enumerate(batches, start=1):
+            batch = _checked(raw, number, next(model.parameters()).device)
+            if number == 1:
+                chosen.check(model, batch)  # once, before any noise
+            rows = {name: tensor.repeat_interleave(chosen.passes, 0) for name, tensor in batch.items()}
+            gates.attention_mask = rows["attention_mask"]
+            # The noise is drawn per batch from its own seed: what the batches draw themselves does not matter.
+            noise = dropout_only(layout, dropout) if noisy else nullcontext()
+            batch_seed = int(torch.randint(2**62, (), generator=seeds))
+            with noise, seeded(model, batch_seed), torch.enable_grad():
+                chosen.loss(model, rows).backward()
+            samples += len(batch["input_ids"])
+            if progress is not None:
+                progress(samples)
+    if not samples:
+        raise CofituneError("There is no sample to measure importance on: the batches are empty.")
+    scores = {kind: torch.stack([gates.scores[kind][layer].cpu() for layer in layers]) / samples for kind in units}
+    settings = {
+        "proxy": proxy, "dropout": dropout if noisy else 0.0, "seed": seed, "region": str(region),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    return Importance(scores, tuple(layers), samples, *base, settings)
+
+
+def _checked(batch: Mapping[str, Tensor], number: int, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a batch that a proxy reads, on the model's device."""
+    if not isinstance(batch, Mapping):
+        raise CofituneError(f"Batch {number} is a {type(batch).__name__}; it must be a dict of tensors.")
+    names = ["input_ids", "attention_mask", *(["labels"] if "labels" in batch else [])]
+    for name in names:
+        if not isinstance(batch.get(name), Tensor):
+            raise CofituneError(f"Batch {number} has no tensor `{name}`; give input_ids and attention_mask.")
+        shape = list(batch[name].shape)
+        if len(shape) != 2 or shape != list(batch["input_ids"].shape):
+            raise CofituneError(
+                f"`{name}` of batch {number} has shape {shape}; it must be [rows, tokens] as that of input_ids."
+            )
+    if 0 in batch["input_ids"].shape:
+        raise CofituneError(f"Batch {number} holds no token; leave it out.")
+    checked = {name: batch[name].to(device) for name in names}
+    if not checked["attention_mask"].bool().any(1).all():
+        raise CofituneError(f"Batch {number} has a row without any token (its attention_mask is all 0); leave it out.")
+    return checked

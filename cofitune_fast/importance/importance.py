@@ -1,0 +1,140 @@
+"""The importance artefact: raw scores per unit, where they come from, and its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import CofituneError
+from ..files import atomic_path
+from ..regions import Region, resolve_layout
+from .masks import soft_masks
+from .names import UNITS, known
+from .normalize import Preset, combine, get_preset
+
+FORMAT = "cofitune_fast.importance"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Raw importance of each unit of the measured layers; larger is more important, scores are >= 0.
+
+    scores: unit kind ("ffn.neuron", "ffn.output", "attn.head") -> float32 [len(layers), units] on the CPU: the mean
+        over samples of |dL_n/dg| of the unit's virtual gate (see `gates`), in nats per token.
+    layers: the measured layers, ascending; row i of the scores is layer layers[i].
+    samples: how many samples the mean is over; 0 when it is not known.
+    base_model, base_fingerprint: the model the scores were measured on; empty when it is not known.
+    settings: how they were measured (proxy, dropout, seed, ...), for the record only.
+    Raises CofituneError for scores that are not of that form.
+    """
+
+    scores: Mapping[str, Tensor]
+    layers: tuple[int, ...]
+    samples: int = 0
+    base_model: str = ""
+    base_fingerprint: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise CofituneError("The importance holds no scores; measure at least one kind of unit.")
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise CofituneError(f"The layers of an importance must be ascending and distinct, not {self.layers}.")
+        for kind, scores in self.scores.items():
+            known(kind, UNITS, "unit kind")
+            if scores.dtype != torch.float32 or scores.ndim != 2 or len(scores) != len(self.layers):
+                raise CofituneError(
+                    f"The scores {kind} must be float32 [{len(self.layers)} layers, units], "
+                    f"not {scores.dtype} {list(scores.shape)}."
+                )
+            for layer, row in zip(self.layers, scores, strict=True):
+                if not (row.isfinite().all() and (row >= 0).all()):
+                    raise CofituneError(
+                        f"The scores {kind} of layer {layer} are not all finite and >= 0; the model's weights, the "
+                        "data or the dtype (float16 overflows) are at fault."
+                    )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; everything but the scores is JSON in its metadata."""
+        about = {
+            "layers": list(self.layers), "samples": self.samples, "base_model": self.base_model,
+            "base_fingerprint": self.base_fingerprint, "settings": dict(self.settings),
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "importance": json.dumps(about)}
+        with atomic_path(path) as temporary:
+            save_file({kind: scores.contiguous() for kind, scores in self.scores.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Importance:
+        """Read what `save` wrote. Raises CofituneError for any other file, also a damaged one."""
+        path = Path(path)
+        if not path.is_file():
+            raise CofituneError(f"No importance at {path}: the file does not exist.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                scores = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise CofituneError(
+                f"The importance {path} cannot be read as safetensors ({error}); compute it anew."
+            ) from None
+        if metadata.get("format") != FORMAT:
+            raise CofituneError(f"{path} is a safetensors file but no importance; name what `Importance.save` wrote.")
+        if metadata.get("version") != str(VERSION):
+            raise CofituneError(
+                f"The importance {path} has format version {metadata.get('version')}, this release reads version "
+                f"{VERSION}; compute it anew."
+            )
+        try:
+            about = json.loads(metadata["importance"])
+            about["layers"] = tuple(about["layers"])
+            return cls(scores, **about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CofituneError(f"The importance {path} is damaged ({error}); compute it anew.") from None
+
+    def check(self, model_fingerprint: str, model: str = "the model given") -> None:
+        """Refuse a base other than the one measured. model: how to call the other one in the sentence."""
+        if not self.base_fingerprint:
+            raise CofituneError("The importance does not record its base model; import or compute it with base=...")
+        if self.base_fingerprint != model_fingerprint:
+            raise CofituneError(
+                f"The importance was measured on {self.base_model} (fingerprint {self.base_fingerprint[:12]}), but "
+                f"{model} has fingerprint {model_fingerprint[:12]}; compute it for this model."
+            )
+
+    def normalized(self, preset: str | Preset = "paper") -> dict[str, Tensor]:
+        """Kind -> importance I in [0, 1], float32 [len(layers), units], each layer normalised by itself."""
+        return {kind: get_preset(preset).normalizer(scores) for kind, scores in self.scores.items()}
+
+    def masks(
+        self, model: nn.Module, region: Region | str, preset: str | Preset = "paper", *, also: Sequence[Importance] = ()
+    ) -> dict[str, Tensor]:
+        """Soft masks m = 1 - I for the parameters of `region` (which may be smaller than the trained region).
+
+        Returns parameter name -> float32 factor in [0, 1] that broadcasts to the weight, on the weight's device:
+
+        - ffn.gate, ffn.up: [out, 1] by neuron
+        - ffn.down: [out, 1] by output (preset "paper") or [1, in] by neuron (preset "rank")
+        - attn.q: [out, 1] by head; attn.k, attn.v: [out, 1] by the most important head that reads the KV head
+        - attn.o: [1, in] by head
+        - a bias of a projection masked by rows: [out]
+
+        also: further importances of the same layers and kinds, joined by element-wise maximum after normalisation.
+        Raises CofituneError if a layer or unit kind of the region was not measured, or the sizes are another model's.
+        """
+        sources = [self, *also]
+        if any(other.layers != self.layers or other.scores.keys() != self.scores.keys() for other in also):
+            raise CofituneError("Importances to be joined must cover the same layers and unit kinds.")
+        preset = get_preset(preset)
+        by_source = [source.normalized(preset) for source in sources]
+        joined = {kind: combine([values[kind] for values in by_source]) for kind in self.scores}
+        return soft_masks(resolve_layout(model), Region.parse(region), joined, self.layers, down=preset.down)
