@@ -1,0 +1,96 @@
+"""A training checkpoint without pickle: tensors in safetensors, everything else in JSON.
+
+Beside the delta and Trainer's own `trainer_state.json`, a checkpoint folder holds
+`optimizer.safetensors` (moments, keyed by parameter name) and `training_state.json` (the optimizer's numbers, the
+learning-rate scheduler's state and the states of the random number generators).
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CofituneError
+from ..files import atomic_path, read_json, write_json
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "training_state.json"
+
+
+def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], scheduler_state: dict[str, Any]) -> None:
+    """optimizer_state: as `MaskedAdamW.state_dict()` gives it."""
+    folder = Path(folder)
+    tensors, numbers = {}, {}
+    for name, state in optimizer_state["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+            else:
+                numbers.setdefault(name, {})[key] = value
+    rest = {key: value for key, value in optimizer_state.items() if key != "state"}
+    with atomic_path(folder / OPTIMIZER_FILE) as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / STATE_FILE, {
+        "optimizer": {"numbers": numbers, **rest},
+        "scheduler": {key: value for key, value in scheduler_state.items() if _is_plain(value)},
+        "random": random_states(),
+    })
+
+
+def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The optimizer's state, the scheduler's state and the random states of a checkpoint folder."""
+    folder = Path(folder)
+    content = read_json(folder / STATE_FILE, "training state")
+    state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in content["optimizer"]["numbers"].items()}
+    try:
+        with safe_open(folder / OPTIMIZER_FILE, "pt") as file:
+            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                name, _, part = key.rpartition("/")
+                state.setdefault(name, {})[part] = file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise CofituneError(f"The optimizer state {folder / OPTIMIZER_FILE} cannot be read ({error}); resume from an "
+                            "earlier checkpoint.") from None
+    rest = {key: value for key, value in content["optimizer"].items() if key != "numbers"}
+    return {"state": state, **rest}, content["scheduler"], content["random"]
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, NumPy's and PyTorch's generators as JSON."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "torch": _encode(torch.random.get_rng_state()),
+        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.random.set_rng_state(_decode(states["torch"]))
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str, bool, list, type(None)))

@@ -1,0 +1,157 @@
+"""Train one region of a model and prove that nothing else moved."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainingArguments
+
+from ..data import Encoded
+from ..errors import CofituneError
+from ..memory import PeakMemory
+from ..regions import BaseInfo, FrozenProof, Region
+from .checkpoint import OPTIMIZER_FILE, STATE_FILE
+from .trainer import CoFiTuneTrainer, StopOnInterrupt
+
+# Trainer's own defaults except where they do not suit a command-line run or a region.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "adam_beta2": 0.95,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 10,
+    "disable_tqdm": True,
+}
+
+
+@dataclass
+class TrainResult:
+    """What a training run did and cost. `peak_memory` says of what `peak_memory_bytes` is the peak."""
+
+    region: str
+    trained_parameters: int
+    steps: int
+    epochs: float
+    tokens: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    peak_memory_bytes: int
+    peak_memory: str
+    frozen_tensors: int
+    frozen_bytes: int
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> TrainingArguments:
+    """TrainingArguments from plain values over our defaults; a wrong one gets one sentence that names it."""
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
+            raise CofituneError(f"Unknown key training.{key}; {hint}")
+    values = {
+        **DEFAULTS, "output_dir": str(output_dir), "dataloader_pin_memory": torch.cuda.is_available(), **values,
+    }
+    rate = values["learning_rate"]
+    if not isinstance(rate, (int, float)) or rate <= 0:
+        raise CofituneError(f"training.learning_rate is {rate!r}; it must be a number above 0.")
+    try:
+        return TrainingArguments(**values)
+    except ImportError as error:
+        raise CofituneError(f"Training needs accelerate: pip install 'cofitune-fast[train]' ({error}).") from None
+    except (TypeError, ValueError) as error:
+        raise CofituneError(f"The training settings are not accepted by transformers: {error}") from None
+
+
+def train_region(
+    model: nn.Module,
+    region: Region,
+    rows: Sequence[Encoded],
+    output_dir: str | Path,
+    training: Mapping[str, Any] | None = None,
+    *,
+    base: BaseInfo,
+    pad_token_id: int,
+    masks: Mapping[str, Tensor] | None = None,
+    mask_mode: str = "update",
+    storage: str = "auto",
+    callbacks: Sequence[TrainerCallback] = (),
+    on_last_good: Callable[[], Any] | None = None,
+    interruptible: bool = False,
+) -> TrainResult:
+    """Train `region` in place on the response tokens of `rows`; every other tensor is proven unchanged afterwards.
+
+    training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
+    last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights still are. interruptible: the first
+    Ctrl-C then ends training after its step, with a checkpoint. Raises LossNotFinite and CofituneError.
+    """
+    training = dict(training or {})
+    resume = training.pop("resume_from_checkpoint", None)
+    if resume is True:
+        resume = last_complete_checkpoint(output_dir)
+    arguments = training_arguments(training, output_dir)
+    interrupt = StopOnInterrupt()
+    proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
+    trainer = CoFiTuneTrainer(
+        model, arguments, region, list(rows), base=base, pad_token_id=pad_token_id, masks=masks, mask_mode=mask_mode,
+        storage=storage, callbacks=[*callbacks, *([interrupt] if interruptible else [])],
+    )
+    try:
+        with PeakMemory() as peak:
+            start = time.perf_counter()
+            output = trainer.train(resume_from_checkpoint=resume)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    except CofituneError:
+        if on_last_good is not None and all(bool(p.isfinite().all()) for _, p in trainer.trained):
+            on_last_good()
+        raise
+    finally:
+        interrupt.restore()
+        model.eval()
+        for _, parameter in trainer.trained:
+            parameter.grad = None
+    frozen_tensors, frozen_bytes = proof.check(model)
+    return TrainResult(
+        region=str(region),
+        trained_parameters=sum(parameter.numel() for _, parameter in trainer.trained),
+        steps=trainer.state.global_step,
+        epochs=trainer.state.epoch or 0.0,
+        tokens=round(sum(len(row.input_ids) for row in rows) * (trainer.state.epoch or 0.0)),
+        loss=output.training_loss,
+        learning_rate=arguments.learning_rate,
+        seconds=seconds,
+        peak_memory_bytes=peak.bytes,
+        peak_memory=peak.measure,
+        frozen_tensors=frozen_tensors,
+        frozen_bytes=frozen_bytes,
+        interrupted=interrupt.interrupted,
+    )
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end (Trainer's state is its last file), or None."""
+    needed = ("delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json")
+    found = [
+        path for path in Path(folder).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name) and all((path / name).is_file() for name in needed)
+    ]
+    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
