@@ -1,0 +1,7 @@
+"""From report.json to what people read: a page, pictures and a table. Reads artefacts only, never a model."""
+
+from .html import write_report
+from .schema import read_report
+from .tables import methods_table, plain_table
+
+__all__ = ["methods_table", "plain_table", "read_report", "write_report"]

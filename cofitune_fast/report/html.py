@@ -1,0 +1,145 @@
+"""The page: one HTML file that needs no network and no script."""
+
+from __future__ import annotations
+
+import html
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CofituneError
+from ..files import writable_folder, write_json, write_text
+from .canvas import INSTALL, inline_svg, require_matplotlib, save_png, style
+from .layers import importance_layers
+from .numbers import byte_size, count, duration, finite, percent, score, score_with_error
+from .palette import css_variables, method_styles
+from .scatter import search_plane, tradeoff, uni_bars
+from .schema import GROUPS, checked, plain_json, read_report
+from .sentences import headline, search_sentence
+from .tables import FOOTNOTE, TITLES, detail_rows, method_rows
+from .tree import search_tree
+from .verdict import searched_on_report_split, share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = {  # name of the PNG: (drawing, what a reader who cannot see it is told)
+    "tradeoff": (tradeoff, "Speciality against versatility of every method, with error bars"),
+    "uni_bars": (uni_bars, "Uni of every method, split into speciality and versatility"),
+    "search_tree": (search_tree, "The tree of searched regions with the Uni of each"),
+    "search_plane": (search_plane, "Speciality against versatility of every searched region"),
+    "importance": (importance_layers, "Importance of FFN units and attention heads by layer"),
+}
+
+
+def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dict[str, Any]:
+    """Make report.html and its pictures from a report, given as a dictionary or as the path of a report.json.
+
+    Returns the paths: {"html": Path, "json": Path, "png": [Path, …]}. The JSON is a copy of the report (NaN as null),
+    unless the report already lies in `folder`. A picture without data is left out. Every file is complete or absent.
+
+    Raises:
+        CofituneError: the report is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
+    """
+    source = None if isinstance(report, dict) else Path(report)
+    raw = checked(report) if source is None else read_report(source)
+    require_matplotlib()
+    folder = writable_folder(folder)
+    target = folder / "report.json"
+    if source is None or source.resolve() != target.resolve():
+        write_json(target, plain_json(raw))
+    drawings: dict[str, str] = {}
+    written: list[Path] = []
+    with style():
+        for name, (draw, description) in PICTURES.items():
+            figure: Figure | None = draw(raw)
+            if figure is not None:
+                written.append(save_png(figure, folder / f"{name}.png"))
+                drawings[name] = inline_svg(figure, name, html.escape(description))
+            else:
+                (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report in the same folder
+    page = folder / "report.html"
+    write_text(page, render(raw, drawings))
+    return {"html": page, "json": target, "png": written}
+
+
+def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
+    """The page of a checked report; `drawings` are finished `<svg>` elements by picture name."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise CofituneError(f"The report's page needs jinja2; install it with: {INSTALL}") from None
+    files = resources.files(__package__)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"duration": duration, "percent": percent, "count": count, "score": score}
+    template = environment.from_string(files.joinpath("template.html.j2").read_text(encoding="utf-8"))
+    light, dark = css_variables()
+    styles = method_styles([method["name"] for method in report["methods"]])
+    return template.render(
+        report=report,
+        css=files.joinpath("style.css").read_text(encoding="utf-8"),
+        light=light,
+        dark=dark,
+        headline=headline(report),
+        created=_readable_date(report["created"]),
+        drawings=dict.fromkeys(PICTURES, "") | drawings,
+        titles=TITLES,
+        groups=GROUPS,
+        rows=method_rows(report),
+        colors={name: look.color for name, look in styles.items()},
+        footnote=FOOTNOTE,
+        details=detail_rows(report),
+        failed=[check for check in report["checks"] if not check["passed"]],
+        search_rows=_search_rows(report),
+        choice=search_sentence(report["search"]) if report["search"] else "",
+        same_split=bool(report["search"]) and searched_on_report_split(report),
+        facts=_facts(report),
+    )
+
+
+def _search_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    search = report["search"]
+    return [
+        {
+            "level": node["level_name"],
+            "label": node["label"],
+            "region": node["region"],
+            "trained": percent(share(node["trained_parameters"], report["base"]["parameters"])),
+            "spec": score_with_error(node["spec"], node["spec_se"]),
+            "vers": score_with_error(node["vers"], node["vers_se"]),
+            "uni": score_with_error(node["uni"], node["uni_se"]),
+            "seconds": duration(node["seconds"]),
+            "best": node["best_of_level"],
+            "chosen": node["id"] == search["chosen"],
+        }
+        for node in (search["nodes"] if search else [])
+    ]
+
+
+def _readable_date(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    clock = f", {moment:%H:%M}" if "T" in text or ":" in text else ""
+    zone = f" {moment.tzname()}" if clock and moment.tzinfo else ""
+    return f"{moment.day} {moment:%B %Y}{clock}{zone}"
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Base, splits and environment as (name, text) pairs; byte counts are made readable."""
+    base = report["base"]
+    facts = [
+        ("base model", base["model"]),
+        ("base fingerprint", base["fingerprint"]),
+        ("base dtype", base["dtype"]),
+        ("base parameters", f"{base['parameters']:,.0f}" if finite(base["parameters"]) else ""),
+    ]
+    facts += [(f"split for {use}", split) for use, split in report["split"].items()]
+    for key, value in report["environment"].items():
+        if key.endswith("_bytes") and finite(value):
+            facts.append((key.removesuffix("_bytes").replace("_", " "), byte_size(value)))
+        else:
+            facts.append((key.replace("_", " "), "none" if value is None else str(value)))
+    return [(name, text) for name, text in facts if text]

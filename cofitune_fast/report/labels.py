@@ -1,0 +1,85 @@
+"""Names beside the points of a plane, placed so that they can be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .numbers import finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+
+def error_bar(entry: dict[str, Any], key: str) -> float | None:
+    """The standard error of a score, or None where it is missing."""
+    return entry[f"{key}_se"] if finite(entry[f"{key}_se"]) else None
+
+
+class Labels:
+    """Texts in a plane, each at the first of its possible places where it covers no point and no other text."""
+
+    NEAR = ((8, 7, "left", "bottom"), (8, -7, "left", "top"), (-8, 7, "right", "bottom"), (-8, -7, "right", "top"),
+            (0, 12, "center", "bottom"), (0, -12, "center", "top"))  # fmt: skip
+
+    def __init__(self, figure: Figure, axes: Axes) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        self.axes, self.renderer, self.point = axes, FigureCanvasAgg(figure).get_renderer(), figure.dpi / 72
+        self.markers: list[Bbox] = []
+        self.bars: list[Bbox] = []
+        self.texts: list[Bbox] = []
+
+    def keep_free(self, entry: dict[str, Any]) -> None:
+        """No text over this entry's marker, nor over its error bars if it can be helped."""
+        from matplotlib.transforms import Bbox
+
+        x, y = self.axes.transData.transform((entry["spec"], entry["vers"]))
+        reach = 5 * self.point
+        self.markers.append(Bbox([[x - reach, y - reach], [x + reach, y + reach]]))
+        x, y = entry["spec"], entry["vers"]
+        for dx, dy in ((error_bar(entry, "spec") or 0, 0), (0, error_bar(entry, "vers") or 0)):
+            ends = self.axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
+            self.bars.append(Bbox(ends).padded(self.point))
+
+    def keep_free_line(self, y: float) -> None:
+        """No further text over the horizontal line at y if it can be helped."""
+        from matplotlib.transforms import Bbox
+
+        ends = self.axes.transData.transform([(x, y) for x in self.axes.get_xlim()])
+        self.bars.append(Bbox(ends).padded(self.point))
+
+    def name_point(self, entry: dict[str, Any], name: str, color: str) -> None:
+        places = [(dx * r, dy * r, ha, va) for r in (1, 1.7, 2.6, 3.6) for dx, dy, ha, va in self.NEAR]
+        self.write(name, (entry["spec"], entry["vers"]), places, fontsize=8.5, color=color, fontweight="bold", zorder=5)
+
+    def write(
+        self, text: str, at: tuple[float, float], places: list[tuple[float, float, str, str]], *,
+        optional: bool = False, **look: Any,
+    ) -> None:  # fmt: skip
+        """Put `text` at the least crowded of `places` (dx, dy in points, ha, va); an optional one only if free."""
+        frame = self.axes.get_window_extent(self.renderer).padded(1)
+        best = None
+        for dx, dy, ha, va in places:
+            artist = self.axes.annotate(text, at, xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, **look)
+            box = artist.get_window_extent(self.renderer)
+            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            cost = (
+                8 * outside
+                + 4 * sum(map(box.overlaps, self.markers))
+                + 3 * sum(map(box.overlaps, self.texts))
+                + sum(map(box.overlaps, self.bars))
+            )
+            if best is None or cost < best[0]:
+                if best:
+                    best[1].remove()
+                best = (cost, artist, box)
+            else:
+                artist.remove()
+            if best[0] == 0:
+                break
+        if best and optional and best[0]:
+            best[1].remove()
+        elif best:
+            self.texts.append(best[2])

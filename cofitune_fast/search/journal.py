@@ -1,0 +1,96 @@
+"""The journal of a search: JSON Lines, append-only, on the disk before the next node starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import CofituneError
+
+VERSION = 1
+
+
+class Journal:
+    """One search's finished nodes. The first line holds the settings; a changed setting is refused on reopening.
+
+    A process killed while writing leaves a line without its end; such a line is cut off when the journal is opened.
+    The lock file beside it keeps a second search out of the folder; it is freed by the system when a process dies.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]):
+        self.path = Path(folder) / "journal.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise CofituneError(
+                f"Another search is running in {self.path.parent}; wait for it or choose another output folder."
+            ) from None
+        try:
+            self.nodes = self._open(settings)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def append(self, node: dict[str, Any]) -> None:
+        """Write one finished node ({"id": ..., ...}); it is on the disk when this returns."""
+        self._write({"kind": "node", **node})
+        self.nodes[node["id"]] = node
+
+    def _open(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        records = self._read()
+        if not records:
+            self._write({"kind": "search", "version": VERSION, "settings": settings})
+            return {}
+        header, *rest = records
+        if header.get("kind") != "search" or header.get("version") != VERSION:
+            raise CofituneError(
+                f"The journal {self.path} is of version {header.get('version')}, this program writes {VERSION}; "
+                "choose another output folder."
+            )
+        changed = [
+            f"{key} was {json.dumps(header['settings'].get(key))}, is {json.dumps(settings.get(key))}"
+            for key in sorted({*header["settings"], *settings})
+            if header["settings"].get(key) != settings.get(key)
+        ]
+        if changed:
+            raise CofituneError(
+                f"The search in {self.path.parent} was begun with other settings ({'; '.join(changed)}); restore them "
+                "or choose another output folder."
+            )
+        return {node["id"]: {k: v for k, v in node.items() if k != "kind"} for node in rest}
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.path.open("rb+") as file:
+                file.truncate(len(whole))
+        records = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise CofituneError(
+                    f"Line {number} of the journal {self.path} is broken; remove that line or choose another folder."
+                ) from None
+        return records
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
