@@ -1,0 +1,88 @@
+"""Padded batches of encoded examples, formed so that little of them is padding."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..errors import CofituneError
+from .encode import Encoded
+
+IGNORED_LABEL = -100
+
+
+def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad to the right: int64 tensors "input_ids", "attention_mask" (1 on tokens) and "labels", all [B, T].
+
+    Labels are the input ids on responses and -100 on prompts and padding, unshifted as transformers expects them.
+    """
+    length = max(len(row.input_ids) for row in encoded)
+    input_ids = torch.full((len(encoded), length), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    for number, row in enumerate(encoded):
+        ids = torch.tensor(row.input_ids)
+        input_ids[number, : len(ids)] = ids
+        attention_mask[number, : len(ids)] = 1
+        labels[number, row.response_start : len(ids)] = ids[row.response_start :]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def batches(
+    encoded: Sequence[Encoded],
+    pad_token_id: int,
+    *,
+    max_tokens: int | None = 4096,
+    batch_size: int | None = None,
+    sort: bool = True,
+    seed: int | None = None,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield (indices into `encoded`, collated batch) so that each example comes exactly once: see `plan_batches`."""
+    lengths = [len(row.input_ids) for row in encoded]
+    for indices in plan_batches(lengths, max_tokens=max_tokens, batch_size=batch_size, sort=sort, seed=seed):
+        yield indices, collate([encoded[index] for index in indices], pad_token_id)
+
+
+def plan_batches(
+    lengths: Sequence[int],
+    *,
+    max_tokens: int | None = 4096,
+    batch_size: int | None = None,
+    sort: bool = True,
+    seed: int | None = None,
+) -> list[list[int]]:
+    """Divide rows of the given lengths into batches; returns the row indices of each.
+
+    A batch holds at most `max_tokens` tokens, padding counted (a longer row is a batch of its own), and at most
+    `batch_size` rows; at least one of the two must be given. Rows are sorted by length, the longest first, so
+    that a want of memory shows at once. With a `seed`, rows of one length and then the batches are shuffled; with
+    `sort=False` all rows are.
+    """
+    if max_tokens is None and batch_size is None:
+        raise CofituneError("Batches need a limit; give max_tokens or batch_size.")
+    for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise CofituneError(f"{name} is {value}; it must be at least 1.")
+    order = list(range(len(lengths)))
+    shuffler = random.Random(seed)
+    if seed is not None:
+        shuffler.shuffle(order)
+    if sort:
+        order.sort(key=lambda index: -lengths[index])
+
+    planned: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        size = len(planned[-1]) + 1 if planned else 0
+        too_many = batch_size is not None and size > batch_size
+        too_large = max_tokens is not None and size * longest > max_tokens
+        if not planned or too_many or too_large:
+            planned.append([])
+            longest = lengths[index]
+        planned[-1].append(index)
+    if seed is not None and sort:
+        shuffler.shuffle(planned)
+    return planned

@@ -1,0 +1,177 @@
+"""From messages to token ids: what generation would see, and which part of it is the response."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from ..errors import CofituneError
+from .formats import Example, Message
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt and its response; the response is `input_ids[response_start:]` and never empty."""
+
+    input_ids: list[int]
+    response_start: int
+    where: str = ""
+
+
+class EncodedExamples(list[Encoded]):
+    """The encoded examples, and what a length limit did to the others.
+
+    `indices[i]` is the position of entry i among the examples given; `truncated` and `dropped` hold the `where`
+    of the examples whose response was cut, and of those whose prompt left no room for a response.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: list[int] = []
+        self.truncated: list[str] = []
+        self.dropped: list[str] = []
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's own, else its end of sequence, else 0 (padding is always masked)."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text, begun with the beginning-of-sequence token if the tokenizer's habit is to add it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bare = tokenizer("")["input_ids"]
+    begins = bool(bare) and bare[0] == tokenizer.bos_token_id and ids[:1] != bare[:1]
+    return [bare[0], *ids] if begins else ids
+
+
+def encode_continuation(tokenizer: Any, text: str, continuation: str) -> list[int]:
+    """Token ids of `continuation` after `text`, whose own ids stay as they are when a model generates.
+
+    The joint text decides, for the sake of tokenizers that mark the begin of every text; where a token would
+    straddle the border, the continuation is tokenised alone.
+    """
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    joint = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
+    if joint[: len(alone)] == alone:
+        return joint[len(alone) :]
+    return tokenizer(continuation, add_special_tokens=False)["input_ids"]
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt up to the point where the model is to answer.
+
+    With a chat template these are the template's, generation prompt included; without one, the contents of the
+    messages, each followed by a newline. Raises CofituneError if the template refuses the messages.
+    """
+    return _prompt_ids(tokenizer, prompt_text(tokenizer, messages))
+
+
+def encode_example(example: Example, tokenizer: Any) -> Encoded:
+    """Token ids of an example, of any length; the response ends with the end-of-turn token.
+
+    With a chat template the response is what the template writes after the generation prompt, less the space
+    after its end of turn; without one it is the response text and the end-of-sequence token.
+    """
+    try:
+        prompt = prompt_text(tokenizer, example.prompt)
+        response = _response_text(tokenizer, example, prompt)
+    except CofituneError as error:
+        raise CofituneError(f"{example.where or 'An example'}: {error}") from None
+    prompt_ids = _prompt_ids(tokenizer, prompt)
+    response_ids = encode_continuation(tokenizer, prompt, response)
+    return Encoded(prompt_ids + response_ids, len(prompt_ids), example.where)
+
+
+def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int | None = None) -> EncodedExamples:
+    """Encode all examples, none longer than `max_length` tokens (None: no limit).
+
+    A response that does not fit is cut at its end; an example whose prompt leaves no room for one response token
+    is dropped. Both are counted in the result and told in one warning. Raises CofituneError if none is left.
+    """
+    if not examples:
+        raise CofituneError("There are no examples to encode; the data need at least one.")
+    if max_length is not None and max_length < 2:
+        raise CofituneError(f"max_length is {max_length}; a prompt and a response need at least 2 tokens.")
+    result = EncodedExamples()
+    first_dropped = ""
+    for index, example in enumerate(examples):
+        encoded = encode_example(example, tokenizer)
+        if max_length is not None and len(encoded.input_ids) > max_length:
+            if encoded.response_start >= max_length:
+                first_dropped = first_dropped or f"{example.where or 'the first'} has {encoded.response_start} tokens"
+                result.dropped.append(example.where)
+                continue
+            result.truncated.append(example.where)
+            encoded = Encoded(encoded.input_ids[:max_length], encoded.response_start, encoded.where)
+        result.append(encoded)
+        result.indices.append(index)
+    if not result:
+        raise CofituneError(
+            f"No prompt leaves room for a response within max_length {max_length}: the prompt at {first_dropped}; "
+            "raise max_length."
+        )
+    if result.dropped or result.truncated:
+        warnings.warn(
+            f"max_length {max_length}: {len(result.truncated)} of {len(examples)} responses were cut and "
+            f"{len(result.dropped)} examples dropped because their prompt leaves no room for a response"
+            + (f" ({first_dropped})." if result.dropped else "."),
+            stacklevel=2,
+        )
+    return result
+
+
+def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The text whose ids `encode_prompt` gives."""
+    if tokenizer.chat_template:
+        return _render(tokenizer, messages, add_generation_prompt=True)
+    return "".join(message["content"] + "\n" for message in messages)
+
+
+def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    if tokenizer.chat_template:  # a template writes the beginning-of-sequence token itself
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encode_text(tokenizer, text)
+
+
+def _response_text(tokenizer: Any, example: Example, prompt: str) -> str:
+    """The response with its end of turn, as it follows the text `prompt`."""
+    if not tokenizer.chat_template:
+        return example.response + _eos_token(tokenizer)
+    content = example.response.strip()
+    full = _render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
+    if not full.startswith(prompt):
+        # some generation prompts write what a finished turn lacks, such as an opened block of thought
+        return content + _end_of_turn(tokenizer, example.prompt)
+    answer = full[len(prompt) :].rstrip()
+    if answer.endswith(content):  # the template seems to end no turn
+        end_of_turn = _end_of_turn(tokenizer, example.prompt)
+        return answer if answer.endswith(end_of_turn) else answer + end_of_turn
+    return answer
+
+
+def _end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
+    """What the chat template writes after an answer, less the space at its end; else the end of sequence."""
+    probe = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"
+    full = _render(tokenizer, [*prompt, {"role": "assistant", "content": probe}])
+    return full.rpartition(probe)[2].rstrip() or _eos_token(tokenizer)
+
+
+def _eos_token(tokenizer: Any) -> str:
+    if tokenizer.eos_token is None:
+        raise CofituneError("the tokenizer has no end-of-sequence token to end a response with; set its eos_token.")
+    return tokenizer.eos_token
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except jinja2.TemplateError as error:
+        raise CofituneError(f"the tokenizer's chat template refuses these messages ({error}).") from None

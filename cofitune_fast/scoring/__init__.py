@@ -1,0 +1,24 @@
+"""Spec, Vers and Uni: how well a model does its speciality, and what it kept of everything else."""
+
+from .results import ItemScore, Score, SuiteScores, paired_difference
+from .score import answer_scores, score_suite, score_task
+from .suite import GROUPS, VERSATILITY, Suite, read_suite
+from .tasks import ChoiceItem, ContinuationItem, Task, read_task
+
+__all__ = [
+    "GROUPS",
+    "VERSATILITY",
+    "ChoiceItem",
+    "ContinuationItem",
+    "ItemScore",
+    "Score",
+    "Suite",
+    "SuiteScores",
+    "Task",
+    "answer_scores",
+    "paired_difference",
+    "read_suite",
+    "read_task",
+    "score_suite",
+    "score_task",
+]

@@ -1,0 +1,179 @@
+"""Scores with standard errors, from items to Spec, Vers and Uni.
+
+Every value lies in [0, 1] and larger is better, save Uni = Spec + Vers, which lies in [0, 2].
+
+Standard errors treat the items of a task as a sample and the tasks as independent. Each metric is a smooth function of
+means over the n items, and its error follows from the influence d_i of each item on it (the delta method):
+se^2 = sum_i d_i^2 / (n (n - 1)). For a fraction p of correct items d_i = correct_i - p, so that
+se^2 = p (1 - p) / (n - 1); for the mean NLL per token, R = sum_i nll_i / sum_i t_i, a ratio,
+d_i = (nll_i - R t_i) / mean(t) (Cochran, Sampling Techniques, 1977, section 6.3); for the likelihood exp(-R) it is
+d_i = -exp(-R) (nll_i - R t_i) / mean(t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..errors import CofituneError
+from .suite import GROUPS, VERSATILITY
+
+SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
+"""The figures of a suite; each also stands with _se in SuiteScores and its dictionary."""
+
+
+class ItemScore(NamedTuple):
+    """One item: summed negative log-likelihood in nats of its (gold) answer, that answer's tokens, and its success.
+
+    `correct`: the gold choice was preferred (choice), or every token of the answer was the most probable one.
+    """
+
+    nll: float
+    tokens: int
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's score: `value` is the metric named `metric`, `se` its standard error, from `n` items.
+
+    `metrics` has all metrics of the task's kind by name, each with its NAME_se. Items may be missing after reading
+    a score from a file written without them.
+    """
+
+    value: float
+    se: float
+    n: int
+    metric: str
+    metrics: Mapping[str, float]
+    items: Sequence[ItemScore] = field(default=(), repr=False)
+
+    def to_dict(self, items: bool = False) -> dict[str, Any]:
+        entry = {"value": self.value, "se": self.se, "n": self.n, "metric": self.metric, "metrics": dict(self.metrics)}
+        return {**entry, "items": [list(item) for item in self.items]} if items else entry
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Score:
+        return cls(**{**entry, "items": [ItemScore(*item) for item in entry.get("items", ())]})
+
+
+def make_score(items: Sequence[ItemScore], metric: str, success: str) -> Score:
+    """The score of at least 2 items by `metric`; `success` names the fraction of correct items (accuracy or exact)."""
+    metrics = {}
+    for name in (success, "likelihood", "nll"):
+        metrics[name], influences = _ESTIMATES.get(name, _fraction_correct)(items)
+        metrics[f"{name}_se"] = _standard_error(influences)
+    return Score(metrics[metric], metrics[f"{metric}_se"], len(items), metric, metrics, items)
+
+
+def paired_difference(first: Score, second: Score) -> tuple[float, float]:
+    """The difference first - second of two models' scores on the same items, and its standard error.
+
+    What the items have in common cancels, so the error is often far below that of two independent scores. Raises
+    CofituneError unless both have per-item values of the same items by the same metric.
+    """
+    if not first.items or not second.items:
+        raise CofituneError("A paired comparison needs the per-item values of both scores; save them with items=True.")
+    same = first.metric == second.metric and first.n == second.n
+    if not same or (
+        first.metric == "likelihood"
+        and any(a.tokens != b.tokens for a, b in zip(first.items, second.items, strict=True))
+    ):
+        raise CofituneError("A paired comparison needs two scores of the same items by the same metric.")
+    estimate = _ESTIMATES.get(first.metric, _fraction_correct)
+    influences = [a - b for a, b in zip(estimate(first.items)[1], estimate(second.items)[1], strict=True)]
+    return first.value - second.value, _standard_error(influences)
+
+
+def _fraction_correct(items: Sequence[ItemScore]) -> tuple[float, list[float]]:
+    fraction = sum(item.correct for item in items) / len(items)
+    return fraction, [item.correct - fraction for item in items]
+
+
+def _nll(items: Sequence[ItemScore]) -> tuple[float, list[float]]:
+    tokens = sum(item.tokens for item in items)
+    ratio = math.fsum(item.nll for item in items) / tokens
+    return ratio, [(item.nll - ratio * item.tokens) * len(items) / tokens for item in items]
+
+
+def _likelihood(items: Sequence[ItemScore]) -> tuple[float, list[float]]:
+    nll, influences = _nll(items)
+    likelihood = math.exp(-nll)
+    return likelihood, [-likelihood * influence for influence in influences]
+
+
+_Estimate = Callable[[Sequence[ItemScore]], tuple[float, list[float]]]
+_ESTIMATES: dict[str, _Estimate] = {"likelihood": _likelihood, "nll": _nll}
+
+
+def _standard_error(influences: Sequence[float]) -> float:
+    n = len(influences)
+    return math.sqrt(math.fsum(influence**2 for influence in influences) / (n * (n - 1)))
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """Spec, Vers and Uni, each with its standard error, and the tasks they come from: {group: {task: Score}}.
+
+    Spec and each of the three groups is the mean of its k tasks, se^2 = sum of se^2 / k^2; Vers is the mean of
+    knowledge, reasoning and instruction likewise; Uni = Spec + Vers with se^2 = se(Spec)^2 + se(Vers)^2.
+    """
+
+    spec: float
+    vers: float
+    knowledge: float
+    reasoning: float
+    instruction: float
+    uni: float
+    spec_se: float
+    vers_se: float
+    knowledge_se: float
+    reasoning_se: float
+    instruction_se: float
+    uni_se: float
+    tasks: Mapping[str, Mapping[str, Score]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, tasks: Mapping[str, Mapping[str, Score]]) -> SuiteScores:
+        """Summarise {group: {task: Score}} with at least one task in each of the four groups."""
+        figures = {
+            "spec" if group == "speciality" else group: _mean(
+                [(score.value, score.se) for score in tasks[group].values()]
+            )
+            for group in GROUPS
+        }
+        figures["vers"] = _mean([figures[group] for group in VERSATILITY])
+        (spec, spec_se), (vers, vers_se) = figures["spec"], figures["vers"]
+        figures["uni"] = (spec + vers, math.hypot(spec_se, vers_se))
+        values = {name: value for name, (value, _) in figures.items()}
+        errors = {f"{name}_se": se for name, (_, se) in figures.items()}
+        return cls(**values, **errors, tasks=tasks)
+
+    def to_dict(self, items: bool = False) -> dict[str, Any]:
+        """Plain numbers for JSON: the figures, each with NAME_se, and "tasks"; per-item values only on demand."""
+        figures = {key: getattr(self, key) for name in SUMMARY for key in (name, f"{name}_se")}
+        tasks = {
+            group: {name: score.to_dict(items) for name, score in scores.items()}
+            for group, scores in self.tasks.items()
+        }
+        return {**figures, "tasks": tasks}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> SuiteScores:
+        """The scores of a dictionary made by `to_dict`; other keys beside them are passed over."""
+        keys = [key for name in SUMMARY for key in (name, f"{name}_se")]
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise CofituneError(f"These scores lack {', '.join(missing)}; they were not written by SuiteScores.")
+        tasks = {
+            group: {name: Score.from_dict(score) for name, score in scores.items()}
+            for group, scores in entry.get("tasks", {}).items()
+        }
+        return cls(**{key: entry[key] for key in keys}, tasks=tasks)
+
+
+def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    values, errors = zip(*estimates, strict=True)
+    return math.fsum(values) / len(values), math.hypot(*errors) / len(errors)

@@ -1,0 +1,153 @@
+"""The tasks of a run in their groups: one speciality, and the three groups of versatility."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.rows import SUFFIXES
+from ..errors import CofituneError
+from .tasks import NeedsGeneration, Task, read_task
+
+VERSATILITY = ("knowledge", "reasoning", "instruction")
+GROUPS = ("speciality", *VERSATILITY)
+_SUITE_KEYS = (*GROUPS, "versatility", "limit")
+_TASK_KEYS = {"path": (str, Path), "name": str, "limit": int, "chat": bool, "metric": str}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Each group holds at least one task and no two tasks share a name; `notes` tell of files passed over."""
+
+    speciality: Sequence[Task]
+    knowledge: Sequence[Task]
+    reasoning: Sequence[Task]
+    instruction: Sequence[Task]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names: set[str] = set()
+        for group in GROUPS:
+            if not getattr(self, group):
+                raise CofituneError(f"The suite has no task in the group {group}; name at least one data file for it.")
+            for task in getattr(self, group):
+                if task.name in names:
+                    raise CofituneError(f"Two tasks of the suite are named {task.name}; give one another name.")
+                names.add(task.name)
+
+    def groups(self) -> dict[str, Sequence[Task]]:
+        return {group: getattr(self, group) for group in GROUPS}
+
+
+def read_suite(
+    source: str | Path | Mapping[str, Any],
+    *,
+    speciality: Any = None,
+    limit: int | None = None,
+    root: str | Path | None = None,
+) -> Suite:
+    """Read a suite from a folder, a YAML or JSON file, or such a file's mapping.
+
+    - A folder holds a folder per group: knowledge/*.jsonl, reasoning/*.jsonl, instruction/*.jsonl and, unless
+      `speciality` is given, speciality/*.jsonl.
+    - A mapping names the groups' data files: the keys speciality, knowledge, reasoning and instruction, each with a
+      path, a mapping (path, and optionally name, limit, chat, metric: see Task) or a list of these; a path may be
+      a folder of data files. The key versatility, a folder as above or a mapping, may stand for the last three.
+      Paths are relative to `root`: by default the YAML file's folder, or the working directory.
+
+    `limit` (or the mapping's key limit) takes the first rows of each file that has no limit of its own. `speciality`,
+    relative to the working directory, takes the place of that key.
+    Files that need generation (IFEval) are passed over with a note. Raises CofituneError for what is missing.
+    """
+    if isinstance(source, Mapping):
+        entries, origin, root = dict(source), "The suite", Path(root or ".")
+    elif Path(source).is_dir():
+        entries, origin, root = _folder_groups(Path(source)), f"The suite folder {source}", Path(root or ".")
+    else:
+        entries, origin, root = _read_yaml(Path(source)), f"The suite {source}", Path(root or Path(source).parent)
+    _refuse_unknown(entries, _SUITE_KEYS, origin)
+    entries = _with_versatility(entries, root, origin)
+    roots = dict.fromkeys(GROUPS, root)
+    if speciality is not None:
+        entries["speciality"], roots["speciality"] = speciality, Path(".")
+    limit = limit if limit is not None else entries.get("limit")
+    if limit is not None and type(limit) is not int:
+        raise CofituneError(f"{origin} has the limit {limit!r}; it must be a whole number.")
+    notes: list[str] = []
+    groups = {}
+    for group in GROUPS:
+        if not entries.get(group):
+            raise CofituneError(f"{origin} has no data for the group {group}; its groups are {', '.join(GROUPS)}.")
+        groups[group] = _read_group(group, entries[group], limit, roots[group], notes)
+    return Suite(**groups, notes=tuple(notes))
+
+
+def _folder_groups(folder: Path) -> dict[str, Any]:
+    return {group: folder.absolute() / group for group in GROUPS if (folder / group).is_dir()}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CofituneError(f"The suite {path} does not exist; name a folder or a YAML file.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CofituneError(f"The suite {path} cannot be read as YAML or JSON ({reason}).") from None
+    if not isinstance(entries, dict):
+        raise CofituneError(f"The suite {path} must be a mapping with the keys {', '.join(GROUPS)}.")
+    return entries
+
+
+def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[str, Any]:
+    """Put the groups under the key versatility beside speciality."""
+    nested = entries.pop("versatility", None)
+    if nested is None:
+        return entries
+    if isinstance(nested, str | Path):
+        if not (root / nested).is_dir():
+            raise CofituneError(f"{origin} names the versatility folder {root / nested}, which does not exist.")
+        nested = {group: path for group, path in _folder_groups(root / nested).items() if group in VERSATILITY}
+    if not isinstance(nested, Mapping):
+        raise CofituneError(f"{origin} has under versatility neither a folder nor the groups {', '.join(VERSATILITY)}.")
+    _refuse_unknown(nested, VERSATILITY, f"{origin}, under versatility,")
+    return {**nested, **entries}
+
+
+def _read_group(group: str, entry: Any, limit: int | None, root: Path, notes: list[str]) -> list[Task]:
+    tasks: list[Task] = []
+    for one in entry if isinstance(entry, list | tuple) else [entry]:
+        options = {"path": one} if isinstance(one, str | Path) else one
+        if not isinstance(options, Mapping) or "path" not in options:
+            raise CofituneError(f"The group {group} has the entry {one!r}; it must be a path or a mapping with a path.")
+        _refuse_unknown(options, list(_TASK_KEYS), f"The group {group}")
+        for key, value in options.items():
+            if not isinstance(value, _TASK_KEYS[key]) or (key == "limit" and isinstance(value, bool)):
+                raise CofituneError(f"The group {group} has {value!r} as {key!r}, which is of the wrong type.")
+        options = {"limit": limit, **options}
+        path = root / options.pop("path")
+        for file in _data_files(path) if path.is_dir() else [path]:
+            try:
+                tasks.append(read_task(file, **options))
+            except NeedsGeneration as reason:
+                notes.append(f"Passed over: {reason}")
+    if not tasks:
+        raise CofituneError(f"The group {group} has no task that can be scored at {entry}; add a data file.")
+    return tasks
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _refuse_unknown(entries: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in entries:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}."
+            raise CofituneError(f"{where} has the unknown key {key!r}; {hint}")

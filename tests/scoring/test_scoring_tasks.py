@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cofitune_fast.data import Example
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Task, read_task
+
+CHOICE = {"query": "q", "choices": ["a", "b"], "gold": 1}
+
+
+def write(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_fields_tell_the_kind(tmp_path):
+    path = write(tmp_path / "c.jsonl", CHOICE, CHOICE)
+    task = read_task(path)
+    assert (task.name, task.kind, task.primary) == ("c", "choice", "accuracy")
+    assert list(task.items) == [ChoiceItem("q", ("a", "b"), 1, f"{path}:{line}") for line in (1, 2)]
+    path = write(tmp_path / "w.jsonl", *[{"context": "x", "continuation": "y"}] * 3)
+    task = read_task(path, limit=2, name="words", metric="exact")
+    assert (task.name, task.kind, task.primary) == ("words", "continuation", "exact")
+    assert list(task.items) == [ContinuationItem("x", "y", f"{path}:{line}") for line in (1, 2)]
+    path = write(tmp_path / "mine" / "test.jsonl", *[{"prompt": "x", "completion": "y"}] * 2)
+    task = read_task(path)
+    assert (task.name, task.kind, task.primary) == ("mine-test", "response", "likelihood")
+    assert task.items[1] == Example([{"role": "user", "content": "x"}], "y", f"{path}:2")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**CHOICE, "gold": 2}, "has 2 as 'gold'; it must be a whole number from 0 to 1"),
+        ({**CHOICE, "gold": -1}, "has -1 as 'gold'"),
+        ({**CHOICE, "gold": True}, "has True as 'gold'"),
+        ({**CHOICE, "gold": "1"}, "has '1' as 'gold'"),
+        ({"query": "q", "choices": ["a", "b"]}, "has None as 'gold'"),
+        ({**CHOICE, "choices": ["a"]}, "needs a list of at least 2 texts as 'choices'"),
+        ({**CHOICE, "choices": "ab"}, "needs a list of at least 2 texts as 'choices'"),
+        ({**CHOICE, "choices": ["a", ""]}, "a choice that is empty or not text"),
+        ({**CHOICE, "choices": ["a", 3]}, "a choice that is empty or not text"),
+        ({**CHOICE, "chat": "yes"}, "has 'yes' as 'chat'; it must be true or false"),
+        ({**CHOICE, "query": " "}, "needs a text that is not empty as 'query'"),
+        ({"context": "x", "continuation": ""}, "needs a text that is not empty as 'continuation'"),
+        ({"context": None, "continuation": "y"}, "needs a text that is not empty as 'context'"),
+        ({"question": "x"}, "has the fields 'question', which is none of the known forms"),
+        ({"prompt": "p", "instruction_id_list": []}, r"answers must be generated \(IFEval\)"),
+    ],
+)
+def test_bad_rows_are_told(tmp_path, row, words):
+    with pytest.raises(CofituneError, match=words) as caught:
+        read_task(write(tmp_path / "t.jsonl", row, row))
+    caught.match(r"t\.jsonl")
+
+
+def test_a_row_may_ask_for_the_chat_template(tmp_path):
+    task = read_task(write(tmp_path / "t.jsonl", CHOICE, {**CHOICE, "chat": True}))
+    assert [item.chat for item in task.items] == [False, True]
+    task = read_task(write(tmp_path / "t.jsonl", *[{"context": "x", "continuation": "y", "chat": True}] * 2))
+    assert [item.chat for item in task.items] == [True, True]
+
+
+def test_a_later_row_of_another_form_is_told(tmp_path):
+    path = write(tmp_path / "t.jsonl", CHOICE, {"context": "x", "continuation": "y"})
+    with pytest.raises(CofituneError, match=r"t\.jsonl:2 needs a text that is not empty as 'query'"):
+        read_task(path)
+
+
+def test_bad_tasks_are_told():
+    items = [ContinuationItem("x", "y")] * 2
+    with pytest.raises(CofituneError, match="unknown kind 'essay'; use 'choice' or 'continuation' or 'response'"):
+        Task("t", "essay", items)
+    with pytest.raises(CofituneError, match="asks for the metric 'accuracy'; a continuation task has 'likelihood' or"):
+        Task("t", "continuation", items, metric="accuracy")
+    with pytest.raises(
+        CofituneError, match=r"The task t has 1 item\(s\); a score with a standard error needs at least 2"
+    ):
+        Task("t", "continuation", items[:1])
