@@ -67,3 +67,37 @@ def tiny_model_folder(tmp_path, tiny_model, tiny_tokenizer):
     tiny_model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_jsonl(path, rows):
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_model_folder):
+    """The settings of a whole run on the tiny model: {"section.key": value}, with its data written to tmp_path."""
+    def letters(start, count):
+        return [{"prompt": f"say {chr(97 + i % 26)}", "completion": chr(65 + i % 26) * 2}
+                for i in range(start, start + count)]
+
+    for part, start, count in (("train", 0, 16), ("valid", 3, 4), ("test", 7, 4)):
+        write_jsonl(tmp_path / f"{part}.jsonl", letters(start, count))
+    for part in ("valid", "test"):
+        for group in ("knowledge", "reasoning"):
+            write_jsonl(tmp_path / part / group / f"{group}-{part}.jsonl", [
+                {"query": f"{group} {i} is", "choices": ["yes", "no"], "gold": i % 2} for i in range(4)])
+        write_jsonl(tmp_path / part / "instruction" / f"do-{part}.jsonl", [
+            {"instruction": f"repeat {i}", "input": "", "output": f"{i}"} for i in range(4)])
+    return {
+        "model": str(tiny_model_folder),
+        **{f"data.{part}": str(tmp_path / f"{part}.jsonl") for part in ("train", "valid", "test")},
+        **{f"versatility.{part}": str(tmp_path / part) for part in ("valid", "test")},
+        "importance.samples": 8,
+        "training.learning_rate": 1e-2,
+        "training.per_device_train_batch_size": 8,
+        "output": str(tmp_path / "run"),
+    }

@@ -147,7 +147,7 @@ def _importance(entry: Any, where: str) -> dict[str, Any]:
             for position, value in enumerate(heads):
                 _number({"head": value}, "head", f"{where}.layers[{index}]['attn.head'][{position}]")
         layers.append(layer)
-    texts = {key: str(importance.get(key) or "") for key in ("preset", "mask_mode", "samples")}
+    texts = {key: str(importance.get(key) or "") for key in ("preset", "mask_mode")}
     return importance | texts | {"layers": layers}
 
 

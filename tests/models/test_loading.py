@@ -16,7 +16,7 @@ def test_a_folder_loads_with_its_bytes_and_a_pad_token(tiny_model, tiny_model_fo
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(CofituneError, match="is not a model folder: it has no config.json"):
+    with pytest.raises(CofituneError, match=r"is not a model folder: it has no config.json"):
         load_model(tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_a_gguf_file_that_is_cut_off(tmp_path, monkeypatch):
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x00" * 40)
-    with pytest.raises(CofituneError, match="GGUF file .*cannot be read"):
+    with pytest.raises(CofituneError, match=r"GGUF file .*cannot be read"):
         load_model(file)
     assert not list((tmp_path / "cache" / "gguf").glob("*"))
 

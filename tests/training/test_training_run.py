@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_pat
                 embeddings.register_forward_hook(lambda module, inputs, output: output * float("nan"))
 
     kept = []
-    with pytest.raises(LossNotFinite, match="loss is nan at step 3; training stops.*learning_rate"):
+    with pytest.raises(LossNotFinite, match=r"loss is nan at step 3; training stops.*learning_rate"):
         run(tiny_model, tmp_path, callbacks=[Poison()], on_last_good=lambda: kept.append(state(tiny_model)))
     assert kept and all(tensor.isfinite().all() for tensor in kept[0].values())
 
@@ -195,7 +195,7 @@ def test_a_cut_off_optimizer_state_is_refused(tmp_path, tiny_model):
     run(tiny_model, tmp_path, training={"save_strategy": "steps", "save_steps": 3})
     file = tmp_path / "checkpoint-3" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(CofituneError, match="optimizer state .*cannot be read"):
+    with pytest.raises(CofituneError, match=r"optimizer state .*cannot be read"):
         run(make_tiny_model(), tmp_path, training={"resume_from_checkpoint": True, "num_train_epochs": 2})
 
 

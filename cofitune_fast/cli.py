@@ -1,0 +1,386 @@
+"""The command line: `cofitune COMMAND --config run.yaml --section.key value`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+from .errors import CofituneError
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError as _error:
+    raise SystemExit(f"cofitune: the command line needs {_error.name}: pip install 'cofitune-fast[cli]'.") from None
+
+from . import __version__
+from .config import Config, load_config, parse_overrides
+
+app = typer.Typer(
+    name="cofitune", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fine-tune the few modules that matter: search them, train them, keep the model's versatility.",
+    epilog="Every configuration key can be given as --section.key value, e.g. --training.learning_rate 1e-4.",
+)
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+console = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """What all commands share: a CofituneError is one line and status 2, Ctrl-C says how to go on, and the libraries'
+    chatter stays off the screen."""
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            function(*args, **kwargs)
+        except CofituneError as error:
+            console.print(f"cofitune: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console.print("\ncofitune: stopped. What is finished is kept; the same command goes on from there.")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _config(context: typer.Context, file: Path | None) -> Config:
+    return load_config(file, parse_overrides(context.args))
+
+
+def _emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        show()
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def demo(context: typer.Context, as_json: AsJson = False) -> None:
+    """Run the whole pipeline on SmolLM2-135M-Instruct with the embedded data."""
+    from .demo.settings import demo_config
+
+    _compare(demo_config(parse_overrides(context.args)), as_json)
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def compare(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Search (unless `region` is given), train with and without the mask, contrast with full SFT, report."""
+    _compare(_config(context, config), as_json)
+
+
+def _compare(config: Config, as_json: bool) -> None:
+    from .display import make_display
+    from .report import methods_table, write_report
+
+    display = make_display(console)
+    with display.running():
+        pipeline = _pipeline(config, display)
+        report = pipeline.run(config.title)
+    paths = write_report(pipeline.output / "report.json", pipeline.output)
+
+    def show() -> None:
+        out = Console()
+        out.print(methods_table(report))
+        for check in report["checks"]:
+            out.print(f"{'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}", highlight=False)
+        for path in (paths["html"], *paths["png"], pipeline.output / "report.json"):
+            out.print(str(path), highlight=False, soft_wrap=True)
+
+    _emit(report, as_json, show)
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def search(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first level and its sizes, train nothing.")] = False,
+) -> None:
+    """Search the region with the best Uni on the validation part; resumes in the same output folder."""
+    from .display import make_display, scores_text
+    from .files import write_json
+
+    settings = _config(context, config)
+    settings.region = None
+    if dry_run:
+        _show_space(settings, as_json)
+        return
+    display = make_display(console)
+    with display.running():
+        pipeline = _pipeline(settings, display)
+        result = pipeline.search()
+    content = pipeline.search_part(result)
+    write_json(pipeline.output / "search.json", content)
+    chosen = result.chosen
+    _emit(content, as_json, lambda: print(f"{chosen.region}  {scores_text(chosen.scores)}"))
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def importance(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Measure the importance of heads and FFN neurons; writes importance.safetensors."""
+    from .files import writable_folder
+    from .regions import Region
+
+    settings = _config(context, config)
+    path = writable_folder(_needed(settings, "output")) / "importance.safetensors"
+    bench = _workbench(settings)
+    region = Region.parse(settings.region) if settings.region else None
+    measured = bench.importance(region, **_importance_settings(settings))
+    measured.save(path)
+    content = {"path": str(path), "samples": measured.samples, "layers": list(measured.layers)}
+    _emit(content, as_json, lambda: print(f"{path}: {measured.samples} samples, {len(measured.layers)} layers"))
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def train(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the delta of an earlier run.")] = False,
+) -> None:
+    """Train one region with its soft mask; writes OUTPUT/delta."""
+    from .display import duration
+    from .train_command import train_delta
+
+    settings = _config(context, config)
+    result = train_delta(settings, _needed(settings, "output"), _workbench, overwrite=overwrite, console=console)
+
+    def show() -> None:
+        print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
+              f"{result['loss']:.3f}, {duration(result['seconds'])}; {result['frozen_tensors']} frozen tensors unchanged")
+
+    _emit(result, as_json, show)
+    if result["interrupted"]:
+        console.print(f"Stopped after step {result['steps']}; go on with the same command and "
+                      "--training.resume_from_checkpoint true.")
+        raise typer.Exit(130)
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def evaluate(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    split: Annotated[str, typer.Option(help="valid or test")] = "test",
+) -> None:
+    """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality."""
+    from .display import scores_text
+    from .regions import load_delta
+    from .scoring import read_task, score_task
+
+    if split not in ("valid", "test"):
+        raise CofituneError(f"--split is {split!r}; choose valid or test.")
+    settings = _config(context, config)
+    bench = _workbench(settings)
+    if settings.delta:
+        load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
+    if getattr(settings.versatility, split):
+        content = bench.score(split).to_dict()
+        show = lambda: print(scores_text(content), *_task_lines(content["tasks"]), sep="\n")  # noqa: E731
+    else:
+        path = getattr(settings.data, split)
+        if path is None:
+            raise CofituneError(f"Nothing to score: set data.{split}, and versatility.{split} for all of it.")
+        score = score_task(bench.model, bench.tokenizer, read_task(path, limit=settings.versatility.limit))
+        content = {"tasks": {"speciality": {path: score.to_dict()}}}
+        show = lambda: print(*_task_lines(content["tasks"]), sep="\n")  # noqa: E731
+    _emit(content, as_json, show)
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Write base + delta as an ordinary model folder: --model BASE --delta FOLDER --output FOLDER."""
+    from .models import load_model
+    from .regions import merge as merge_delta
+    from .regions import read_delta
+
+    settings = _config(context, config)
+    delta = _needed(settings, "delta")
+    dtype = read_delta(delta).base.dtype
+    section = _needed(settings, "model")
+    base = load_model(section.path, gguf_file=section.gguf_file, dtype=dtype, device="cpu")
+    out = merge_delta(base, delta, _needed(settings, "output"))
+    _emit({"path": str(out)}, as_json, lambda: print(out))
+
+
+@app.command()
+@_command
+def report(folder: Annotated[Path, typer.Argument(help="A folder with report.json.")], as_json: AsJson = False) -> None:
+    """Make report.html and the pictures of a finished run anew."""
+    from .report import methods_table, read_report, write_report
+
+    content = read_report(folder / "report.json")
+    paths = write_report(content, folder)
+
+    def show() -> None:
+        Console().print(methods_table(content))
+        print(paths["html"])
+
+    _emit({"html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}, as_json, show)
+
+
+@app.command(context_settings=_OPEN)
+@_command
+def plan(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Predict the memory of a training step from the model's configuration; no weights are loaded."""
+    import torch
+
+    from .memory import fake_model, plan_memory
+    from .models.loading import plain_folder
+    from .regions import Region
+
+    settings = _config(context, config)
+    section = _needed(settings, "model")
+    storage = {"auto": "fp32" if section.dtype == "float32" else "bf16_sr"}.get(settings.storage, settings.storage)
+    model = fake_model(plain_folder(section.path, section.gguf_file),
+                       torch.float32 if storage == "fp32" else torch.bfloat16)
+    batch = int(settings.training.get("per_device_train_batch_size", 8))
+    planned = plan_memory(
+        model, Region.parse(_needed(settings, "region")), batch_size=batch, length=settings.data.max_length,
+        storage=storage, masked=settings.mask.preset != "none",
+    )
+
+    def show() -> None:
+        print(f"{planned.region}: {planned.trained_parameters:,} of {planned.total_parameters:,} parameters, "
+              f"{batch} x {settings.data.max_length} tokens, {storage}")
+        for part in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
+            print(f"  {part:12}{getattr(planned, part) / 2**30:10.2f} GiB")
+
+    _emit(planned.to_dict(), as_json, show)
+
+
+@app.command()
+@_command
+def env(as_json: AsJson = False) -> None:
+    """Show the machine, the versions, and which backend each op uses."""
+    from .environment import environment
+    from .ops import backends, native
+
+    extras = {}
+    for name in ("accelerate", "typer", "rich", "pydantic", "matplotlib", "jinja2", "gguf", "safetensors"):
+        try:
+            extras[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            extras[name] = None
+    content = {"environment": environment(), "ops": backends(), "native": native.load_error() or "available",
+               "packages": extras}
+
+    def show() -> None:
+        for key, value in content["environment"].items():
+            print(f"{key:15}{value if value is not None else '-'}")
+        print(f"{'native kernels':15}{content['native']}")
+        for op, table in content["ops"].items():
+            print(f"\n{op} (auto on this machine's CPU: {table['auto']})")
+            for backend, state in table.items():
+                if backend != "auto":
+                    print(f"  {backend:12}{state}")
+        print()
+        for name, version in extras.items():
+            print(f"{name:15}{version or 'not installed'}")
+
+    _emit(content, as_json, show)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+# From the configuration to the rooms ---------------------------------------------------------------------------------
+
+
+def _needed(settings: Config, key: str) -> Any:
+    value = getattr(settings, key)
+    if value is None:
+        raise CofituneError(f"This command needs {key}: give --{key} VALUE or set it in the YAML.")
+    return value
+
+
+def _workbench(settings: Config) -> Any:
+    from .models import load_model
+    from .trials import TrialData, Workbench
+
+    section = _needed(settings, "model")
+    loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,
+                        attn_implementation=section.attn_implementation)
+    data, versatility = settings.data, settings.versatility
+    return Workbench(loaded, TrialData(
+        data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
+        versatility.limit, data.metric,
+    ))
+
+
+def _pipeline(settings: Config, display: Any) -> Any:
+    from .compare import Pipeline, PipelineSettings
+    from .files import writable_folder
+    from .search import space_levels
+
+    output = writable_folder(_needed(settings, "output"))
+    levels = () if settings.region else space_levels(settings.search.space)
+    space = settings.search.space if isinstance(settings.search.space, str) else "own"
+    display.stage(f"Loading {_needed(settings, 'model').path}")
+    return Pipeline(_workbench(settings), PipelineSettings(
+        levels=levels, region=settings.region, training=settings.training, search_training=settings.search.training,
+        full_sft_training=settings.compare.full_sft, importance=_importance_settings(settings),
+        preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, space=space,
+    ), output, display)
+
+
+def _importance_settings(settings: Config) -> dict[str, Any]:
+    return {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
+
+
+def _show_space(settings: Config, as_json: bool) -> None:
+    from .search import children, space_levels
+
+    bench = _workbench(settings)
+    levels = space_levels(settings.search.space)
+    rows = []
+    for candidate in children(levels[0], 0, None, bench.layout.num_layers):
+        rows.append({"region": str(candidate.region), "trained_parameters": candidate.region.count(bench.model)})
+
+    def show() -> None:
+        print(f"{levels[0].name}:")
+        for row in rows:
+            print(f"  {row['region']:45}{row['trained_parameters']:>15,} parameters")
+        for level in levels[1:]:
+            print(f"{level.name}: inside the best so far (layers: {level.layers}, roles: {level.roles})")
+
+    _emit({"levels": [asdict(level) for level in levels], "first": rows}, as_json, show)
+
+
+def _task_lines(tasks: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for group, scores in tasks.items():
+        for name, score in scores.items():
+            extra = "  ".join(f"{key} {value:.3f}" for key, value in score["metrics"].items() if key != score["metric"])
+            lines.append(f"  {group:12}{name:32}{score['metric']} {score['value']:.3f} ± {score['se']:.3f}  {extra}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

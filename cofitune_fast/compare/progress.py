@@ -1,0 +1,56 @@
+"""How a pipeline tells what it does, and how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..search import Candidate, Level, Node, Observer
+
+
+class PipelineObserver(Observer, Protocol):
+    """A search's observer that is told of the other stages too; the display of the command line is one."""
+
+    def stage(self, title: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def remaining(self, seconds: float | None) -> None: ...
+
+
+class Quiet:
+    """Says nothing."""
+
+    def stage(self, title: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def remaining(self, seconds: float | None) -> None: ...
+    def level(self, level: Level, candidates: list[Candidate]) -> None: ...
+    def start(self, candidate: Candidate) -> None: ...
+    def finish(self, node: Node, best: Node, from_journal: bool) -> None: ...
+
+
+@dataclass
+class Clock:
+    """Time left from the work left: jobs have weights, and finished ones tell the seconds per weight."""
+
+    waiting: dict[str, float] = field(default_factory=dict)
+    _running: tuple[str, float] | None = None
+    _weight: float = 0.0
+    _seconds: float = 0.0
+
+    def start(self, job: str) -> None:
+        self._running = (job, time.perf_counter())
+
+    def finish(self, job: str) -> None:
+        weight = self.waiting.pop(job, 0.0)
+        if self._running and self._running[0] == job:
+            self._seconds += time.perf_counter() - self._running[1]
+            self._weight += weight
+        self._running = None
+
+    def drop(self, job: str) -> None:
+        self.waiting.pop(job, None)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds of the work that waits, or None before the first job is finished."""
+        return sum(self.waiting.values()) * self._seconds / self._weight if self._weight else None

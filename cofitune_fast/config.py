@@ -1,0 +1,215 @@
+"""One YAML per run: the sections, their defaults, and overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import CofituneError
+
+try:
+    import yaml
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+except ImportError as error:
+    raise CofituneError(
+        f"The configuration needs {error.name}: pip install 'cofitune-fast[cli]'."
+    ) from None
+
+
+class Section(BaseModel):
+    """A section refuses unknown keys; a plain value stands for the section's main key."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    _main: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_plain_value(cls, value: Any) -> Any:
+        main = cls._main.get_default()
+        return {main: value} if main and isinstance(value, str) else value
+
+
+class ModelSection(Section):
+    """The base model: a folder, a hub id, or a GGUF file (alone, or `gguf_file` inside `path`)."""
+
+    _main = "path"
+    path: str
+    gguf_file: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: str | None = None
+    attn_implementation: str | None = None
+
+
+class DataSection(Section):
+    """The speciality: JSON, JSONL or CSV files. `limit` takes the first rows of `train` only."""
+
+    _main = "train"
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    max_length: int = Field(512, ge=8)
+    limit: int | None = Field(None, ge=1)
+    metric: Literal["likelihood", "exact"] | None = None
+
+
+class VersatilitySection(Section):
+    """Folders (or YAML files) with the groups knowledge, reasoning, instruction. `limit` is per task."""
+
+    _main = "valid"
+    valid: str | None = None
+    test: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class ImportanceSection(Section):
+    """How unit importance is measured, or the `file` that holds it already."""
+
+    _main = "file"
+    file: str | None = None
+    samples: int = Field(64, ge=1)
+    batch_size: int = Field(8, ge=1)
+    dropout: float = Field(0.003, gt=0, lt=1)
+    seed: int = 0
+
+
+class MaskSection(Section):
+    """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts."""
+
+    _main = "preset"
+    preset: str = "rank"
+    mode: Literal["update", "gradient"] = "update"
+
+
+class SearchSection(Section):
+    """The tree search: a named `space` or its levels, and training arguments for its nodes."""
+
+    _main = "space"
+    space: str | list[dict[str, Any]] = "paper"
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class CompareSection(Section):
+    """Training arguments of the full-SFT contrast, over those of `training`."""
+
+    full_sft: dict[str, Any] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """A whole run. Which sections a command needs, it says itself."""
+
+    title: str = "CoFiTune run"
+    model: ModelSection | None = None
+    data: DataSection = Field(default_factory=DataSection)
+    versatility: VersatilitySection = Field(default_factory=VersatilitySection)
+    region: str | None = None
+    importance: ImportanceSection = Field(default_factory=ImportanceSection)
+    mask: MaskSection = Field(default_factory=MaskSection)
+    storage: Literal["auto", "fp32", "bf16_sr"] = "auto"
+    training: dict[str, Any] = Field(default_factory=dict)
+    search: SearchSection = Field(default_factory=SearchSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
+    delta: str | None = None
+    output: str | None = None
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """The configuration of a YAML file with overrides {"section.key": value} on top; one sentence when it is wrong."""
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        _set(values, key.split("."), value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        where = str(path) if path is not None else "the command line"
+        raise CofituneError(_sentence(error, where)) from None
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`--section.key value` and `--section.key=value` pairs; values are read as YAML, so numbers are numbers."""
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            raise CofituneError(f"The argument {argument!r} does not belong to any option; write --section.key value.")
+        key, equals, text = argument[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise CofituneError(f"The option --{key} has no value; write --{key} VALUE.")
+            text = rest.pop(0)
+        overrides[key.replace("-", "_")] = _scalar(text)
+    return overrides
+
+
+def _scalar(text: str) -> Any:
+    """YAML reads `1e-4` as text (it wants a dot); people mean the number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "0123456789+-.":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CofituneError(f"No configuration at {path}: the file does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CofituneError(f"The configuration {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise CofituneError(f"The configuration {path} is not valid YAML{place}: {getattr(error, 'problem', error)}.") \
+            from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise CofituneError(f"The configuration {path} must be a mapping of sections, not {type(values).__name__}.")
+    return _numbers(values)
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            # `model: folder` in the file and --model.dtype on the command line: keep both.
+            section = Config.model_fields.get(key) if depth == 0 else None
+            main = _section_class(section)._main.get_default() if section and _section_class(section) else None
+            inner = values[key] = {main: inner} if main else {}
+        values = inner
+    values[keys[-1]] = value
+
+
+def _section_class(field: Any) -> type[Section] | None:
+    kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key explains the rest
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        section: type[Section] = Config
+        for part in place[:-1]:
+            section = _section_class(section.model_fields[part]) or section
+        known = sorted(section.model_fields)
+        nearest = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*place[:-1], nearest[0]])}?" if nearest else f"known are {', '.join(known)}."
+        return f"Unknown key {key} in {where}; {hint}"
+    return f"{key} in {where} is wrong: {problem['msg']} (given: {problem['input']!r})."

@@ -1,0 +1,86 @@
+"""`cofitune train`: one region, its importance and mask, the delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from transformers import TrainerCallback
+
+from .config import Config
+from .errors import CofituneError
+from .files import writable_folder
+from .importance import Importance
+from .regions import Region, save_delta
+from .trials import Workbench
+
+
+def train_delta(
+    settings: Config, output: str | Path, workbench: Callable[[Config], Workbench], *, overwrite: bool, console: Console
+) -> dict[str, Any]:
+    """Train `settings.region` and write OUTPUT/delta; returns the run's figures. `workbench` makes the workbench."""
+    output = writable_folder(output)
+    if settings.region is None:
+        raise CofituneError("This command needs region: give --region ROLES@LAYERS, such as ffn.up+ffn.down@25%-50%.")
+    region = Region.parse(settings.region)
+    lock = FileLock(output / "train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CofituneError(f"Another run is training in {output}; wait for it or choose another output folder.") \
+            from None
+    with lock:
+        delta = output / "delta"
+        if delta.exists() and not overwrite and not settings.training.get("resume_from_checkpoint"):
+            raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
+                                "--overwrite.")
+        bench = workbench(settings)
+        console.print(f"Training {region.describe(bench.model)}", highlight=False)
+        masks = None
+        if settings.mask.preset != "none" and not region.is_full:
+            masks = bench.masks(_importance(settings, bench, region, output, console), region, settings.mask.preset)
+
+        def keep(run: dict[str, Any] | None = None) -> None:
+            save_delta(bench.model, region, delta, base=bench.base, settings={
+                "training": settings.training, "mask": settings.mask.model_dump(), "storage": settings.storage,
+                "run": run,
+            })
+
+        training = {"disable_tqdm": not console.is_terminal, **settings.training}
+        result = bench.train(
+            region, output, training, masks=masks, mask_mode=settings.mask.mode, storage=settings.storage,
+            callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
+        ).to_dict()
+        if not result["interrupted"]:
+            keep(result)
+    return {"delta": str(delta), **result}
+
+
+class _LogLines(TrainerCallback):
+    """The progress of training as lines, where there is no terminal for a bar."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.console.print(
+                f"step {state.global_step} of {state.max_steps}  loss {logs['loss']}  "
+                f"gradient norm {logs.get('grad_norm', '-')}  learning rate {logs.get('learning_rate', '-')}",
+                highlight=False,
+            )
+
+
+def _importance(
+    settings: Config, bench: Workbench, region: Region, output: Path, console: Console
+) -> Importance:
+    if settings.importance.file:
+        return Importance.load(settings.importance.file)
+    console.print("Measuring the importance of the region's units", highlight=False)
+    arguments = {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
+    importance = bench.importance(region, **arguments)
+    importance.save(output / "importance.safetensors")
+    return importance

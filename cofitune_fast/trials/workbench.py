@@ -1,0 +1,141 @@
+"""A workbench: one base model with its data and tasks, on which regions are tried one after another.
+
+The model is loaded once. A trial trains a region in place, scores the result and puts the base's bytes back, which is
+proven by hash; so every trial starts from the same base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
+from ..errors import CofituneError
+from ..importance import Importance, compute_importance
+from ..models import LoadedModel, dtype_name
+from ..models.fingerprint import combine_digests, tensor_digests
+from ..regions import BaseInfo, Layout, Region, resolve_layout, restore
+from ..scoring import Suite, SuiteScores, read_suite, score_suite
+from ..training import TrainResult, train_region
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """The files of a run: the speciality's parts, the versatility suite's parts, and their limits.
+
+    train, valid, test: JSON, JSONL or CSV. versatility_valid, versatility_test: folders or YAML files with the groups
+    knowledge, reasoning and instruction. `limit` shortens train, `versatility_limit` each versatility task.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    versatility_valid: str | None = None
+    versatility_test: str | None = None
+    max_length: int = 512
+    limit: int | None = None
+    versatility_limit: int | None = None
+    metric: str | None = None
+
+
+class Workbench:
+    """The base model, its fingerprint, its training rows and its suites, each made when first asked for."""
+
+    def __init__(self, loaded: LoadedModel, data: TrialData):
+        self.model, self.tokenizer, self.source = loaded.model, loaded.tokenizer, loaded.source
+        self.data = data
+        self.layout: Layout = resolve_layout(self.model)
+        self.digests = tensor_digests(self.model)
+        self.base = BaseInfo(self.source, combine_digests(self.digests), dtype_name(self.model))
+        self.pad_token_id = pad_token_id(self.tokenizer)
+
+    @cached_property
+    def train_rows(self) -> list[Encoded]:
+        """The encoded training rows. Raises CofituneError when no training file is named or it is unusable."""
+        path = self._file("train")
+        return encode_examples(read_examples(path, self.data.limit), self.tokenizer, self.data.max_length)
+
+    @cached_property
+    def total_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def suite(self, split: str) -> Suite:
+        """The speciality and versatility tasks of `split` ("valid" or "test")."""
+        if split not in self._suites:
+            versatility = getattr(self.data, f"versatility_{split}")
+            if versatility is None:
+                raise CofituneError(
+                    f"No versatility tasks for {split}: set versatility.{split} to a folder with knowledge/, "
+                    "reasoning/ and instruction/."
+                )
+            speciality = {"path": self._file(split), "name": f"speciality-{split}"}
+            if self.data.metric:
+                speciality["metric"] = self.data.metric
+            self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit)
+        return self._suites[split]
+
+    @cached_property
+    def _suites(self) -> dict[str, Suite]:
+        return {}
+
+    def score(self, split: str, on_task: Callable[[str, Any], None] | None = None) -> SuiteScores:
+        """Score the model as it is now on the tasks of `split`."""
+        return score_suite(self.model, self.tokenizer, self.suite(split), on_task=on_task)
+
+    def importance(
+        self,
+        region: Region | None = None,
+        *,
+        samples: int = 64,
+        batch_size: int = 8,
+        dropout: float = 0.003,
+        seed: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> Importance:
+        """Importance of the units of `region` (None: all layers) on the first `samples` training rows."""
+        rows = self.train_rows[:samples]
+        stream = (batch for _, batch in batches(rows, self.pad_token_id, batch_size=batch_size, max_tokens=None))
+        return compute_importance(
+            self.model, stream, region, dropout=dropout, seed=seed, progress=progress,
+            base=(self.base.model, self.base.fingerprint),
+        )
+
+    def train(self, region: Region, output_dir: str | Path, training: Mapping[str, Any] | None = None,
+              **options: Any) -> TrainResult:
+        """Train `region` in place from what the model holds now; options as in `training.train_region`."""
+        return train_region(
+            self.model, region, self.train_rows, output_dir, training, base=self.base,
+            pad_token_id=self.pad_token_id, **options,
+        )
+
+    @contextmanager
+    def trial(self, region: Region) -> Iterator[None]:
+        """Whatever happens to `region` inside the block, the base's bytes are back after it, proven by hash."""
+        kept = {name: parameter.detach().clone() for name, parameter in region.parameters(self.model)}
+        try:
+            yield
+        finally:
+            restore(self.model, kept)
+            for parameter in self.model.parameters():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+            if tensor_digests(self.model) != self.digests:
+                raise CofituneError("The base model's bytes could not be put back after a trial; load it anew.")
+
+    def masks(self, importance: Importance, region: Region, preset: str) -> dict[str, Tensor]:
+        """The soft masks of `region`; the importance must have been measured on this base."""
+        importance.check(self.base.fingerprint, self.base.model)
+        return importance.masks(self.model, region, preset=preset)
+
+    def _file(self, part: str) -> str:
+        path = getattr(self.data, part)
+        if path is None:
+            raise CofituneError(f"No {part} data: set data.{part} to a JSON, JSONL or CSV file.")
+        return path
+

@@ -1,0 +1,213 @@
+"""Every command on a tiny model, as a user types it; and one sentence with status 2 for bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cofitune_fast import cli
+
+pytest.importorskip("matplotlib")
+
+
+def arguments(settings, *extra, **overrides):
+    pairs = {**settings, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    return [*extra, *(part for key, value in pairs.items() for part in (f"--{key}", str(value)))]
+
+
+@pytest.fixture
+def cofitune(monkeypatch, capsys):
+    """Runs the command line in this process; returns (status, standard output, standard error in one line)."""
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["cofitune", *map(str, argv)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return status, out, " ".join(err.split())
+
+    return run
+
+
+def test_env_tells_backends_and_versions(cofitune):
+    status, out, _ = cofitune("env", "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert set(content["ops"]) == {"masked_adamw_", "grad_norm", "unit_importance_", "linear_kl"}
+    assert content["environment"]["torch"] == __import__("torch").__version__
+
+
+def test_compare_from_yaml_to_report_and_again(cofitune, tiny_run, tmp_path):
+    output = Path(tiny_run["output"])
+    values = {}
+    for key, value in tiny_run.items():
+        section, _, name = key.rpartition(".")
+        values.setdefault(section, {})[name] = value if section else None
+    flat = {key: tiny_run[key] for key in ("model", "output")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**flat, **{k: v for k, v in values.items() if k}}))
+    status, out, err = cofitune("compare", "--config", tmp_path / "run.yaml", "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    assert [row["name"] for row in report["methods"]] == ["base", "full SFT", "CoFiTune coarse", "CoFiTune fine"]
+    assert all(check["passed"] for check in report["checks"]) and len(report["checks"]) == 3
+    assert len(report["search"]["nodes"]) >= 8
+    assert json.loads((output / "report.json").read_text()) == report
+    assert (output / "report.html").is_file() and (output / "tradeoff.png").is_file()
+    journal = (output / "journal.jsonl").read_bytes()
+
+    status, out, err = cofitune("compare", "--config", tmp_path / "run.yaml", "--json")
+    again = json.loads(out)
+    assert status == 0 and (output / "journal.jsonl").read_bytes() == journal
+    assert again["methods"] == report["methods"] and again["search"] == report["search"]
+
+    status, _, err = cofitune("compare", "--config", tmp_path / "run.yaml", "--training.learning_rate", "0.5")
+    assert status == 2 and "begun with other settings" in err and "0.5" in err
+
+    (output / "report.html").unlink()
+    assert cofitune("report", output)[0] == 0 and (output / "report.html").is_file()
+
+
+def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
+    region = {"region": "ffn@50%-100%"}
+    status, out, err = cofitune("train", *arguments(tiny_run, **region), "--json")
+    result = json.loads(out)
+    assert status == 0 and result["trained_parameters"] == 2 * 3 * 32 * 48, err
+    delta = Path(tiny_run["output"]) / "delta"
+    settings = json.loads((delta / "cofitune.json").read_text())["settings"]
+    assert settings["mask"] == {"preset": "rank", "mode": "update"}
+
+    base = json.loads(cofitune("evaluate", *arguments(tiny_run), "--json")[1])
+    tuned = json.loads(cofitune("evaluate", *arguments(tiny_run, delta=delta), "--json")[1])
+    assert tuned["spec"] > base["spec"]
+
+    out_folder = tmp_path / "merged"
+    status, _, err = cofitune("merge", "--model", tiny_run["model"], "--delta", delta, "--output", out_folder)
+    assert status == 0, err
+    merged = json.loads(cofitune("evaluate", *arguments({**tiny_run, "model": out_folder}), "--json")[1])
+    assert merged == tuned
+
+    status, _, err = cofitune("train", *arguments(tiny_run, **region))
+    assert status == 2 and "holds the result of an earlier run" in err
+    assert cofitune("train", *arguments(tiny_run, **region), "--overwrite")[0] == 0
+
+
+def test_importance_plan_and_dry_run(cofitune, tiny_run):
+    status, out, _ = cofitune("importance", *arguments(tiny_run), "--json")
+    content = json.loads(out)
+    assert status == 0 and content["samples"] == 8 and Path(content["path"]).is_file()
+    status, out, _ = cofitune("plan", "--model", tiny_run["model"], "--region", "ffn.up@50%-100%",
+                              "--data.max_length", "16", "--json")
+    plan = json.loads(out)
+    assert status == 0 and plan["trained_parameters"] == 2 * 32 * 48
+    assert plan["gradients"] == 2 * plan["trained_parameters"] and plan["optimizer"] >= 8 * plan["trained_parameters"]
+    assert plan["peak"] == sum(plan[k] for k in ("weights", "gradients", "optimizer", "activations", "logits"))
+    status, out, _ = cofitune("search", "--dry-run", *arguments(tiny_run), "--json")
+    assert status == 0 and len(json.loads(out)["first"]) == 6
+
+
+def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny_run, tmp_path):
+    whole = json.loads(cofitune("search", *arguments(tiny_run, output=tmp_path / "whole"), "--json")[1])
+    argv = [sys.executable, "-m", "cofitune_fast.cli", "search", *arguments(tiny_run)]
+    journal = Path(tiny_run["output"]) / "journal.jsonl"
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(argv, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.is_file() and journal.read_text().count('"kind": "node"') >= 3:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    finished = [line for line in lines if line.endswith(b"\n")]
+    assert 4 <= len(finished) < 2 + len(whole["nodes"])
+    resumed = json.loads(cofitune("search", *arguments(tiny_run), "--json")[1])
+    assert journal.read_bytes().splitlines(keepends=True)[: len(finished)] == finished
+    for key in ("region", "spec", "vers", "uni"):
+        assert [node[key] for node in resumed["nodes"]] == [node[key] for node in whole["nodes"]]
+    assert resumed["chosen"] == whole["chosen"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"region": "ffn.sideways@all"}, "Unknown role 'ffn.sideways'"),
+    ({"region": "ffn@10%-20%"}, "selects no layer"),
+    ({"region": "ffn@9"}, "names layer 9"),
+    ({"region": "ffn@all", "data.train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+    ({"region": "ffn@all", "training.learning_rate": -1}, "must be a number above 0"),
+    ({"region": "ffn@all", "data.max_lenght": 3}, "Unknown key data.max_lenght in the command line; did you mean "
+                                                  "data.max_length?"),
+    ({"region": "ffn@all", "data.max_length": "long"}, "data.max_length in the command line is wrong"),
+    ({"region": "ffn@all", "mask.preset": "papper"}, "papper"),
+    ({"region": "ffn@all", "model": "./nowhere"}, "No model at ./nowhere"),
+    ({}, "This command needs region"),
+])
+def test_bad_input_is_one_sentence_and_status_2(cofitune, tiny_run, change, words):
+    status, out, err = cofitune("train", *arguments({**tiny_run, **change}))
+    assert status == 2 and out == ""
+    assert words in err and err.count("cofitune: ") == 1
+
+
+def test_a_missing_option_value_and_a_missing_file(cofitune, tmp_path):
+    assert cofitune("train", "--region")[2] == "cofitune: The option --region has no value; write --region VALUE."
+    assert "No configuration at" in cofitune("train", "--config", tmp_path / "no.yaml")[2]
+    (tmp_path / "bad.yaml").write_text("model: [")
+    assert "is not valid YAML at line" in cofitune("train", "--config", tmp_path / "bad.yaml")[2]
+    (tmp_path / "key.yaml").write_text("modle: x")
+    assert "Unknown key modle in" in cofitune("train", "--config", tmp_path / "key.yaml")[2]
+
+
+def test_a_delta_of_another_base(cofitune, tiny_run, tmp_path):
+    from conftest import make_tiny_model
+
+    assert cofitune("train", *arguments(tiny_run, region="ffn@3"))[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run["model"], other)
+    make_tiny_model(seed=5).save_pretrained(other)
+    delta = Path(tiny_run["output"]) / "delta"
+    status, _, err = cofitune("evaluate", *arguments({**tiny_run, "model": other}, delta=delta))
+    assert status == 2 and "base" in err
+    status, _, err = cofitune("merge", "--model", other, "--delta", delta, "--output", tmp_path / "out")
+    assert status == 2 and not (tmp_path / "out").exists()
+    importance = Path(tiny_run["output"]) / "importance.safetensors"
+    status, _, err = cofitune("train", *arguments(
+        {**tiny_run, "model": other, "output": tmp_path / "b"}, region="ffn@3", importance__file=importance))
+    assert status == 2 and str(tiny_run["model"]) in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_that_cannot_be_written(cofitune, tiny_run, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3", output=tmp_path / "locked" / "x"))
+    assert status == 2 and "Cannot write to the folder" in err
+
+
+def test_an_output_that_is_a_file(cofitune, tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3", output=tmp_path / "file"))
+    assert status == 2 and "Cannot write to the folder" in err
+
+
+def test_a_missing_versatility_group(cofitune, tiny_run, tmp_path):
+    shutil.rmtree(tmp_path / "valid" / "reasoning")
+    status, _, err = cofitune("search", *arguments(tiny_run))
+    assert status == 2 and "reasoning" in err
+
+
+def test_ctrl_c_says_how_to_go_on(cofitune, monkeypatch, tiny_run):
+    from cofitune_fast.trials import Workbench
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workbench, "train", interrupt)
+    status, _, err = cofitune("search", *arguments(tiny_run))
+    assert status == 130 and "the same command goes on from there" in err
