@@ -1,0 +1,92 @@
+"""Which implementation of an op runs: each op has an eager reference and may have faster backends.
+
+`auto` takes the first backend that serves the device and can run, and falls back to the reference;
+a backend asked for by name either runs or raises the reason why it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import CofituneError
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`run` takes the op's own arguments; `why_not` gives the reason it cannot run here, or None if it can."""
+
+    run: Callable[..., Any] | None
+    devices: tuple[str, ...]
+    why_not: Callable[[], str | None]
+
+    def refusal(self, device: torch.device) -> str | None:
+        reason = self.why_not()
+        if reason is None and device.type not in self.devices:
+            return f"it serves {' and '.join(self.devices)} tensors and these are on {device}"
+        return reason
+
+
+@dataclass
+class Operation:
+    """One op: its eager reference, which runs on every device, and its other backends in order of preference."""
+
+    name: str
+    reference: Callable[..., Any]
+    backends: dict[str, Backend] = field(default_factory=dict)
+
+    def add(self, name: str, run: Callable[..., Any] | None, devices: tuple[str, ...],
+            why_not: Callable[[], str | None]) -> None:
+        self.backends[name] = Backend(run, devices, why_not)
+
+    def lack(self, name: str, reason: str) -> None:
+        """Note a backend that this version does not have, and why."""
+        self.add(name, None, (name,), lambda: reason)
+
+    def choose(self, backend: str, device: torch.device) -> str:
+        """The name of the backend that runs for tensors on `device`.
+
+        Raises:
+            CofituneError: `backend` is unknown, or was asked for by name and cannot run.
+        """
+        if backend == "auto":
+            usable = (name for name, entry in self.backends.items() if entry.refusal(device) is None)
+            return next(usable, "reference")
+        if backend == "reference":
+            return backend
+        if backend not in NAMES:
+            raise CofituneError(f"{self.name}: backend {backend!r} is unknown; choose one of {', '.join(NAMES)}.")
+        reason = self.backends[backend].refusal(device)
+        if reason is not None:
+            raise CofituneError(
+                f"{self.name}: the backend {backend!r} cannot run ({reason}); use backend='auto' or 'reference'."
+            )
+        return backend
+
+    def run(self, backend: str, device: torch.device, *args: Any) -> Any:
+        chosen = self.choose(backend, device)
+        return (self.reference if chosen == "reference" else self.backends[chosen].run)(*args)
+
+    def table(self) -> dict[str, str]:
+        """Backend -> "available" or the reason why not; "auto" -> the backend chosen for CPU tensors."""
+        rows = {"reference": "available"}
+        rows |= {name: entry.why_not() or "available" for name, entry in self.backends.items()}
+        return rows | {"auto": self.choose("auto", torch.device("cpu"))}
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def operation(name: str, reference: Callable[..., Any]) -> Operation:
+    OPERATIONS[name] = Operation(name, reference)
+    return OPERATIONS[name]
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """For each op: backend -> "available" or the reason why it cannot run; "auto" -> the one chosen for CPU tensors."""
+    return {name: entry.table() for name, entry in OPERATIONS.items()}

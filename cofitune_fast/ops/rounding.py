@@ -1,0 +1,63 @@
+"""Stochastic rounding of float32 to bfloat16 in plain torch: the specification of csrc/include/cofitune/random.h."""
+
+from __future__ import annotations
+
+import torch
+
+_WORD = 0xFFFFFFFF
+_LONG = 0xFFFFFFFFFFFFFFFF
+
+
+def _splitmix64(value: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014) after one increment of its state."""
+    value = (value + 0x9E3779B97F4A7C15) & _LONG
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _LONG
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _LONG
+    return value ^ (value >> 31)
+
+
+def random_key(seed: int, step: int, high: int) -> tuple[int, int]:
+    """The two 32-bit keys of all elements whose 64-bit counter has the upper word `high`."""
+    mixed = _splitmix64(_splitmix64(_splitmix64(seed & _LONG) ^ (step & _LONG)) ^ high)
+    return mixed & _WORD, mixed >> 32
+
+
+def random16(count: int, *, seed: int, step: int, offset: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Uniform 16-bit numbers, a function of (seed, step, counter) alone.
+
+    Args:
+        count: how many; number i has the 64-bit counter offset + i.
+
+    Returns:
+        int64 [count] with values in [0, 65535].
+    """
+    counter = torch.arange(count, dtype=torch.int64, device=device) + offset
+    low, high = counter & _WORD, counter >> 32
+    x = torch.empty_like(counter)
+    first, last = offset >> 32, (offset + max(count, 1) - 1) >> 32
+    for word in range(first, last + 1):
+        key, tweak = random_key(seed, step, word)
+        mixed = low ^ key
+        mixed = ((mixed ^ (mixed >> 16)) * 0x21F0AAAD) & _WORD
+        mixed = ((mixed ^ (mixed >> 15)) + tweak) & _WORD
+        mixed = (mixed * 0x735A2D97) & _WORD
+        x = torch.where(high == word, mixed ^ (mixed >> 15), x)
+    return x >> 16
+
+
+def stochastic_round(x: torch.Tensor, *, seed: int, step: int, offset: int = 0) -> torch.Tensor:
+    """Round float32 `x` to one of its two bfloat16 neighbors, the nearer one more often, so that the mean is exact.
+
+    A random 16-bit number is added to the bits and the lower half is cut off. Infinities stay; a NaN becomes quiet.
+
+    Args:
+        x: float32, any shape.
+        offset: counter of the first element; elements count in row-major order.
+
+    Returns:
+        bfloat16, shape of `x`.
+    """
+    bits = x.contiguous().view(torch.int32).to(torch.int64) & _WORD
+    noise = random16(x.numel(), seed=seed, step=step, offset=offset, device=x.device).view(x.shape)
+    bits = torch.where(torch.isfinite(x), bits + noise, bits | (torch.isnan(x).to(torch.int64) << 22))
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)

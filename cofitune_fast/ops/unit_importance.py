@@ -1,0 +1,106 @@
+"""unit_importance_: adds |sum over tokens and columns of y dL/dy| per sample and unit to a buffer of scores."""
+
+from __future__ import annotations
+
+import torch
+
+from . import native
+from ._checks import contiguous, dtype_is, one_device, require, shape_is
+from ._registry import operation
+
+_NAME = "unit_importance_"
+
+
+def reference(
+    scores: torch.Tensor, y: torch.Tensor, grad_y: torch.Tensor, attention_mask: torch.Tensor | None, unit_size: int,
+    passes: int,
+) -> None:
+    """The specification: the gradient of a virtual gate of ones on each unit, its absolute value taken per sample."""
+    product = y.float() * grad_y.float()
+    if attention_mask is not None:
+        product = product.masked_fill(~attention_mask[:, :, None], 0)  # not a product: padding may hold NaN
+    batch, tokens, width = y.shape
+    gate_gradients = product.view(batch // passes, passes, tokens, width // unit_size, unit_size).sum((1, 2, 4))
+    scores += gate_gradients.abs().sum(0)
+
+
+def _native(
+    scores: torch.Tensor, y: torch.Tensor, grad_y: torch.Tensor, attention_mask: torch.Tensor | None, unit_size: int,
+    passes: int,
+) -> None:
+    native.library().unit_importance(
+        scores.data_ptr(),
+        y.data_ptr(),
+        grad_y.data_ptr(),
+        0 if attention_mask is None else attention_mask.data_ptr(),
+        *y.shape,
+        unit_size,
+        passes,
+        y.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+
+
+_op = operation(_NAME, reference)
+_op.add("cpu", _native, ("cpu",), native.load_error)
+_op.lack("triton", "there is no Triton kernel for it yet in this version")
+_op.lack("cuda", "this op has no CUDA C++ kernel; on GPUs it is Triton's")
+
+
+@torch.library.custom_op(
+    "cofitune_fast::unit_importance_",
+    mutates_args=("scores",),
+    schema="(Tensor(a!) scores, Tensor y, Tensor grad_y, Tensor? attention_mask, int unit_size, int passes, "
+    "str backend) -> ()",
+)
+def _unit_importance(scores, y, grad_y, attention_mask, unit_size, passes, backend):
+    _op.run(backend, y.device, scores, y, grad_y, attention_mask, unit_size, passes)
+
+
+@_unit_importance.register_fake
+def _(scores, y, grad_y, attention_mask, unit_size, passes, backend):
+    return None
+
+
+@torch.no_grad()
+def unit_importance_(
+    scores: torch.Tensor, y: torch.Tensor, grad_y: torch.Tensor, *, attention_mask: torch.Tensor | None = None,
+    unit_size: int = 1, passes: int = 1, backend: str = "auto",
+) -> torch.Tensor:
+    """scores[u] += sum over samples of |sum over tokens t and columns d of unit u of y[t, d] grad_y[t, d]|, in place.
+
+    That inner sum is the gradient of a virtual gate of ones multiplied onto the unit's output (the importance of
+    arXiv 2404.10306, with the absolute value per sample that its formula has).
+
+    Args:
+        scores: float32 [D / unit_size], contiguous.
+        y: a module's output, float32 or bfloat16 [B, T, D].
+        grad_y: dL/dy, as y.
+        attention_mask: [B, T], 0 at tokens to ignore.
+        unit_size: columns per unit: 1 for a neuron, head_dim for a head.
+        passes: rows of the batch that belong to one sample; consecutive rows' sums are added before the absolute value.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        `scores`.
+
+    Raises:
+        CofituneError: an argument does not fit, or the backend asked for cannot run.
+    """
+    require(y.dim() == 3, f"{_NAME}: y must have the three dimensions [B, T, D], but its shape is {list(y.shape)}.")
+    batch, _, width = y.shape
+    dtype_is(_NAME, "y", y, torch.float32, torch.bfloat16)
+    dtype_is(_NAME, "grad_y", grad_y, y.dtype)
+    dtype_is(_NAME, "scores", scores, torch.float32)
+    shape_is(_NAME, "grad_y", grad_y, y.shape)
+    require(unit_size >= 1 and width % unit_size == 0,
+            f"{_NAME}: unit_size {unit_size} does not divide the {width} columns of y.")
+    require(passes >= 1 and batch % passes == 0, f"{_NAME}: passes {passes} does not divide the batch of {batch}.")
+    shape_is(_NAME, "scores", scores, [width // unit_size])
+    contiguous(_NAME, "scores", scores)
+    one_device(_NAME, scores=[scores], y=[y], grad_y=[grad_y], attention_mask=[attention_mask])
+    if attention_mask is not None:
+        shape_is(_NAME, "attention_mask", attention_mask, y.shape[:2])
+        attention_mask = (attention_mask != 0).contiguous()
+    _unit_importance(scores, y.contiguous(), grad_y.contiguous(), attention_mask, unit_size, passes, backend)
+    return scores

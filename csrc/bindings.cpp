@@ -1,0 +1,76 @@
+// Raw addresses, sizes and flags from Python to the kernels; torch's C++ interface is not needed, so one build serves
+// every torch version. The checks are in cofitune_fast/ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Addresses = std::vector<std::uintptr_t>;
+using Sizes = std::vector<int64_t>;
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v, const Addresses& mask,
+                  const Sizes& size, const Sizes& columns, const Sizes& mask_row_stride,
+                  const Sizes& mask_column_stride, const Sizes& offset, const std::vector<double>& coefficients,
+                  std::uintptr_t clip, bool mask_gradient, bool bf16, bool zero_grad, int64_t seed, int64_t step,
+                  int threads) {
+  std::vector<cofitune::AdamwTensor> tensors;
+  for (size_t i = 0; i < p.size(); ++i) {
+    tensors.push_back({pointer<void>(p.at(i)), pointer<void>(g.at(i)), pointer<float>(m.at(i)), pointer<float>(v.at(i)),
+                       pointer<const float>(mask.at(i)), size.at(i), columns.at(i), mask_row_stride.at(i),
+                       mask_column_stride.at(i), static_cast<uint64_t>(offset.at(i))});
+  }
+  const auto c = [&](size_t i) { return static_cast<float>(coefficients.at(i)); };
+  cofitune::masked_adamw(tensors, {{c(0), c(1), c(2), c(3), c(4), c(5), c(6)},
+                                   pointer<const float>(clip),
+                                   mask_gradient ? cofitune::MaskMode::kGradient : cofitune::MaskMode::kUpdate,
+                                   bf16,
+                                   zero_grad,
+                                   static_cast<uint64_t>(seed),
+                                   static_cast<uint64_t>(step),
+                                   threads});
+}
+
+void sum_of_squares(const Addresses& data, const Sizes& size, const std::vector<bool>& bf16, std::uintptr_t total,
+                    int threads) {
+  std::vector<cofitune::GradTensor> tensors;
+  for (size_t i = 0; i < data.size(); ++i) tensors.push_back({pointer<const void>(data[i]), size.at(i), bf16.at(i)});
+  *pointer<double>(total) = cofitune::sum_of_squares(tensors, threads);
+}
+
+void unit_importance(std::uintptr_t scores, std::uintptr_t y, std::uintptr_t grad_y, std::uintptr_t attention_mask,
+                     int64_t batch, int64_t tokens, int64_t width, int64_t unit_size, int64_t passes, bool bf16,
+                     int threads) {
+  cofitune::unit_importance({pointer<float>(scores), pointer<const void>(y), pointer<const void>(grad_y),
+                             pointer<const uint8_t>(attention_mask), batch, tokens, width, unit_size, passes, bf16},
+                            threads);
+}
+
+void use_isa(const std::string& name) {
+  if (!cofitune::set_isa(name)) throw std::invalid_argument("this CPU does not have the instruction set " + name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "CPU kernels of cofitune_fast; called by cofitune_fast.ops only.";
+  module.attr("INTERFACE") = 1;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
+  module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
+  module.def("sum_of_squares", &sum_of_squares, py::call_guard<py::gil_scoped_release>());
+  module.def("unit_importance", &unit_importance, py::call_guard<py::gil_scoped_release>());
+  module.def("isa", &cofitune::isa_name);
+  module.def("use_isa", &use_isa);
+}

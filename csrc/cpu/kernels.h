@@ -1,0 +1,56 @@
+// The CPU kernels' faces: raw pointers and 64-bit sizes. Checks are made in Python before.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cofitune/adamw_element.h"
+
+namespace cofitune {
+
+struct AdamwTensor {
+  void* p;            // float, or bfloat16 as uint16_t
+  void* g;            // as p
+  float* m;
+  float* v;
+  const float* mask;  // null: none
+  int64_t size;
+  int64_t columns;          // length of a row
+  int64_t mask_row_stride;  // elements between the factors of two rows; 0: all rows share them
+  int64_t mask_column_stride;  // 0: one factor serves the whole row; 1: one per column
+  uint64_t offset;          // random counter of the first element
+};
+
+struct AdamwOptions {
+  AdamwCoefficients coefficients;
+  const float* clip;  // factor and skip flag; null: 1 and 0
+  MaskMode mode;
+  bool bf16;
+  bool zero_grad;
+  uint64_t seed;
+  uint64_t step;
+  int threads;
+};
+
+void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options);
+
+struct GradTensor {
+  const void* data;
+  int64_t size;
+  bool bf16;
+};
+
+double sum_of_squares(const std::vector<GradTensor>& tensors, int threads);
+
+struct ImportanceInput {
+  float* scores;
+  const void* y;
+  const void* grad_y;
+  const uint8_t* attention_mask;  // null: all tokens count
+  int64_t batch, tokens, width, unit_size, passes;
+  bool bf16;
+};
+
+void unit_importance(const ImportanceInput& input, int threads);
+
+}  // namespace cofitune

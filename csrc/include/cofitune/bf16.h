@@ -1,0 +1,20 @@
+// bfloat16 by integer shifts: no bf16 instruction is needed, so AVX2 and older GPUs are served alike.
+#pragma once
+
+#include "portable.h"
+
+namespace cofitune {
+
+CF_HD float bf16_to_float(uint16_t value) { return bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+
+// Stochastic rounding: adds 16 random bits, so that cutting the lower half off rounds up with the probability of the
+// part cut off and is unbiased. Infinities stay; a NaN becomes quiet, lest cutting turn it into an infinity.
+// Returns the 32 bits whose upper half is the bfloat16.
+CF_HD uint32_t stochastic_bits(float value, uint32_t random16) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  const uint32_t nan_to_quiet = magnitude > 0x7F800000u ? 0x00400000u : 0u;
+  return magnitude < 0x7F800000u ? bits + random16 : bits | nan_to_quiet;
+}
+
+}  // namespace cofitune

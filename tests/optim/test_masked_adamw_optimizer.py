@@ -1,0 +1,190 @@
+"""MaskedAdamW as a torch optimizer: groups, schedulers, clipping, masks, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops.ops_cases import BACKENDS, TOLERANCE, bits
+
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.optim import MaskedAdamW
+
+
+def make_pairs(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"up.weight": (8, 6), "up.bias": (8,), "down.weight": (6, 8)}
+    return [(name, torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)))
+            for name, shape in shapes.items()]
+
+
+def set_grads(pairs, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for _, p in pairs:
+        p.grad = (torch.randn(p.shape, generator=generator) * scale).to(p.dtype)
+
+
+def values(pairs):
+    return [p.detach().clone() for _, p in pairs]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_without_masks_it_trains_as_clip_and_torch_adamw_do(max_grad_norm, backend):
+    ours, theirs = make_pairs(), make_pairs()
+    options = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    optimizer = MaskedAdamW(ours, lr=1e-2, max_grad_norm=max_grad_norm, backend=backend, **options)
+    torch_optimizer = torch.optim.AdamW([p for _, p in theirs], lr=1e-2, **options)
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 10) for o in (optimizer, torch_optimizer)]
+    for step in range(6):
+        for pairs in (ours, theirs):
+            set_grads(pairs, step)
+        if max_grad_norm is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for _, p in theirs])
+        else:
+            norm = torch.nn.utils.clip_grad_norm_([p for _, p in theirs], max_grad_norm)
+        optimizer.step()
+        torch_optimizer.step()
+        torch.testing.assert_close(optimizer.last_grad_norm, norm)
+        for schedule in schedules:
+            schedule.step()
+    for p, q in zip(values(ours), values(theirs), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)  # six steps' roundings
+
+
+def test_groups_have_their_own_options_and_may_be_added_later():
+    pairs = make_pairs()
+    groups = [{"params": pairs[:1], "lr": 0.0}, {"params": iter(pairs[1:2]), "weight_decay": 0.0}]
+    optimizer = MaskedAdamW(groups, lr=1e-2)
+    optimizer.add_param_group({"params": pairs[2:], "lr": 1e-3})
+    before = values(pairs)
+    set_grads(pairs, 1)
+    optimizer.step()
+    moved = [(p.detach() - start).abs().max().item() for (_, p), start in zip(pairs, before, strict=True)]
+    assert moved[0] == 0 and moved[1] == pytest.approx(1e-2, rel=0.01) and 5e-4 < moved[2] < 2e-3
+    assert [group["param_names"] for group in optimizer.param_groups] == [["up.weight"], ["up.bias"], ["down.weight"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_mask_protects_and_damps(dtype):
+    pairs, free = make_pairs(dtype), make_pairs(dtype)
+    rows = torch.tensor([0, 0.5, 1, 1, 0, 1, 0.25, 1])[:, None]
+    columns = torch.zeros(1, 8)
+    masked = MaskedAdamW(pairs, lr=1e-2, masks={"up.weight": rows, "down.weight": columns.to(torch.bfloat16)})
+    plain = MaskedAdamW(free, lr=1e-2)
+    start = values(pairs)
+    for step in range(3):
+        for p in (pairs, free):
+            set_grads(p, step)
+        masked.step()
+        plain.step()
+    up, bias, down = values(pairs)
+    assert torch.equal(bits(up[[0, 4]]), bits(start[0][[0, 4]])) and torch.equal(bits(down), bits(start[2]))
+    assert torch.equal(bits(up[2]), bits(values(free)[0][2])) and torch.equal(bits(bias), bits(values(free)[1]))
+    if dtype == torch.float32:
+        first = (values(free)[0] - start[0])[6]
+        torch.testing.assert_close((up - start[0])[6], 0.25 * first, rtol=0.05, atol=1e-4)  # decay sees other values
+    assert masked.state[pairs[0][1]]["exp_avg"].dtype == torch.float32
+
+
+def test_a_gradient_mask_acts_before_the_moments():
+    pairs = make_pairs()
+    optimizer = MaskedAdamW(pairs, masks={"up.bias": torch.full((8,), 0.5)}, mask_mode="gradient", max_grad_norm=None)
+    set_grads(pairs, 1)
+    optimizer.step()
+    bias = pairs[1][1]
+    torch.testing.assert_close(optimizer.state[bias]["exp_avg"], 0.1 * 0.5 * bias.grad, **TOLERANCE["fp32"])
+
+
+def test_a_norm_that_is_not_finite_skips_the_step():
+    pairs = make_pairs()
+    optimizer = MaskedAdamW(pairs, lr=1e-2, zero_grad_after=True)
+    before = values(pairs)
+    set_grads(pairs, 0)
+    pairs[1][1].grad[3] = float("inf")
+    optimizer.step()
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(before, values(pairs), strict=True))
+    assert not optimizer.last_grad_norm.isfinite()
+    assert all(not p.grad.any() and not optimizer.state[p]["exp_avg"].any() for _, p in pairs)
+    set_grads(pairs, 1)
+    optimizer.step()
+    assert all((a != b).all() for a, b in zip(before, values(pairs), strict=True))
+
+
+def test_gradients_may_be_missing_and_are_zeroed_on_request():
+    pairs = make_pairs()
+    optimizer = MaskedAdamW(pairs, lr=1e-2, zero_grad_after=True)
+    optimizer.step()
+    assert optimizer.last_grad_norm.item() == 0
+    set_grads(pairs, 0)
+    pairs[0][1].grad = None
+    before = values(pairs)
+    optimizer.step()
+    assert torch.equal(before[0], values(pairs)[0]) and pairs[0][1] not in optimizer.state
+    assert all(not p.grad.any() for _, p in pairs[1:])
+    set_grads(pairs, 1)
+    optimizer.step()
+    assert [optimizer.state[p]["step"] for _, p in pairs] == [1, 2, 2]
+
+
+def test_float32_and_bfloat16_parameters_train_together():
+    pairs = [make_pairs()[0], ("half", make_pairs(torch.bfloat16)[2][1])]
+    optimizer = MaskedAdamW(pairs, lr=1e-2)
+    before = values(pairs)
+    set_grads(pairs, 0)
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, values(pairs), strict=True))
+
+
+def test_a_closure_and_a_gradient_with_strange_strides_are_served():
+    p = torch.nn.Parameter(torch.randn(4, 6))
+    optimizer = MaskedAdamW([("w", p)], lr=1e-2)
+
+    def closure():
+        loss = p.square().sum()
+        p.grad = torch.ones(6, 4).T
+        return loss
+
+    assert optimizer.step(closure).requires_grad
+    assert p.grad.is_contiguous()
+
+
+def half():
+    return [("w", torch.nn.Parameter(torch.zeros(3).half()))]
+
+
+@pytest.mark.parametrize(("params", "options", "words"), [
+    (lambda: [p for _, p in make_pairs()], {}, r"must come as \(name, parameter\) pairs"),
+    (lambda: [], {}, r"no parameters to train"),
+    (lambda: make_pairs() + make_pairs(), {}, r"the parameter down.weight, up.bias, up.weight is given twice"),
+    (half, {}, r"w is float16, which cannot be trained here; load the model in bfloat16 or float32"),
+    (make_pairs, {"storage": "bf16_sr"}, r"storage 'bf16_sr' does not fit up.weight, which is float32"),
+    (lambda: make_pairs(torch.bfloat16), {"storage": "fp32"}, r"storage 'fp32' does not fit up.weight"),
+    (make_pairs, {"storage": "int8"}, r"storage must be 'auto', 'fp32' or 'bf16_sr', not 'int8'"),
+    (make_pairs, {"mask_mode": "soft"}, r"mask_mode must be 'update' or 'gradient', not 'soft'"),
+    (make_pairs, {"lr": -1e-3}, r"lr must not be negative, but it is -0.001"),
+    (make_pairs, {"betas": (0.9, 1.5)}, r"betas must lie in \[0, 1\)"),
+    (make_pairs, {"max_grad_norm": 0}, r"max_grad_norm must be positive or None, not 0"),
+    (make_pairs, {"masks": {"gate.weight": torch.ones(1)}}, r"masks for gate.weight, which this optimizer does not"),
+    (make_pairs, {"masks": {"up.weight": torch.full((8, 1), 1.5)}}, r"mask of up.weight has values outside \[0, 1\]"),
+    (make_pairs, {"masks": {"up.bias": torch.full((8,), float("nan"))}}, r"up.bias has values outside \[0, 1\]"),
+    (make_pairs, {"masks": {"up.weight": torch.ones(8)}}, r"the mask of up.weight of shape \[8\] does not fit"),
+    (lambda: [("t", torch.nn.Parameter(torch.zeros(4, 3).T))], {}, r"t is not contiguous"),
+])
+def test_what_does_not_fit_is_refused(params, options, words):
+    with pytest.raises(CofituneError, match=words):
+        MaskedAdamW(params(), **options)
+
+
+def test_a_sparse_gradient_is_refused():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = MaskedAdamW(embedding.named_parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(CofituneError, match="the gradient of weight is sparse"):
+        optimizer.step()
+
+
+def test_a_forced_backend_that_cannot_run_is_refused_at_the_step():
+    pairs = make_pairs()
+    set_grads(pairs, 0)
+    with pytest.raises(CofituneError, match="the backend 'triton' cannot run"):
+        MaskedAdamW(pairs, backend="triton").step()
