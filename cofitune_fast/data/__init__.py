@@ -3,6 +3,7 @@
 from .batches import IGNORED_LABEL, batches, collate, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id
 from .formats import Example, parse_examples, read_examples
+from .packing import Pack, collate_packs, pack_rows
 from .rows import Row, read_rows
 
 __all__ = [
@@ -10,12 +11,15 @@ __all__ = [
     "Encoded",
     "EncodedExamples",
     "Example",
+    "Pack",
     "Row",
     "batches",
     "collate",
+    "collate_packs",
     "encode_example",
     "encode_examples",
     "encode_prompt",
+    "pack_rows",
     "pad_token_id",
     "parse_examples",
     "plan_batches",

@@ -9,10 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import IGNORED_LABEL, Encoded, batches, encode_examples, encode_prompt, pad_token_id
+from ..data import (
+    IGNORED_LABEL,
+    Encoded,
+    batches,
+    collate_packs,
+    encode_examples,
+    encode_prompt,
+    pack_rows,
+    pad_token_id,
+    plan_batches,
+)
 from ..data.encode import encode_continuation, encode_text, prompt_text
 from ..errors import CofituneError
-from ..models.head import response_logits
+from ..models.head import response_logits, select_positions
 from .results import ItemScore, Score, SuiteScores, make_score
 from .suite import Suite
 from .tasks import ChoiceItem, Task
@@ -89,29 +99,78 @@ def score_task(
 def answer_scores(
     model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens_per_batch: int = 4096
 ) -> list[ItemScore]:
-    """For each row: summed NLL of its response, number of response tokens, and whether all are the most probable."""
-    device = model.get_input_embeddings().weight.device
+    """For each row: summed NLL of its response, number of response tokens, and whether all are the most probable.
+
+    What rows share from their begin on is computed once (`data.packing`), where the attention takes a mask for it.
+    """
+    results = _packed_results if _takes_packs(model, rows) else _padded_results
     scores: list[ItemScore | None] = [None] * len(rows)
     with evaluation_mode(model), torch.no_grad():
-        for indices, batch in batches(rows, pad_token_id, max_tokens=max_tokens_per_batch):
-            logits, targets = response_logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            nlls, hits = token_scores(logits, targets)
-            counts = (batch["labels"] != IGNORED_LABEL).sum(1).tolist()
-            for index, nll, hit in zip(indices, nlls.split(counts), hits.split(counts), strict=True):
-                if not nll.isfinite().all():
-                    raise CofituneError(
-                        f"The model gives {rows[index].where or 'an item'} a log-likelihood that is not finite; "
-                        "its weights may be damaged."
-                    )
-                scores[index] = ItemScore(nll.sum().item(), len(nll), bool(hit.all()))
+        for index, nll, hit in results(model, rows, pad_token_id, max_tokens_per_batch):
+            if not nll.isfinite().all():
+                raise CofituneError(
+                    f"The model gives {rows[index].where or 'an item'} a log-likelihood that is not finite; "
+                    "its weights may be damaged."
+                )
+            scores[index] = ItemScore(nll.sum().item(), len(nll), bool(hit.all()))
     return scores
 
 
-def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL (float64 [N]) of targets [N] under logits [N, V], and whether each is the most probable; both on the CPU."""
+def _takes_packs(model: nn.Module, rows: Sequence[Encoded]) -> bool:
+    """A pack needs an attention with an explicit mask, and no row may outgrow a sliding window, which it ignores."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    longest = max(len(row.input_ids) for row in rows)
+    return config._attn_implementation in ("sdpa", "eager") and (not window or longest <= window)
+
+
+def _packed_results(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    weight = model.get_input_embeddings().weight
+    packs = pack_rows(rows)
+    for indices in plan_batches([len(pack.ids) for pack in packs], max_tokens=max_tokens):
+        chosen = [packs[index] for index in indices]
+        batch = collate_packs(chosen, pad_token_id, weight.dtype)
+        mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for number, pack in enumerate(chosen):
+            mask[number, [place for _, predictors, _ in pack.rows for place in predictors]] = True
+        with select_positions(model, mask):
+            batch = {name: tensor.to(weight.device) for name, tensor in batch.items()}
+            logits = model(**batch, use_cache=False).logits[0]
+        # The same place may predict the first token of several answers, so places are looked up, not walked through.
+        where = mask.flatten().cumsum(0).view(mask.shape) - 1
+        places, targets, sizes = [], [], []
+        for number, pack in enumerate(chosen):
+            for _, predictors, response in pack.rows:
+                places.append(where[number, predictors])
+                targets += response
+                sizes.append(len(response))
+        nlls, hits = token_scores(logits, torch.tensor(targets), torch.cat(places))
+        numbers = (index for pack in chosen for index, _, _ in pack.rows)
+        yield from zip(numbers, nlls.split(sizes), hits.split(sizes), strict=True)
+
+
+def _padded_results(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    device = model.get_input_embeddings().weight.device
+    for indices, batch in batches(rows, pad_token_id, max_tokens=max_tokens):
+        logits, targets = response_logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        nlls, hits = token_scores(logits, targets, torch.arange(len(targets)))
+        counts = (batch["labels"] != IGNORED_LABEL).sum(1).tolist()
+        yield from zip(indices, nlls.split(counts), hits.split(counts), strict=True)
+
+
+def token_scores(logits: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL (float64 [N]) of targets [N] under logits[places], and whether each is the most probable; both on the CPU.
+
+    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order.
+    """
     chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two of fp32: the logits and their log-softmax
     nlls, hits = [], []
-    for part, wanted in zip(logits.split(chunk), targets.to(logits.device).split(chunk), strict=True):
+    for rows, wanted in zip(places.to(logits.device).split(chunk), targets.to(logits.device).split(chunk), strict=True):
+        part = logits[rows]
         nlls.append(nn.functional.cross_entropy(part.float(), wanted, reduction="none").cpu().double())
         hits.append((part.argmax(-1) == wanted).cpu())
     return torch.cat(nlls), torch.cat(hits)

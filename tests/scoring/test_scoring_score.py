@@ -53,7 +53,9 @@ def test_token_scores_equal_plain_ones(family, tiny_tokenizer, monkeypatch):
     expected, hits = plain(model, row.input_ids, row.response_start)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, row.response_start - 1 : -1]
-    nlls, hit = scoring.token_scores(logits, torch.tensor(row.input_ids[row.response_start :]))
+    targets = torch.tensor(row.input_ids[row.response_start :])
+    order = torch.arange(len(targets)).flip(0)
+    nlls, hit = scoring.token_scores(logits.flip(0), targets, order)
     torch.testing.assert_close(nlls, -expected, rtol=1e-5, atol=1e-5)
     assert hit.tolist() == hits.tolist()
     score = answer_scores(model, [row], 0)[0]
@@ -211,3 +213,24 @@ def test_a_suite_is_the_sum_of_its_tasks(tiny_model, tiny_tokenizer):
     assert scores.knowledge == pytest.approx((told[1][1].metrics["accuracy"] + told[2][1].metrics["likelihood"]) / 2)
     with pytest.raises(CofituneError, match="no task in the group reasoning"):
         Suite(suite.speciality, suite.knowledge, [], suite.instruction)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_rows_score_the_same_with_and_without_packing(family, tiny_tokenizer, monkeypatch):
+    model = make_tiny_model(family)
+    rows = encode_examples(EXAMPLES * 2, tiny_tokenizer)
+    assert scoring._takes_packs(model, rows)
+    packed = answer_scores(model, rows, 0)
+    monkeypatch.setattr(scoring, "_takes_packs", lambda *_: False)
+    for one, other in zip(packed, answer_scores(model, rows, 0), strict=True):
+        assert (one.tokens, one.correct) == (other.tokens, other.correct)
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)
+
+
+def test_a_row_longer_than_a_sliding_window_is_not_packed(tiny_tokenizer):
+    rows = encode_examples(EXAMPLES, tiny_tokenizer)
+    model = make_tiny_model("mistral", sliding_window=8)
+    assert not scoring._takes_packs(model, rows)
+    expected = [plain(model, row.input_ids, row.response_start)[0] for row in rows]
+    for score, wanted in zip(answer_scores(model, rows, 0), expected, strict=True):
+        assert score.nll == pytest.approx(-wanted.sum().item(), rel=1e-5)
