@@ -17,6 +17,11 @@ TITLES = {
     "spec": "Spec", "vers": "Vers", "knowledge": "Knowledge", "reasoning": "Reasoning", "instruction": "Instruction",
     "uni": "Uni", "trained": "Trained", "seconds": "Time", "memory": "Peak memory",
 }  # fmt: skip
+# Headings that let the table fit into a terminal of 80 columns.
+_HYPHENATED = {
+    "Knowledge": "Know-\nledge", "Reasoning": "Rea-\nson.", "Instruction": "In-\nstr.",
+    "Peak memory": "Peak\nmemory",
+}  # fmt: skip
 FOOTNOTE = (
     "± is one standard error over the test items. Bold: leads every other trained method by more than the combined "
     "standard error √(se₁² + se₂²); no bold in a column means that no such lead exists. "
@@ -69,24 +74,29 @@ def methods_table(report: dict[str, Any]) -> Table:
         CofituneError: rich is not installed, or the report is malformed.
     """
     try:
+        from rich import box
         from rich.markup import escape
         from rich.table import Table
     except ImportError:
         sentence = "The terminal table needs rich; install it with: pip install 'cofitune-fast[cli]'"
         raise CofituneError(sentence) from None
     report = checked(report)
-    table = Table(title=escape(report["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left")
-    table.add_column("Method", overflow="fold")
+    table = Table(
+        title=escape(report["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("Method", overflow="fold", min_width=15)
     for title in TITLES.values():
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(_HYPHENATED.get(title, title), justify="right", no_wrap=True)
     for row in method_rows(report):
         texts = []
         for key in TITLES:
             cell = row.cells[key]
             text = f"[bold]{cell.text}[/bold]" if cell.best else cell.text
-            texts.append(f"{text}\n[dim]{cell.small}[/dim]" if cell.small else text)
-        region = f"\n[dim]{escape(row.region)}[/dim]" if row.region else ""
-        table.add_row(escape(row.name) + region, *texts, end_section=row.name == BASE)
+            small = cell.small.replace("\u00a0", "").replace("± ", "±").replace("±0.", "±.")
+            texts.append(f"{text}\n[dim]{small}[/dim]" if small else text)
+        region = f"\n[dim]{escape(row.region).replace('@', chr(10) + '@')}[/dim]" if row.region else ""
+        table.add_row(escape(row.name) + region, *texts, end_section=True)
     return table
 
 

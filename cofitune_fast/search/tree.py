@@ -118,6 +118,14 @@ def _best(nodes: list[Node]) -> Node:
     return max(nodes, key=lambda node: (node.uni, -node.trained_parameters))
 
 
+def _short(roles: str) -> str:
+    """"attn q+k+v" for "attn.q+attn.k+attn.v"; other texts as they are."""
+    parts = [role.strip().split(".") for role in roles.split("+")]
+    if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) == 1:
+        return f"{parts[0][0]} {'+'.join(part[1] for part in parts)}"
+    return roles
+
+
 def _node(candidate: Candidate, level: Level, scores: dict[str, float], cost: dict[str, Any]) -> Node:
     keys = [key for name in SCORES for key in (name, f"{name}_se")]
     return Node(
@@ -125,7 +133,7 @@ def _node(candidate: Candidate, level: Level, scores: dict[str, float], cost: di
         parent=candidate.parent,
         level=candidate.level,
         level_name=level.name,
-        label=f"{candidate.roles}@{candidate.layers}",
+        label=f"{_short(candidate.roles)} {candidate.layers}",
         region=str(candidate.region),
         roles=candidate.roles,
         layers=candidate.layers,
