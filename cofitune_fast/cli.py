@@ -112,7 +112,7 @@ def search(
     context: typer.Context,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first level and its sizes, train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the space and its sizes, train nothing.")] = False,
 ) -> None:
     """Search the region with the best Uni on the validation part; resumes in the same output folder."""
     from .display import make_display, scores_text
@@ -167,7 +167,8 @@ def train(
 
     def show() -> None:
         print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
-              f"{result['loss']:.3f}, {duration(result['seconds'])}; {result['frozen_tensors']} frozen tensors unchanged")
+              f"{result['loss']:.3f}, {duration(result['seconds'])}; "
+              f"{result['frozen_tensors']} frozen tensors unchanged")
 
     _emit(result, as_json, show)
     if result["interrupted"]:
@@ -259,7 +260,7 @@ def plan(context: typer.Context, config: ConfigFile = None, as_json: AsJson = Fa
     batch = int(settings.training.get("per_device_train_batch_size", 8))
     planned = plan_memory(
         model, Region.parse(_needed(settings, "region")), batch_size=batch, length=settings.data.max_length,
-        storage=storage, masked=settings.mask.preset != "none",
+        storage=storage, masked=settings.mask.preset != "none" and settings.region != "full",
     )
 
     def show() -> None:
@@ -346,6 +347,7 @@ def _pipeline(settings: Config, display: Any) -> Any:
     return Pipeline(_workbench(settings), PipelineSettings(
         levels=levels, region=settings.region, training=settings.training, search_training=settings.search.training,
         full_sft_training=settings.compare.full_sft, importance=_importance_settings(settings),
+        importance_file=settings.importance.file,
         preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, space=space,
     ), output, display)
 

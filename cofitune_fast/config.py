@@ -121,8 +121,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        where = str(path) if path is not None else "the command line"
-        raise CofituneError(_sentence(error, where)) from None
+        raise CofituneError(_sentence(error, str(path) if path is not None else None, overrides or {})) from None
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -138,8 +137,23 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise CofituneError(f"The option --{key} has no value; write --{key} VALUE.")
             text = rest.pop(0)
-        overrides[key.replace("-", "_")] = _scalar(text)
+        key = key.replace("-", "_")
+        overrides[key] = text if _wants_text(key.split(".")) else _scalar(text)
     return overrides
+
+
+def _wants_text(keys: list[str]) -> bool:
+    """Whether a key takes text, so that a name such as 2024 stays a name."""
+    section: type[Section] | None = Config
+    for number, key in enumerate(keys):
+        field = section.model_fields.get(key) if section else None
+        if field is None:
+            return False
+        section = _section_class(field)
+        if number == len(keys) - 1:
+            kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            return section is not None or (str in kinds and list not in [getattr(k, "__origin__", k) for k in kinds])
+    return False
 
 
 def _scalar(text: str) -> Any:
@@ -180,19 +194,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise CofituneError(f"The configuration {path} must be a mapping of sections, not {type(values).__name__}.")
-    return _numbers(values)
+    # A section without content, such as `training:` alone, means its defaults.
+    return _numbers({key: value for key, value in values.items() if value is not None})
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
-        inner = values.setdefault(key, {})
+    """Set a nested key; `model: folder` in one place and `model.dtype` in another come together in one section."""
+    main = _main_key(keys[0])
+    if main and isinstance(values.get(keys[0]), str):
+        values[keys[0]] = {main: values[keys[0]]}
+    if main and len(keys) == 1 and isinstance(value, str) and isinstance(values.get(keys[0]), dict):
+        keys = [*keys, main]
+    for key in keys[:-1]:
+        inner = values.get(key)
         if not isinstance(inner, dict):
-            # `model: folder` in the file and --model.dtype on the command line: keep both.
-            section = Config.model_fields.get(key) if depth == 0 else None
-            main = _section_class(section)._main.get_default() if section and _section_class(section) else None
-            inner = values[key] = {main: inner} if main else {}
+            inner = values[key] = {}
         values = inner
     values[keys[-1]] = value
+
+
+def _main_key(section: str) -> str | None:
+    field = Config.model_fields.get(section)
+    kind = _section_class(field) if field else None
+    return kind._main.get_default() if kind else None
 
 
 def _section_class(field: Any) -> type[Section] | None:
@@ -200,15 +224,22 @@ def _section_class(field: Any) -> type[Section] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-def _sentence(error: ValidationError, where: str) -> str:
-    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key explains the rest
-    place = [str(part) for part in problem["loc"]]
+def _sentence(error: ValidationError, file: str | None, overrides: dict[str, Any]) -> str:
+    # A misspelt key often explains the other problems.
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    place: list[str] = []
+    section: type[Section] | None = Config
+    for part in problem["loc"]:  # what comes after a plain field is pydantic's own bookkeeping
+        if section is None:
+            break
+        parent, field = section, section.model_fields.get(str(part))
+        place.append(str(part))
+        section = _section_class(field) if field else None
     key = ".".join(place)
+    given = any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in overrides)
+    where = "the command line" if given or file is None else file
     if problem["type"] == "extra_forbidden":
-        section: type[Section] = Config
-        for part in place[:-1]:
-            section = _section_class(section.model_fields[part]) or section
-        known = sorted(section.model_fields)
+        known = sorted(parent.model_fields)
         nearest = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*place[:-1], nearest[0]])}?" if nearest else f"known are {', '.join(known)}."
         return f"Unknown key {key} in {where}; {hint}"

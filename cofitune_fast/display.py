@@ -38,7 +38,8 @@ class PlainDisplay:
         yield
 
     def _line(self, text: str) -> None:
-        self.console.print(f"[{time.perf_counter() - self.began:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+        line = f"[{time.perf_counter() - self.began:6.0f} s] {text}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def stage(self, title: str) -> None:
         self._line(title)

@@ -24,9 +24,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; an artefact is an ordinary file
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; an artefact is an ordinary file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,9 +42,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        for inside in (temporary, *temporary.rglob("*")):  # safetensors, too, makes its files private
+            inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, old)
@@ -88,3 +85,9 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise CofituneError(f"Cannot write to the folder {path} ({error.strerror}); choose another one.") from None
     return path
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

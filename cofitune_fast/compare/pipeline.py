@@ -26,7 +26,7 @@ from ..models import load_model
 from ..models.fingerprint import fingerprint
 from ..regions import Region, load_delta, merge, save_delta
 from ..search import Candidate, Journal, Level, SearchResult, children, tree_search
-from ..training import TrainResult
+from ..training import TrainResult, training_arguments
 from ..trials import Workbench
 from .methods import BASE, Method, method_row
 from .progress import Clock, PipelineObserver, Quiet
@@ -38,7 +38,7 @@ class PipelineSettings:
 
     levels: the search space (empty: train `region` without a search). training: arguments of the final runs.
     search_training, full_sft_training: go over `training` in the search's nodes and in full SFT. preset: the mask's
-    normaliser, or "none". importance: arguments of `Workbench.importance`.
+    normaliser, or "none". importance: arguments of `Workbench.importance`; importance_file: measured before.
     """
 
     levels: tuple[Level, ...] = ()
@@ -47,6 +47,7 @@ class PipelineSettings:
     search_training: Mapping[str, Any] = field(default_factory=dict)
     full_sft_training: Mapping[str, Any] = field(default_factory=dict)
     importance: Mapping[str, Any] = field(default_factory=dict)
+    importance_file: str | None = None
     preset: str = "rank"
     mask_mode: str = "update"
     storage: str = "auto"
@@ -73,7 +74,7 @@ class Pipeline:
         """All steps; returns the report as written to report.json."""
         start = time.perf_counter()
         with Journal(self.output, self._identity()) as journal:
-            self._plan_time(journal)
+            self._plan_time()
             base = self._base_row()
             importance = self._importance()
             search = self._search(journal)
@@ -102,7 +103,7 @@ class Pipeline:
     def search(self) -> SearchResult:
         """The search alone, in the same journal that `run` uses."""
         with Journal(self.output, self._identity()) as journal:
-            self._plan_time(journal)
+            self._plan_time(finals=False)
             result = self._search(journal)
             if result is None:
                 raise CofituneError("No search space is set; give search.space.")
@@ -120,8 +121,8 @@ class Pipeline:
     def _importance(self) -> Importance | None:
         if self.settings.preset == "none":
             return None
-        path = self.output / "importance.safetensors"
-        if path.is_file():
+        path = Path(self.settings.importance_file or self.output / "importance.safetensors")
+        if self.settings.importance_file or path.is_file():
             importance = Importance.load(path)
             importance.check(self.bench.base.fingerprint, self.bench.base.model)
             return importance
@@ -140,7 +141,10 @@ class Pipeline:
             journal.append({"id": "base", "scores": scores})
         base = journal.nodes["base"]["scores"]
         self.observer.note(f"base on valid: Spec {base['spec']:.3f}  Vers {base['vers']:.3f}  Uni {base['uni']:.3f}")
-        return tree_search(self.settings.levels, self.bench.layout.num_layers, self._trial, journal, _Timed(self))
+        timed = _Timed(self)
+        result = tree_search(self.settings.levels, self.bench.layout.num_layers, self._trial, journal, timed)
+        timed.done()
+        return result
 
     def _trial(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
         start = time.perf_counter()
@@ -168,7 +172,7 @@ class Pipeline:
         return row, read_json(checks_file, "list of checks")
 
     def _method(self, method: Method, delta: str | None = None) -> dict[str, Any]:
-        """Train a method from the base and score it on the test part; its delta is kept where `delta` names a folder."""
+        """Train a method from the base and score it on the test part; its delta goes to the folder `delta`, if any."""
         def measure() -> dict[str, Any]:
             self.observer.stage(f"{method.name}: {method.region.describe(self.bench.model)}")
             with self.bench.trial(method.region):
@@ -233,27 +237,38 @@ class Pipeline:
             "base": self.bench.base.fingerprint,
             "dtype": self.bench.base.dtype,
             "data": {key: value for key, value in vars(data).items() if value is not None},
+            "data_sha256": self.bench.data_digests,
             "region": settings.region,
             "space": [[level.name, level.layers, level.roles] for level in _plain(settings.levels)],
             "training": dict(settings.training),
             "search_training": dict(settings.search_training),
             "full_sft_training": dict(settings.full_sft_training),
-            "importance": dict(settings.importance),
+            "importance": {**settings.importance, **({"file": settings.importance_file} if settings.importance_file
+                                                     else {})},
             "mask": [settings.preset, settings.mask_mode],
             "storage": settings.storage,
         }
 
-    def _plan_time(self, journal: Journal) -> None:
-        """Weights in trained tokens: a backward through the whole model costs about twice a region's."""
-        epochs = float(self.settings.training.get("num_train_epochs", 1))
-        node_epochs = float({**self.settings.training, **self.settings.search_training}.get("num_train_epochs", 1))
-        full_epochs = float({**self.settings.training, **self.settings.full_sft_training}.get("num_train_epochs", 1))
-        scoring = 0.5
-        self.clock.waiting = {"cofitune-coarse": epochs + 2 * scoring, "full-sft": 2.5 * full_epochs + 2 * scoring}
-        if self.settings.preset != "none":
-            self.clock.waiting["cofitune-fine"] = epochs + 4 * scoring
-        for number in range(_most_nodes(self.settings.levels, self.bench.layout.num_layers)):
-            self.clock.waiting[f"node {number}"] = node_epochs + scoring
+    def _plan_time(self, finals: bool = True) -> None:
+        """Weights in passes over the training rows: full SFT costs about 2.5 times a region, scoring half a pass."""
+        scoring, settings = 0.5, self.settings
+        self.clock.waiting = {}
+        if finals:
+            epochs = self._epochs(settings.training)
+            full = self._epochs({**settings.training, **settings.full_sft_training})
+            self.clock.waiting = {"cofitune-coarse": epochs + 2 * scoring, "full-sft": 2.5 * full + 2 * scoring}
+            if settings.preset != "none":
+                self.clock.waiting["cofitune-fine"] = epochs + 4 * scoring
+        node = self._epochs({**settings.training, **settings.search_training}) + scoring
+        for number in range(_most_nodes(settings.levels, self.bench.layout.num_layers)):
+            self.clock.waiting[f"node {number}"] = node
+
+    def _epochs(self, training: Mapping[str, Any]) -> float:
+        arguments = training_arguments(training, self.output)
+        if arguments.max_steps <= 0:
+            return float(arguments.num_train_epochs)
+        batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        return arguments.max_steps * batch / len(self.bench.train_rows)
 
     def _delta_settings(self, method: Method, run: TrainResult) -> dict[str, Any]:
         return {
@@ -297,6 +312,12 @@ class _Timed:
 
     def __init__(self, pipeline: Pipeline):
         self.clock, self.observer, self.count = pipeline.clock, pipeline.observer, 0
+
+    def done(self) -> None:
+        """Nodes that were expected and did not come (a best region with fewer parts) wait no longer."""
+        for job in [job for job in self.clock.waiting if job.startswith("node ")]:
+            self.clock.drop(job)
+        self.observer.remaining(self.clock.remaining)
 
     def level(self, level: Level, candidates: list[Candidate]) -> None:
         self.observer.level(level, candidates)

@@ -42,7 +42,7 @@ class Clock:
 
     def finish(self, job: str) -> None:
         weight = self.waiting.pop(job, 0.0)
-        if self._running and self._running[0] == job:
+        if self._running and self._running[0] == job and weight:
             self._seconds += time.perf_counter() - self._running[1]
             self._weight += weight
         self._running = None

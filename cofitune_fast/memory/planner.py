@@ -53,9 +53,14 @@ def fake_model(source: str | Path | PretrainedConfig, dtype: torch.dtype = torch
             source = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise CofituneError(f"No model configuration at {source}: {str(error).splitlines()[0]}") from None
-    with FakeTensorMode(), no_init_weights():
-        model = AutoModelForCausalLM.from_config(source, dtype=dtype)
-        model.tie_weights()
+    try:
+        with FakeTensorMode(), no_init_weights():
+            model = AutoModelForCausalLM.from_config(source, dtype=dtype)
+            model.tie_weights()
+    except ValueError:
+        raise CofituneError(
+            f"A {source.model_type} model is no causal language model; only those can be planned."
+        ) from None
     return model
 
 

@@ -7,16 +7,17 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from .. import __version__
 from ..errors import CofituneError
 from ..files import atomic_folder, atomic_path, writable_folder, write_json, write_text
 from ..models.fingerprint import (
@@ -284,10 +285,4 @@ def _form(tensor: torch.Tensor) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("cofitune-fast", "torch", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # a checkout that was not installed
-            versions[package] = "unknown"
-    return versions
+    return {"cofitune-fast": __version__, "torch": torch.__version__, "transformers": transformers.__version__}

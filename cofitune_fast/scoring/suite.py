@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ..data.rows import SUFFIXES
@@ -15,7 +16,7 @@ from .tasks import NeedsGeneration, Task, read_task
 VERSATILITY = ("knowledge", "reasoning", "instruction")
 GROUPS = ("speciality", *VERSATILITY)
 _SUITE_KEYS = (*GROUPS, "versatility", "limit")
-_TASK_KEYS = {"path": (str, Path), "name": str, "limit": int, "chat": bool, "metric": str}
+_TASK_KEYS = {"path": (str, Path), "name": str, "limit": (int, NoneType), "chat": bool, "metric": str}
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,9 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     rate = values["learning_rate"]
     if not isinstance(rate, (int, float)) or rate <= 0:
         raise CofituneError(f"training.learning_rate is {rate!r}; it must be a number above 0.")
+    epochs = values["num_train_epochs"]
+    if not isinstance(epochs, (int, float)) or epochs <= 0:
+        raise CofituneError(f"training.num_train_epochs is {epochs!r}; it must be a number above 0.")
     try:
         return TrainingArguments(**values)
     except ImportError as error:
@@ -99,13 +102,16 @@ def train_region(
     """Train `region` in place on the response tokens of `rows`; every other tensor is proven unchanged afterwards.
 
     training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
-    last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights still are. interruptible: the first
-    Ctrl-C then ends training after its step, with a checkpoint. Raises LossNotFinite and CofituneError.
+    last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights
+    still are. interruptible: the first Ctrl-C then ends training after its step, with a checkpoint. Raises
+    LossNotFinite and CofituneError.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
     if resume is True:
         resume = last_complete_checkpoint(output_dir)
+    if model.device.type == "cpu":
+        training.setdefault("use_cpu", True)  # Trainer would move the model to a GPU that is there
     arguments = training_arguments(training, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])

@@ -6,6 +6,7 @@ proven by hash; so every trial starts from the same base.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,18 @@ class TrialData:
     metric: str | None = None
 
 
+_FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 over the content of a file, or over names and contents of all files in a folder ("" if there is none)."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path)} {content_digest(file)}" for file in inside]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+
+
 class Workbench:
     """The base model, its fingerprint, its training rows and its suites, each made when first asked for."""
 
@@ -62,6 +75,14 @@ class Workbench:
         return encode_examples(read_examples(path, self.data.limit), self.tokenizer, self.data.max_length)
 
     @cached_property
+    def data_digests(self) -> dict[str, str]:
+        """SHA-256 of the content of each data file and folder of this run, by the name of its setting."""
+        return {
+            key: content_digest(Path(value)) for key, value in vars(self.data).items()
+            if key in _FILES and value is not None
+        }
+
+    @cached_property
     def total_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
@@ -74,7 +95,7 @@ class Workbench:
                     f"No versatility tasks for {split}: set versatility.{split} to a folder with knowledge/, "
                     "reasoning/ and instruction/."
                 )
-            speciality = {"path": self._file(split), "name": f"speciality-{split}"}
+            speciality = {"path": self._file(split), "name": f"speciality-{split}", "limit": None}
             if self.data.metric:
                 speciality["metric"] = self.data.metric
             self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit)

@@ -1,0 +1,216 @@
+"""The run's configuration: defaults, overrides on top of the YAML, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from cofitune_fast.config import load_config, parse_overrides
+from cofitune_fast.errors import CofituneError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The configuration of a YAML text (None: no file) and of command-line arguments."""
+    def run(text=None, *arguments):
+        path = None
+        if text is not None:
+            path = tmp_path / "run.yaml"
+            path.write_text(text, encoding="utf-8")
+        return load_config(path, parse_overrides(list(arguments)))
+
+    return run
+
+
+def wrong(read, words, text=None, *arguments):
+    with pytest.raises(CofituneError) as caught:
+        read(text, *arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults(read):
+    config = read()
+    assert (config.model, config.region, config.output, config.delta) == (None, None, None, None)
+    assert config.data.max_length == 512 and config.data.train is None and config.data.limit is None
+    assert config.importance.model_dump() == {
+        "file": None, "samples": 64, "batch_size": 8, "dropout": 0.003, "seed": 0}
+    assert (config.mask.preset, config.mask.mode, config.storage) == ("rank", "update", "auto")
+    assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
+    assert config.compare.full_sft == {}
+
+
+def test_an_empty_file_is_the_defaults(read):
+    assert read("") == read("# nothing\n") == read()
+
+
+def test_defaults_are_not_shared_between_configurations(read):
+    read().training["max_steps"] = 3
+    assert read().training == {}
+
+
+@pytest.mark.parametrize(("text", "section", "key", "value"), [
+    ("model: ./base", "model", "path", "./base"),
+    ("data: rows.jsonl", "data", "train", "rows.jsonl"),
+    ("versatility: suite/", "versatility", "valid", "suite/"),
+    ("importance: importance.safetensors", "importance", "file", "importance.safetensors"),
+    ("mask: none", "mask", "preset", "none"),
+    ("search: extended", "search", "space", "extended"),
+])
+def test_a_plain_value_stands_for_the_sections_main_key(read, text, section, key, value):
+    assert getattr(getattr(read(text), section), key) == value
+    assert getattr(getattr(read(None, f"--{section}", value), section), key) == value
+
+
+def test_overrides_lie_over_the_file_key_by_key(read):
+    text = "data: {train: a.jsonl, max_length: 64}\ntraining: {learning_rate: 0.1, max_steps: 5}\nregion: mha@0\n"
+    config = read(text, "--data.max_length", "32", "--training.learning_rate=2e-4", "--region", "ffn@8-15;mha@3")
+    assert (config.data.train, config.data.max_length) == ("a.jsonl", 32)
+    assert config.training == {"learning_rate": 2e-4, "max_steps": 5}
+    assert config.region == "ffn@8-15;mha@3"
+
+
+def test_a_plain_model_in_the_file_and_a_key_of_it_on_the_command_line(read):
+    model = read("model: ./base", "--model.dtype", "float32").model
+    assert (model.path, model.dtype) == ("./base", "float32")
+    model = read("model: ./base", "--model.dtype", "float32", "--model.path", "./other").model
+    assert (model.path, model.dtype) == ("./other", "float32")
+    assert read("mask: paper", "--mask.mode", "gradient").mask.model_dump() == {"preset": "paper", "mode": "gradient"}
+
+
+@pytest.mark.parametrize(("text", "arguments"), [
+    ("model: {path: ./base, dtype: float32}", ["--model", "./other"]),
+    (None, ["--model.dtype", "float32", "--model", "./other"]),
+])
+def test_a_plain_value_on_the_command_line_keeps_the_sections_other_keys(read, text, arguments):
+    model = read(text, *arguments).model
+    assert (model.path, model.dtype) == ("./other", "float32")
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-4", 1e-4), ("2E5", 2e5), ("+3e2", 300.0), ("-1e-3", -1e-3), (".5e1", 5.0), ("1.0e-4", 1e-4), ("12", 12),
+])
+def test_numbers_with_an_exponent_are_numbers(read, text, value):
+    for config in (read(f"training: {{adam_epsilon: {text}}}"), read(None, "--training.adam_epsilon", text)):
+        got = config.training["adam_epsilon"]
+        assert got == value and type(got) is type(value)
+
+
+def test_exponents_inside_lists_and_mappings_too(read):
+    config = read("training: {a: [1e-3, {b: 2e1}]}", "--training.c", "{d: 1e-5}")
+    assert config.training == {"a": [1e-3, {"b": 20.0}], "c": {"d": 1e-5}}
+
+
+@pytest.mark.parametrize("text", ["e5", "cafe", "1e5e", "3rd-epoch", "models/1e4"])
+def test_words_with_an_e_stay_words(read, text):
+    assert read(f"title: {text}").title == read(None, "--title", text).title == text
+
+
+@pytest.mark.parametrize("text", ["2024-05-01", "2024", "1e5", "on"])
+def test_a_name_that_looks_like_another_type_stays_a_name(read, text):
+    assert read(None, "--output", text).output == text
+
+
+def test_values_of_other_types(read):
+    config = read(None, "--training.bf16", "true", "--training.resume_from_checkpoint", "null",
+                  "--search.space", "[{layers: [0-3, 8], roles: [ffn, mha]}]", "--data.limit", "7")
+    assert config.training == {"bf16": True, "resume_from_checkpoint": None}
+    assert config.search.space == [{"layers": ["0-3", 8], "roles": ["ffn", "mha"]}]
+    assert config.data.limit == 7
+
+
+def test_a_dash_in_a_key_is_an_underscore_and_one_in_a_value_is_not(read):
+    config = read(None, "--data.max-length", "16", "--training.lr-scheduler-type=cosine-x", "--output", "my-run")
+    assert config.data.max_length == 16 and config.output == "my-run"
+    assert config.training == {"lr_scheduler_type": "cosine-x"}
+
+
+def test_a_value_may_hold_equals_signs_and_colons(read):
+    assert read(None, "--title=a=b").title == "a=b"
+    assert read(None, "--data.train", "C:\\rows.csv").data.train == "C:\\rows.csv"
+
+
+def test_search_levels_pass_as_they_are(read):
+    """The search space checks its own levels; the configuration must not drop a misspelt key before that."""
+    level = {"name": "x", "lairs": ["0-3"], "roles": ["ffn"]}
+    assert read(f"search: {{space: [{level}]}}").search.space == [level]
+    from cofitune_fast.search import space_levels
+
+    with pytest.raises(CofituneError, match="Level 1 of the search space has the unknown key 'lairs'"):
+        space_levels([level])
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("modle: x", "Unknown key modle in {path}; did you mean model?"),
+    ("data: {max_lenght: 3}", "Unknown key data.max_lenght in {path}; did you mean data.max_length?"),
+    ("model: {path: x, dtyp: auto}", "Unknown key model.dtyp in {path}; did you mean model.dtype?"),
+    ("versatility: {tset: x}", "Unknown key versatility.tset in {path}; did you mean versatility.test?"),
+    ("importance: {sample: 3}", "did you mean importance.samples?"),
+    ("search: {spaces: paper}", "did you mean search.space?"),
+    ("compare: {fullsft: {}}", "did you mean compare.full_sft?"),
+    ("mask: {zzzz: 1}", "Unknown key mask.zzzz in {path}; known are mode, preset."),
+    ("data: {max_lenght: 3, limit: none}", "did you mean data.max_length?"),  # before the wrong type
+])
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(read, tmp_path, text, words):
+    wrong(read, words.format(path=tmp_path / "run.yaml"), text)
+
+
+def test_an_unknown_key_of_the_command_line(read):
+    wrong(read, "Unknown key data.max_lenght in the command line; did you mean data.max_length?",
+          None, "--data.max_lenght", "3")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("data: {max_length: long}", "data.max_length in {path} is wrong: "),
+    ("data: {max_length: 7}", "greater than or equal to 8 (given: 7)"),
+    ("data: {max_length: 8.5}", "data.max_length in {path} is wrong"),
+    ("data: {limit: 0}", "data.limit in {path} is wrong"),
+    ("data: {metric: bleu}", "'likelihood' or 'exact' (given: 'bleu')"),
+    ("importance: {dropout: 1}", "importance.dropout in {path} is wrong"),
+    ("importance: {samples: 0}", "importance.samples in {path} is wrong"),
+    ("model: {dtype: float32}", "model.path in {path} is wrong"),
+    ("model: {path: x, dtype: int8}", "model.dtype in {path} is wrong"),
+    ("mask: {mode: sideways}", "'update' or 'gradient' (given: 'sideways')"),
+    ("storage: int4", "storage in {path} is wrong"),
+    ("training: fast", "training in {path} is wrong"),
+    ("region: [ffn@all]", "region in {path} is wrong"),
+    ("data: [a.jsonl]", "data in {path} is wrong"),
+])
+def test_a_value_of_the_wrong_type_or_size(read, tmp_path, text, words):
+    wrong(read, words.format(path=tmp_path / "run.yaml"), text)
+
+
+def test_a_search_space_of_the_wrong_type(read, tmp_path):
+    wrong(read, f"search.space in {tmp_path / 'run.yaml'} is wrong: ", "search: {space: 5}")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("model: x\ndata: [a\nregion: y", "{path} is not valid YAML at line 3"),
+    ("model: x\n\ttitle: y", "is not valid YAML at line 2"),
+    ("a: b: c", "is not valid YAML at line 1"),
+    ("- model", "{path} must be a mapping of sections, not list."),
+    ("just words", "must be a mapping of sections, not str."),
+])
+def test_broken_yaml(read, tmp_path, text, words):
+    wrong(read, words.format(path=tmp_path / "run.yaml"), text)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(CofituneError, match=r"No configuration at .*no\.yaml: the file does not exist"):
+        load_config(tmp_path / "no.yaml")
+    with pytest.raises(CofituneError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"title: \xff\xfe")
+    with pytest.raises(CofituneError, match="cannot be read"):
+        load_config(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--region"], "The option --region has no value; write --region VALUE."),
+    (["--region", "--data.limit", "3"], "The option --region has no value"),
+    (["region", "x"], "The argument 'region' does not belong to any option; write --section.key value."),
+    (["--region", "x", "y"], "The argument 'y' does not belong to any option"),
+])
+def test_arguments_that_are_no_pairs(arguments, words):
+    with pytest.raises(CofituneError) as caught:
+        parse_overrides(arguments)
+    assert words in str(caught.value)
