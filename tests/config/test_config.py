@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cofitune_fast.config import load_config, parse_overrides
@@ -214,3 +216,8 @@ def test_arguments_that_are_no_pairs(arguments, words):
     with pytest.raises(CofituneError) as caught:
         parse_overrides(arguments)
     assert words in str(caught.value)
+
+
+def test_the_example_in_the_repository_is_a_valid_configuration():
+    config = load_config(Path(__file__).parents[2] / "examples" / "compare.yaml")
+    assert config.mask.preset == "rank" and config.training["learning_rate"] == 4e-4

@@ -6,7 +6,7 @@ import pytest
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.search import Journal, space_levels, tree_search
-from cofitune_fast.search.tree import SCORES
+from cofitune_fast.search.tree import SCORES, _short
 
 LEVELS = space_levels("paper")
 
@@ -105,3 +105,11 @@ def test_a_broken_line_in_the_middle(tmp_path):
     path.write_text("".join([*lines[:2], "{broken\n", *lines[2:]]))
     with pytest.raises(CofituneError, match="Line 3 of the journal"), Journal(tmp_path, {"seed": 1}):
         pass
+
+
+@pytest.mark.parametrize("roles, short", [
+    ("attn.q+attn.k+attn.v", "attn q+k+v"), ("ffn.down", "ffn down"), ("mha", "mha"), ("mha+ffn.up", "mha+ffn.up"),
+    ("attn.q+ffn.up", "attn.q+ffn.up"),
+])
+def test_labels_are_short(roles, short):
+    assert _short(roles) == short
