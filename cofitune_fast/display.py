@@ -77,6 +77,8 @@ class TreeDisplay:
     def running(self) -> Iterator[None]:
         with Live(self, console=self.console, refresh_per_second=4, transient=False):
             yield
+            self._settle()
+            self.left = None
 
     def __rich__(self) -> Group:
         line = f"{duration(time.perf_counter() - self.began)} so far"

@@ -50,7 +50,8 @@ def _spread(axes: Axes, layers: list[dict[str, Any]], units: list[str]) -> None:
     axes.margins(x=0.01)
     axes.grid(axis="y", color=LIGHT["faint"], lw=0.7)
     axes.set_xlabel("layer")
-    axes.set_title("FFN units, raw |dL/dg|: mean, median (dashed), 10-90 % band", fontsize=9, loc="left", color=LIGHT["muted"])
+    title = "FFN units, raw |dL/dg|: mean, median (dashed), 10-90 % band"
+    axes.set_title(title, fontsize=9, loc="left", color=LIGHT["muted"])
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
