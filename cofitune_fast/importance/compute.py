@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
+from ..models.mode import evaluation_mode
 from ..regions import BaseInfo, Region, resolve_layout
 from .gates import collect
 from .importance import Importance
 from .names import UNITS, known
-from .noise import dropout_only, evaluating, seeded
+from .noise import dropout_only, seeded
 from .proxies import PROXIES
 
 
@@ -69,7 +70,7 @@ def compute_importance(
 
     samples = 0
     seeds = torch.Generator().manual_seed(seed)
-    with evaluating(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
+    with evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
         for number, raw in enumerate(batches, start=1):
             batch = _checked(raw, number, next(model.parameters()).device)
             if number == 1:

@@ -14,18 +14,6 @@ from ..regions import Layout
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside the block; on exit each one's training flag is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def dropout_only(layout: Layout, p: float) -> Iterator[None]:
     """Inside the block every layer drops, with probability p, outputs of `ffn.down` and attention probabilities.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ..data import (
 from ..data.encode import encode_continuation, encode_text, prompt_text
 from ..errors import CofituneError
 from ..models.head import response_logits, select_positions
+from ..models.mode import evaluation_mode
 from .results import ItemScore, Score, SuiteScores, make_score
 from .suite import Suite
 from .tasks import ChoiceItem, Task
@@ -174,21 +174,6 @@ def token_scores(logits: Tensor, targets: Tensor, places: Tensor) -> tuple[Tenso
         nlls.append(nn.functional.cross_entropy(part.float(), wanted, reduction="none").cpu().double())
         hits.append((part.argmax(-1) == wanted).cpu())
     return torch.cat(nlls), torch.cat(hits)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in evaluation mode; after it each module's mode, and use_cache, are as before."""
-    training = [module for module in model.modules() if module.training]
-    use_cache = getattr(model.config, "use_cache", None)
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if use_cache is not None:
-            model.config.use_cache = use_cache
 
 
 def _encode_choices(item: ChoiceItem, tokenizer: Any, chat: bool, max_length: int | None) -> list[Encoded]:
