@@ -120,7 +120,7 @@ def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny
     journal = Path(tiny_run["output"]) / "journal.jsonl"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(argv, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if journal.is_file() and journal.read_text().count('"kind": "node"') >= 3:
             break
