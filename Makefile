@@ -14,8 +14,8 @@ demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
 
 test: $(MODEL) lint
+	$(BIN)/pytest benchmarks --benchmark-only
 	$(BIN)/pytest
-	$(BIN)/pytest benchmarks --benchmark-only -q
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s
