@@ -15,6 +15,7 @@ from .errors import CofituneError
 from .files import writable_folder
 from .importance import Importance
 from .regions import Region, save_delta
+from .training import LossNotFinite
 from .trials import Workbench
 
 
@@ -50,10 +51,14 @@ def train_delta(
             })
 
         training = {"disable_tqdm": not console.is_terminal, **settings.training}
-        result = bench.train(
-            region, output, training, masks=masks, mask_mode=settings.mask.mode, storage=settings.storage,
-            callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
-        ).to_dict()
+        try:
+            result = bench.train(
+                region, output, training, masks=masks, mask_mode=settings.mask.mode, storage=settings.storage,
+                callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
+            ).to_dict()
+        except LossNotFinite as error:
+            kept = f" The weights of the step before are kept in {delta}." if delta.exists() else ""
+            raise CofituneError(f"{error}{kept}") from None
         if not result["interrupted"]:
             keep(result)
     return {"delta": str(delta), **result}

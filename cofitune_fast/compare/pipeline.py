@@ -87,7 +87,7 @@ class Pipeline:
                 "title": title,
                 "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 "command": shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else "",
-                "base": {"model": self.bench.source, "fingerprint": self.bench.base.fingerprint,
+                "base": {"model": _shown(self.bench.source), "fingerprint": self.bench.base.fingerprint,
                          "dtype": self.bench.base.dtype, "parameters": self.bench.total_parameters},
                 "methods": [base, full, coarse, *([fine] if fine else [])],
                 "search": self.search_part(search) if search else None,
@@ -351,6 +351,11 @@ def _plain(levels: tuple[Level, ...]) -> list[Level]:
         return value if isinstance(value, str) else list(value)
 
     return [Level(level.name, as_list(level.layers), as_list(level.roles)) for level in levels]
+
+
+def _shown(source: str) -> str:
+    """A hub id as it is; of a folder or file its name, as a report goes to people on other machines."""
+    return Path(source).name if Path(source).exists() else source
 
 
 def _summary(row: dict[str, Any]) -> dict[str, float]:

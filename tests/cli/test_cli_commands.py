@@ -202,6 +202,37 @@ def test_a_missing_versatility_group(cofitune, tiny_run, tmp_path):
     assert status == 2 and "reasoning" in err
 
 
+def test_a_loss_that_is_not_finite_names_the_step_and_the_delta_that_is_kept(cofitune, tiny_run, monkeypatch):
+    import torch
+
+    from cofitune_fast.training import trainer
+
+    true_logits, calls = trainer.response_logits, []
+
+    def poisoned(model, batch):
+        logits, targets = true_logits(model, batch)
+        calls.append(1)
+        return (logits * float("nan") if len(calls) == 2 else logits), targets
+
+    monkeypatch.setattr(trainer, "response_logits", poisoned)
+    status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3", mask="none"))
+    assert status == 2 and "The loss is nan at step 2" in err and "are kept in" in err
+    from safetensors.torch import load_file
+
+    kept = load_file(Path(tiny_run["output"]) / "delta" / "delta.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_two_runs_in_one_folder(cofitune, tiny_run):
+    from filelock import FileLock
+
+    folder = Path(tiny_run["output"])
+    folder.mkdir()
+    with FileLock(folder / "train.lock"):
+        status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3"))
+    assert status == 2 and "Another run is training in" in err
+
+
 def test_ctrl_c_says_how_to_go_on(cofitune, monkeypatch, tiny_run):
     from cofitune_fast.trials import Workbench
 
