@@ -292,6 +292,8 @@ def env(as_json: AsJson = False) -> None:
         for key, value in content["environment"].items():
             print(f"{key:15}{value if value is not None else '-'}")
         print(f"{'native kernels':15}{content['native']}")
+        if native.load_error():
+            print(f"{'':15}without them {native.COST_WITHOUT}")
         for op, table in content["ops"].items():
             print(f"\n{op} (auto on this machine's CPU: {table['auto']})")
             for backend, state in table.items():
