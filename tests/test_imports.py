@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "config": "errors",
     "display": "search",
     "demo": "errors files config",
-    "train_command": "errors files config importance regions trials",
+    "train_command": "errors files config importance regions training trials",
 }
 TOP = {"cli"}  # knows every room, and nobody knows it
 
