@@ -302,8 +302,7 @@ class Pipeline:
 
     def _notes(self, seconds: float) -> list[str]:
         return [
-            "The learning rates are those given; none was tuned for its method, and the order of methods may depend on "
-            "them.",
+            "Every method ran at the one learning rate given to it; the order of the methods may depend on these rates.",
             "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
             f"This call took {seconds:.0f} s; results kept from an earlier call of the same run are not in it.",
         ]
