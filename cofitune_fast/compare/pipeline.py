@@ -302,7 +302,7 @@ class Pipeline:
 
     def _notes(self, seconds: float) -> list[str]:
         return [
-            "Every method ran at the one learning rate given to it; the order of the methods may depend on these rates.",
+            "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
             "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
             f"This call took {seconds:.0f} s; results kept from an earlier call of the same run are not in it.",
         ]
