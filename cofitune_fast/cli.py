@@ -184,6 +184,7 @@ def evaluate(
     config: ConfigFile = None,
     as_json: AsJson = False,
     split: Annotated[str, typer.Option(help="valid or test")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Score the speciality's first rows only.")] = None,
 ) -> None:
     """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality."""
     from .display import scores_text
@@ -197,13 +198,15 @@ def evaluate(
     if settings.delta:
         load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
     if getattr(settings.versatility, split):
+        if limit is not None:
+            raise CofituneError("--limit is for the speciality alone; with versatility tasks use versatility.limit.")
         content = bench.score(split).to_dict()
         show = lambda: print(scores_text(content), *_task_lines(content["tasks"]), sep="\n")  # noqa: E731
     else:
         path = getattr(settings.data, split)
         if path is None:
             raise CofituneError(f"Nothing to score: set data.{split}, and versatility.{split} for all of it.")
-        score = score_task(bench.model, bench.tokenizer, read_task(path, limit=settings.versatility.limit))
+        score = score_task(bench.model, bench.tokenizer, read_task(path, limit=limit, metric=settings.data.metric))
         content = {"tasks": {"speciality": {path: score.to_dict()}}}
         show = lambda: print(*_task_lines(content["tasks"]), sep="\n")  # noqa: E731
     _emit(content, as_json, show)

@@ -25,6 +25,7 @@ from ..importance import Importance
 from ..models import load_model
 from ..models.fingerprint import fingerprint
 from ..regions import Region, load_delta, merge, save_delta
+from ..scoring.results import SUMMARY
 from ..search import Candidate, Journal, Level, SearchResult, children, tree_search
 from ..training import TrainResult, training_arguments
 from ..trials import Workbench
@@ -202,15 +203,16 @@ class Pipeline:
         merged_folder = self.output / "merged"
         if not merged_folder.is_dir():
             merge(bench.model, self.output / "delta", merged_folder, tokenizer=bench.tokenizer)
-        merged = load_model(merged_folder, device=bench.model.device)
-        same_bytes = fingerprint(merged.model) == tuned
-        again = Workbench(merged, bench.data).score("test").to_dict()
+        merged = Workbench(load_model(merged_folder, device=bench.model.device), bench.data)
+        moved = {name for name, digest in merged.digests.items() if digest != bench.digests.get(name)}
+        outside = moved - {name for name, _ in Region.parse(fine["region"]).parameters(bench.model)}
+        again = merged.score("test").to_dict()
         largest = max(abs(again[key] - fine[key]) for key in ("spec", "knowledge", "reasoning", "instruction"))
         return [
-            {"name": "frozen tensors unchanged", "passed": True,  # train_region raises where it is not so
-             "detail": f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 before and "
-                       "after training"},
-            {"name": "merged model equals base + delta", "passed": same_bytes,
+            {"name": "frozen tensors unchanged", "passed": not outside,
+             "detail": f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 in the base "
+                       f"and in the merged model" if not outside else f"changed: {', '.join(sorted(outside))}"},
+            {"name": "merged model equals base + delta", "passed": merged.base.fingerprint == tuned,
              "detail": f"fingerprint {tuned[:12]} of {merged_folder.name}/, reloaded from disk"},
             {"name": "merged model scores the same", "passed": largest == 0.0,
              "detail": f"largest difference of a score on test: {largest:.1g}"},
@@ -239,7 +241,7 @@ class Pipeline:
             "data": {key: value for key, value in vars(data).items() if value is not None},
             "data_sha256": self.bench.data_digests,
             "region": settings.region,
-            "space": [[level.name, level.layers, level.roles] for level in _plain(settings.levels)],
+            "space": [[level.name, level.layers, level.roles] for level in settings.levels],
             "training": dict(settings.training),
             "search_training": dict(settings.search_training),
             "full_sft_training": dict(settings.full_sft_training),
@@ -291,9 +293,12 @@ class Pipeline:
         normalized = importance.normalized(self.settings.preset)
         layers = []
         for row, layer in enumerate(importance.layers):
-            entry: dict[str, Any] = {"layer": layer, "attn.head": normalized["attn.head"][row].tolist()}
-            for kind in ("ffn.neuron", "ffn.output"):
-                raw = importance.scores[kind][row]
+            entry: dict[str, Any] = {"layer": layer}
+            for kind, scores in importance.scores.items():  # one measured elsewhere may lack a kind
+                if kind == "attn.head":
+                    entry[kind] = normalized[kind][row].tolist()
+                    continue
+                raw = scores[row]
                 low, middle, high = raw.quantile(raw.new_tensor([0.1, 0.5, 0.9])).tolist()
                 entry[kind] = {"mean": raw.mean().item(), "p10": low, "p50": middle, "p90": high}
             layers.append(entry)
@@ -345,17 +350,10 @@ def _most_nodes(levels: tuple[Level, ...], num_layers: int) -> int:
     return count
 
 
-def _plain(levels: tuple[Level, ...]) -> list[Level]:
-    def as_list(value: tuple[str, ...] | str) -> Any:
-        return value if isinstance(value, str) else list(value)
-
-    return [Level(level.name, as_list(level.layers), as_list(level.roles)) for level in levels]
-
-
 def _shown(source: str) -> str:
     """A hub id as it is; of a folder or file its name, as a report goes to people on other machines."""
     return Path(source).name if Path(source).exists() else source
 
 
 def _summary(row: dict[str, Any]) -> dict[str, float]:
-    return {key: row[key] for key in ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")}
+    return {key: row[key] for key in SUMMARY}

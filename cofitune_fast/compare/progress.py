@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..search import Candidate, Level, Node, Observer
+from ..search import Observer, Silent
 
 
 class PipelineObserver(Observer, Protocol):
@@ -17,15 +17,12 @@ class PipelineObserver(Observer, Protocol):
     def remaining(self, seconds: float | None) -> None: ...
 
 
-class Quiet:
+class Quiet(Silent):
     """Says nothing."""
 
     def stage(self, title: str) -> None: ...
     def note(self, text: str) -> None: ...
     def remaining(self, seconds: float | None) -> None: ...
-    def level(self, level: Level, candidates: list[Candidate]) -> None: ...
-    def start(self, candidate: Candidate) -> None: ...
-    def finish(self, node: Node, best: Node, from_journal: bool) -> None: ...
 
 
 @dataclass

@@ -49,6 +49,7 @@ class Journal:
         self.nodes[node["id"]] = node
 
     def _open(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
         records = self._read()
         if not records:
             self._write({"kind": "search", "version": VERSION, "settings": settings})

@@ -2,26 +2,16 @@
 // instruction set changes a bit of the result.
 #include <algorithm>
 
-#include "cofitune/bf16.h"
 #include "isa.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "storage.h"
 
 namespace cofitune {
 namespace {
 
 constexpr int64_t kPiece = 1 << 15;
 constexpr int kLanes = 32;
-
-struct Float32 {
-  using Value = float;
-  static CF_BODY double load(float value) { return value; }
-};
-
-struct Bfloat16 {
-  using Value = uint16_t;
-  static CF_BODY double load(uint16_t value) { return bf16_to_float(value); }
-};
 
 struct Run {
   const void* data;

@@ -2,25 +2,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cofitune/bf16.h"
 #include "isa.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "storage.h"
 
 namespace cofitune {
 namespace {
 
 constexpr int64_t kTile = 512;  // columns whose sums are gathered at a time: 4 KB of doubles stay in the first cache
-
-struct Float32 {
-  using Value = float;
-  static CF_BODY float load(float value) { return value; }
-};
-
-struct Bfloat16 {
-  using Value = uint16_t;
-  static CF_BODY float load(uint16_t value) { return bf16_to_float(value); }
-};
 
 // sums[d] += y[d] * grad_y[d] of one token
 struct Run {
