@@ -7,10 +7,10 @@ from functools import cache
 from types import ModuleType
 
 COST_WITHOUT = (
-    "ops run their eager references; an optimizer step then takes about 17 times as long in float32 and 130 times in "
+    "ops run their eager references; an optimizer step then takes about 20 times as long in float32 and 120 times in "
     "bfloat16 (33.6 M parameters, two AVX-512 cores, 2026-11-22)"
 )
-"""What doing without the extension costs, for `cofitune env`: measured as MaskedAdamW(backend=...) of each kind."""
+"""What doing without the extension costs, for `cofitune env`: measured by benchmarks/reference_cost.py."""
 
 INTERFACE = 1  # must equal the number compiled into csrc/bindings.cpp
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import make_tiny_model
+from safetensors.torch import load_file, save_file
 
 from cofitune_fast.compare import Pipeline, PipelineSettings
 from cofitune_fast.errors import CofituneError
@@ -206,3 +207,17 @@ def test_a_damaged_result_is_named(make, tmp_path):
     (tmp_path / "run" / "methods" / "base.json").write_text("{")
     with pytest.raises(CofituneError, match=r"method's result .*base\.json cannot be read as JSON"):
         make(**REGION).run()
+
+
+def test_a_merged_folder_that_was_tampered_with_fails_its_checks(make, tmp_path):
+    """One number of a frozen tensor: the report must say so, and must not say that the folder is base + delta."""
+    first = make(**REGION, preset="rank").run()
+    assert [check["passed"] for check in first["checks"]] == [True, True, True]
+    merged = tmp_path / "run" / "merged"
+    tensors = load_file(merged / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "run" / "methods" / "checks.json").unlink()
+    frozen, equal, _ = make(**REGION, preset="rank").run()["checks"]
+    assert not frozen["passed"] and "model.layers.0.mlp.up_proj.weight" in frozen["detail"]
+    assert not equal["passed"]
