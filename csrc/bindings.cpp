@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cofitune/chunks.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
@@ -22,26 +23,42 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v, const Addresses& mask,
-                  const Sizes& size, const Sizes& columns, const Sizes& mask_row_stride,
-                  const Sizes& mask_column_stride, const Sizes& offset, const std::vector<double>& coefficients,
-                  std::uintptr_t clip, bool mask_gradient, bool bf16, bool zero_grad, int64_t seed, int64_t step,
-                  int threads) {
+template <class T>
+T* address(const Addresses& addresses, size_t index) {
+  return addresses.empty() ? nullptr : pointer<T>(addresses.at(index));
+}
+
+// `shapes` has five numbers per tensor: rows, columns, the mask's layout, the pull's, whether the mask is in bytes.
+void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v,
+                  const Addresses& remainder, const Addresses& scales, const Addresses& mask, const Addresses& anchor,
+                  const Addresses& pull, const Sizes& shapes, const Sizes& offset,
+                  const std::vector<double>& coefficients, std::uintptr_t clip, bool mask_gradient, int storage,
+                  bool zero_grad, int64_t seed, int64_t step, int threads) {
   std::vector<cofitune::AdamwTensor> tensors;
+  tensors.reserve(p.size());
   for (size_t i = 0; i < p.size(); ++i) {
-    tensors.push_back({pointer<void>(p.at(i)), pointer<void>(g.at(i)), pointer<float>(m.at(i)), pointer<float>(v.at(i)),
-                       pointer<const float>(mask.at(i)), size.at(i), columns.at(i), mask_row_stride.at(i),
-                       mask_column_stride.at(i), static_cast<uint64_t>(offset.at(i))});
+    const auto shape = [&](size_t field) { return shapes.at(5 * i + field); };
+    tensors.push_back({address<void>(p, i), address<void>(g, i), address<void>(m, i), address<void>(v, i),
+                       address<uint16_t>(remainder, i), address<float>(scales, i), address<const void>(mask, i),
+                       address<const void>(anchor, i), address<const float>(pull, i), shape(0), shape(1),
+                       static_cast<uint64_t>(offset.at(i)), static_cast<cofitune::Layout>(shape(2)),
+                       static_cast<cofitune::Layout>(shape(3)), shape(4) != 0});
   }
   const auto c = [&](size_t i) { return static_cast<float>(coefficients.at(i)); };
-  cofitune::masked_adamw(tensors, {{c(0), c(1), c(2), c(3), c(4), c(5), c(6)},
+  cofitune::masked_adamw(tensors, {{c(0), c(1), c(2), c(3), c(4), c(5), c(6), c(7)},
                                    pointer<const float>(clip),
                                    mask_gradient ? cofitune::MaskMode::kGradient : cofitune::MaskMode::kUpdate,
-                                   bf16,
+                                   static_cast<cofitune::Storage>(storage),
                                    zero_grad,
                                    static_cast<uint64_t>(seed),
                                    static_cast<uint64_t>(step),
                                    threads});
+}
+
+// Row and column ranges, four numbers per chunk: for tests of the arithmetic at sizes that no memory holds.
+Sizes chunk(int64_t index, int64_t rows, int64_t columns, int64_t target) {
+  const cofitune::Chunk c = cofitune::chunk_at(index, rows, columns, target);
+  return {c.row, c.row_end, c.column, c.column_end};
 }
 
 void sum_of_squares(const Addresses& data, const Sizes& size, const std::vector<bool>& bf16, std::uintptr_t total,
@@ -67,10 +84,12 @@ void use_isa(const std::string& name) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU kernels of cofitune_fast; called by cofitune_fast.ops only.";
-  module.attr("INTERFACE") = 1;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
+  module.attr("INTERFACE") = 2;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
   module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
   module.def("sum_of_squares", &sum_of_squares, py::call_guard<py::gil_scoped_release>());
   module.def("unit_importance", &unit_importance, py::call_guard<py::gil_scoped_release>());
+  module.def("chunk_count", &cofitune::chunk_count);
+  module.def("chunk", &chunk);
   module.def("isa", &cofitune::isa_name);
   module.def("use_isa", &use_isa);
 }

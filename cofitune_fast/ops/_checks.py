@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 
@@ -64,27 +65,64 @@ def plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def mask_strides(op: str, name: str, mask: torch.Tensor, shape: Sequence[int]) -> tuple[int, int]:
-    """How a mask lies over a parameter seen as a matrix [rows, columns], columns being the last dimension.
+class Layout(IntEnum):
+    """How factors lie over a parameter seen as a matrix [rows, columns], columns being its last dimension.
 
-    Returns:
-        The mask's (row stride, column stride) in elements: (1, 0) one factor per row, (0, 1) one per column,
-        (columns, 1) one per element, (0, 0) one for the whole parameter.
+    csrc/include/cofitune/adamw_tensor.h has the same numbers.
+    """
+
+    NONE = 0
+    ONE = 1
+    ROW = 2
+    COLUMN = 3
+    ELEMENT = 4
+
+
+def layout(op: str, name: str, factors: torch.Tensor | None, shape: Sequence[int]) -> Layout:
+    """How `factors` (a mask, a pull) lie over a parameter of `shape`.
 
     Raises:
-        CofituneError: the mask is none of these.
+        CofituneError: they do not broadcast to it as [out, 1], [1, in], one number or one per element.
     """
+    if factors is None:
+        return Layout.NONE
     columns = shape[-1] if len(shape) else 1
-    padded = (1,) * (max(len(shape), 1) - mask.dim()) + tuple(mask.shape)
+    padded = (1,) * (max(len(shape), 1) - factors.dim()) + tuple(factors.shape)
     lead, last = padded[:-1], padded[-1]
     per_row, per_column = lead == tuple(shape[:-1]), last == columns
     require(
         len(padded) == max(len(shape), 1)
         and (per_row or all(size == 1 for size in lead))
         and (per_column or last == 1),
-        f"{op}: {name} of shape {list(mask.shape)} does not fit its parameter of shape {list(shape)}: a mask has one "
-        "factor per row ([out, 1]), per column ([1, in]) or per element.",
+        f"{op}: {name} of shape {list(factors.shape)} does not fit its parameter of shape {list(shape)}: there must be "
+        "one factor per row ([out, 1]), per column ([1, in]) or per element.",
     )
     per_row = per_row and any(size != 1 for size in lead)
     per_column = per_column and last != 1
-    return (last if per_row else 0), int(per_column)
+    if per_row:
+        return Layout.ELEMENT if per_column else Layout.ROW
+    return Layout.COLUMN if per_column else Layout.ONE
+
+
+def no_aliasing(op: str, written: Sequence[tuple[str, torch.Tensor]], read: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Refuse tensors that share memory, unless both are only read."""
+    spans = sorted(
+        (start, start + tensor.nbytes, is_written, name)
+        for is_written, tensors in ((True, written), (False, read))
+        for name, tensor in tensors
+        if tensor.nbytes and (start := tensor.data_ptr())
+    )
+    end, holder = 0, ""  # of the span that reaches farthest, and below of the farthest one that is written
+    written_end, written_holder = 0, ""
+    for start, stop, is_written, name in spans:
+        if start < written_end:
+            other = written_holder
+        elif is_written and start < end:
+            other = holder
+        else:
+            other = None
+        require(other is None, f"{op}: {name} and {other} share memory; give each a tensor of its own.")
+        if stop > end:
+            end, holder = stop, name
+        if is_written and stop > written_end:
+            written_end, written_holder = stop, name

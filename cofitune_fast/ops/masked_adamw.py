@@ -2,215 +2,365 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from . import native
-from ._checks import Tensors, contiguous, dtype_is, mask_strides, one_device, require, same_length, shape_is
+from ._checks import (
+    Layout,
+    Tensors,
+    contiguous,
+    dtype_is,
+    layout,
+    no_aliasing,
+    one_device,
+    plain,
+    require,
+    same_length,
+    shape_is,
+)
 from ._registry import operation
-from .rounding import stochastic_round
+from ._storage import STORAGES, scale_shape
+from .eight_bit import block_scales, decode, encode
+from .rounding import join, random16, round_by, split
 
 MASK_MODES = ("update", "gradient")
-STORAGES = {"fp32": torch.float32, "bf16_sr": torch.bfloat16}
 _NAME = "masked_adamw_"
+_Number = float | torch.Tensor
 
 
 class Coefficients(NamedTuple):
     """The scalars of one step, computed in double precision once; csrc/include/cofitune/adamw_element.h has the same.
 
     m <- m + one_minus_beta1 (g - m);  v <- beta2 v + one_minus_beta2 g g;
-    p <- p - mask (decay p + step_size m / (denominator_scale sqrt(v) + eps))
+    p <- p - mask (decay p + step_size m / (denominator_scale sqrt(v) + eps) + min(1, lr pull) (p - anchor))
     """
 
-    one_minus_beta1: float
-    beta2: float
-    one_minus_beta2: float
-    step_size: float
-    denominator_scale: float
-    eps: float
-    decay: float
+    one_minus_beta1: _Number
+    beta2: _Number
+    one_minus_beta2: _Number
+    step_size: _Number
+    denominator_scale: _Number
+    eps: _Number
+    decay: _Number
+    lr: _Number
 
 
-def coefficients(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> Coefficients:
-    """Bias correction and decoupled decay of AdamW (Loshchilov and Hutter, ICLR 2019)."""
+def coefficients(
+    lr: _Number, beta1: float, beta2: float, eps: float, weight_decay: float, step: _Number
+) -> Coefficients:
+    """Bias correction and decoupled decay of AdamW (Loshchilov and Hutter, ICLR 2019).
+
+    lr and step may be numbers, or float64 tensors on a device: then nothing waits for it.
+    """
     return Coefficients(
         one_minus_beta1=1 - beta1,
         beta2=beta2,
         one_minus_beta2=1 - beta2,
         step_size=lr / (1 - beta1**step),
-        denominator_scale=1 / math.sqrt(1 - beta2**step),
+        denominator_scale=(1 - beta2**step) ** -0.5,
         eps=eps,
         decay=lr * weight_decay,
+        lr=lr,
     )
 
 
-def reference(
-    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, masks: Sequence[torch.Tensor | None],
-    clip: torch.Tensor | None, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-    mask_mode: str, storage: str, seed: int, offsets: Sequence[int], zero_grad: bool,
-) -> None:
+class AdamwCall(NamedTuple):
+    """One call as the backends get it: checked, lists of one length, lr float64 and step int64 (0-d tensors on the
+    host or on the tensors' device). remainders and scales are empty in storages without them."""
+
+    params: Tensors
+    grads: Tensors
+    exp_avgs: Tensors
+    exp_avg_sqs: Tensors
+    remainders: Tensors
+    scales: Tensors
+    masks: Sequence[torch.Tensor | None]
+    anchors: Sequence[torch.Tensor | None]
+    pulls: Sequence[torch.Tensor | None]
+    clip: torch.Tensor | None
+    lr: torch.Tensor
+    step: torch.Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    mask_mode: str
+    storage: str
+    seed: int
+    offsets: Sequence[int]
+    zero_grad: bool
+
+    def coefficients(self) -> Coefficients:
+        """On the host; waits for the device if lr or step lie there."""
+        return coefficients(self.lr.item(), self.beta1, self.beta2, self.eps, self.weight_decay, self.step.item())
+
+    def scalars(self) -> torch.Tensor:
+        """What GPU kernels read of lr and step, on the tensors' device: int64 [5], the eight float32 coefficients in
+        the first four and then the step. Nothing waits; with lr and step on the device a CUDA graph can capture it."""
+        device = self.params[0].device
+        if self.lr.device == self.step.device == torch.device("cpu"):
+            host = torch.tensor(self.coefficients(), dtype=torch.float32).view(torch.int64)
+            return torch.cat([host, self.step[None]]).to(device, non_blocking=True)
+        lr, step = self.lr.to(device), self.step.to(device)
+        c = coefficients(lr, self.beta1, self.beta2, self.eps, self.weight_decay, step.double())
+        values = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device) for x in c])
+        return torch.cat([values.float().view(torch.int64), step[None]])
+
+
+def reference(call: AdamwCall) -> None:
     """The specification, tensor by tensor; the native kernels give the same bits."""
-    c = coefficients(lr, beta1, beta2, eps, weight_decay, step)
-    for p, grad, exp_avg, exp_avg_sq, mask, offset in zip(
-        params, grads, exp_avgs, exp_avg_sqs, masks, offsets, strict=True
+    c, form = call.coefficients(), STORAGES[call.storage]
+    for index, (p, grad, exp_avg, exp_avg_sq, mask, anchor, pull, offset) in enumerate(
+        zip(call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.masks, call.anchors, call.pulls,
+            call.offsets, strict=True)
     ):
-        x, g = p.float(), grad.float()
+        stored = [p, exp_avg, exp_avg_sq]
+        if form.remainder:
+            stored.append(call.remainders[index])
+        if form.scaled:
+            stored.append(call.scales[index])
+        x, m, v = _load(call.storage, *stored)
+        g = grad.float()
         live = torch.ones((), dtype=torch.bool, device=p.device)
-        if clip is not None:
-            g = g * clip[0]
-            live = clip[1] == 0
-        if mask is not None and mask_mode == "gradient":
+        if call.clip is not None:
+            g = g * call.clip[0]
+            live = call.clip[1] == 0
+        if mask is not None:
+            mask = mask.float() * (1 / 255) if mask.dtype == torch.uint8 else mask
+        if mask is not None and call.mask_mode == "gradient":
             g = g * mask
-        m = exp_avg + c.one_minus_beta1 * (g - exp_avg)
-        v = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g
+        m = m + c.one_minus_beta1 * (g - m)
+        v = c.beta2 * v + c.one_minus_beta2 * g * g
         root = v.double().sqrt().float()  # correctly rounded; torch's float32 root on CPUs may be off by one bit
         change = c.decay * x + c.step_size * m / (root * c.denominator_scale + c.eps)
-        if mask is not None and mask_mode == "update":
+        if anchor is not None:
+            change = change + (c.lr * pull).clamp(max=1.0) * (x - anchor.float())
+        if mask is not None and call.mask_mode == "update":
             change = mask * change
             live = live & (mask != 0)
-        new = x - change
-        if storage == "bf16_sr":
-            new = stochastic_round(new, seed=seed, step=step, offset=offset)
-        p.copy_(torch.where(live, new, p))
-        exp_avg.copy_(torch.where(live, m, exp_avg))
-        exp_avg_sq.copy_(torch.where(live, v, exp_avg_sq))
-        if zero_grad:
+        random = random16(p.shape, seed=call.seed, step=int(call.step), offset=offset, device=p.device)
+        if form.scaled:
+            scale = _block_scales(m, v, live, stored.pop())
+            new = [round_by(x - change, random.weight), encode(m, scale[..., 0], random.first, "first"),
+                   encode(v, scale[..., 1], random.second, "second")]
+        elif form.remainder:
+            high, low = split(x - change)
+            new = [high, m, v, low]
+        elif call.storage == "fp32":
+            new = [x - change, m, v]
+        else:
+            new = [round_by(x - change, random.weight), m, v]
+            if form.moment == torch.bfloat16:
+                new[1:] = round_by(m, random.first), round_by(v, random.second)
+        for old, value in zip(stored, new, strict=True):
+            old.copy_(torch.where(live, value, old))
+        if call.zero_grad:
             grad.zero_()
 
 
-def _native(
-    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, masks: Sequence[torch.Tensor | None],
-    clip: torch.Tensor | None, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-    mask_mode: str, storage: str, seed: int, offsets: Sequence[int], zero_grad: bool,
-) -> None:
-    strides = [(0, 0) if mask is None else mask_strides(_NAME, "mask", mask, p.shape)
-               for p, mask in zip(params, masks, strict=True)]
+def _load(
+    storage: str, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, *extra: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Weight and moments as float32."""
+    if storage == "bf16_split":
+        return join(p, extra[0]), m, v
+    if storage == "int8":
+        return p.float(), decode(m, extra[0][..., 0], "first"), decode(v, extra[0][..., 1], "second")
+    return p.float(), m.float(), v.float()
+
+
+def _block_scales(m: torch.Tensor, v: torch.Tensor, live: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Sets `scale` to that of the elements that move; a block in which none does keeps its own."""
+    live = live.expand(m.shape)
+    fresh = torch.stack([block_scales(torch.where(live, x, 0.0)) for x in (m, v)], -1)
+    moves = block_scales(live.float()) > 0
+    return scale.copy_(torch.where(moves[..., None], fresh, scale))
+
+
+def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def table(call: AdamwCall) -> tuple[list[int], ...]:
+    """The tensors as the native kernels take them (csrc/include/cofitune/adamw_tensor.h), a list per field: addresses
+    of p, g, m, v, remainder, scales, mask, anchor and pull, then rows, columns, mask layout, pull layout, whether the
+    mask is uint8 (five numbers per tensor), then random offsets. An empty list of addresses: all null."""
+    rows = []
+    for p, mask, pull in zip(call.params, call.masks, call.pulls, strict=True):
+        columns = p.shape[-1] if p.dim() else 1
+        rows += [p.numel() // max(columns, 1), columns, layout(_NAME, "mask", mask, p.shape),
+                 layout(_NAME, "pull", pull, p.shape), mask is not None and mask.dtype == torch.uint8]
+    lists = (call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.remainders, call.scales, call.masks,
+             call.anchors, call.pulls)
+    return (*map(_addresses, lists), rows, list(call.offsets))
+
+
+def _native(call: AdamwCall) -> None:
     native.library().masked_adamw(
-        [p.data_ptr() for p in params],
-        [g.data_ptr() for g in grads],
-        [m.data_ptr() for m in exp_avgs],
-        [v.data_ptr() for v in exp_avg_sqs],
-        [0 if mask is None else mask.data_ptr() for mask in masks],
-        [p.numel() for p in params],
-        [p.shape[-1] if p.dim() else 1 for p in params],
-        [row for row, _ in strides],
-        [column for _, column in strides],
-        list(offsets),
-        list(coefficients(lr, beta1, beta2, eps, weight_decay, step)),
-        0 if clip is None else clip.data_ptr(),
-        mask_mode == "gradient",
-        storage == "bf16_sr",
-        zero_grad,
-        seed,
-        step,
+        *table(call), list(call.coefficients()), 0 if call.clip is None else call.clip.data_ptr(),
+        call.mask_mode == "gradient", STORAGES[call.storage].code, call.zero_grad, call.seed, int(call.step),
         torch.get_num_threads(),
     )
 
 
-_op = operation(_NAME, reference)
-_op.add("cpu", _native, ("cpu",), native.load_error)
-_op.lack("cuda", "there is no CUDA kernel for it yet in this version")
-_op.lack("triton", "there is no Triton kernel for it yet in this version")
+op = operation(_NAME, reference)
+op.add("cpu", _native, ("cpu",), native.load_error)
+op.lack("cuda", "there is no CUDA kernel for it yet in this version")
+op.lack("triton", "there is no Triton kernel for it yet in this version")
 
 
 @torch.library.custom_op(
     "cofitune_fast::masked_adamw_",
-    mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs"),
+    mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs", "remainders", "scales"),
     schema="(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-    "Tensor?[] masks, Tensor? clip, float lr, float beta1, float beta2, float eps, float weight_decay, int step, "
-    "str mask_mode, str storage, int seed, int[] offsets, bool zero_grad, str backend) -> ()",
+    "Tensor(e!)[] remainders, Tensor(f!)[] scales, Tensor?[] masks, Tensor?[] anchors, Tensor?[] pulls, Tensor? clip, "
+    "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, str mask_mode, str storage, "
+    "int seed, int[] offsets, bool zero_grad, str backend) -> ()",
 )
 def _masked_adamw(
-    params, grads, exp_avgs, exp_avg_sqs, masks, clip, lr, beta1, beta2, eps, weight_decay, step, mask_mode, storage,
-    seed, offsets, zero_grad, backend,
+    params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2, eps,
+    weight_decay, mask_mode, storage, seed, offsets, zero_grad, backend,
 ):
     device = params[0].device if params else torch.device("cpu")
-    _op.run(backend, device, params, grads, exp_avgs, exp_avg_sqs, masks, clip, lr, beta1, beta2, eps, weight_decay,
-            step, mask_mode, storage, seed, offsets, zero_grad)
+    op.run(backend, device, AdamwCall(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls,
+                                      clip, lr, step, beta1, beta2, eps, weight_decay, mask_mode, storage, seed,
+                                      offsets, zero_grad))
 
 
 @_masked_adamw.register_fake
-def _(params, grads, exp_avgs, exp_avg_sqs, masks, clip, lr, beta1, beta2, eps, weight_decay, step, mask_mode, storage,
-      seed, offsets, zero_grad, backend):
+def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2,
+      eps, weight_decay, mask_mode, storage, seed, offsets, zero_grad, backend):
     return None
 
 
-def _check(params, grads, exp_avgs, exp_avg_sqs, masks, clip, mask_mode, storage, offsets) -> None:
-    same_length(_NAME, params=params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, masks=masks,
-                offsets=offsets)
-    require(mask_mode in MASK_MODES, f"{_NAME}: mask_mode must be 'update' or 'gradient', not {mask_mode!r}.")
-    require(storage in STORAGES, f"{_NAME}: storage must be 'fp32' or 'bf16_sr', not {storage!r}.")
-    one_device(_NAME, params=params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, masks=masks, clip=[clip])
-    for index, p in enumerate(params):
-        lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-        for name, tensors in lists.items():
+def _check(call: AdamwCall) -> None:
+    require(call.mask_mode in MASK_MODES, f"{_NAME}: mask_mode must be 'update' or 'gradient', not {call.mask_mode!r}.")
+    require(call.storage in STORAGES,
+            f"{_NAME}: storage must be one of {', '.join(STORAGES)}, not {call.storage!r}.")
+    form = STORAGES[call.storage]
+    written = {"params": call.params, "grads": call.grads, "exp_avgs": call.exp_avgs, "exp_avg_sqs": call.exp_avg_sqs}
+    for name, tensors, wanted in (("remainders", call.remainders, form.remainder), ("scales", call.scales, form.scaled)):
+        require(wanted or not tensors, f"{_NAME}: storage {call.storage!r} has no {name}; leave them out.")
+        require(not wanted or bool(tensors) or not call.params, f"{_NAME}: storage {call.storage!r} needs {name}.")
+        if wanted:
+            written[name] = tensors
+    read = {"masks": call.masks, "anchors": call.anchors, "pulls": call.pulls}
+    same_length(_NAME, **written, **read, offsets=call.offsets)
+    one_device(_NAME, **written, **read, clip=[call.clip])
+    dtypes = {"params": form.weight, "grads": form.weight, "exp_avgs": form.moment, "exp_avg_sqs": form.moment,
+              "remainders": torch.int16, "scales": torch.float32}
+    for index, p in enumerate(call.params):
+        for name, tensors in written.items():
             tensor, label = tensors[index], f"{name}[{index}]"
-            dtype = STORAGES[storage] if name in ("params", "grads") else torch.float32
             require(
-                tensor.dtype == dtype,
-                f"{_NAME}: with storage {storage!r} {label} must be {str(dtype).removeprefix('torch.')}, but it is "
-                f"{str(tensor.dtype).removeprefix('torch.')}.",
+                tensor.dtype == dtypes[name],
+                f"{_NAME}: with storage {call.storage!r} {label} must be {plain(dtypes[name])}, but it is "
+                f"{plain(tensor.dtype)}.",
             )
-            shape_is(_NAME, label, tensor, p.shape)
+            shape_is(_NAME, label, tensor, scale_shape(p.shape) if name == "scales" else p.shape)
             contiguous(_NAME, label, tensor)
-        if masks[index] is not None:
-            dtype_is(_NAME, f"masks[{index}]", masks[index], torch.float32)
-            mask_strides(_NAME, f"masks[{index}]", masks[index], p.shape)
-            contiguous(_NAME, f"masks[{index}]", masks[index])
-    if clip is not None:
-        dtype_is(_NAME, "clip", clip, torch.float32)
-        shape_is(_NAME, "clip", clip, [2])
-        contiguous(_NAME, "clip", clip)
+        mask, anchor, pull = call.masks[index], call.anchors[index], call.pulls[index]
+        require((anchor is None) == (pull is None),
+                f"{_NAME}: anchors[{index}] and pulls[{index}] belong together; give both or neither.")
+        for name, factors, allowed in (("masks", mask, (torch.float32, torch.uint8)), ("pulls", pull, (torch.float32,))):
+            if factors is not None:
+                dtype_is(_NAME, f"{name}[{index}]", factors, *allowed)
+                layout(_NAME, f"{name}[{index}]", factors, p.shape)
+                contiguous(_NAME, f"{name}[{index}]", factors)
+        if anchor is not None:
+            dtype_is(_NAME, f"anchors[{index}]", anchor, form.weight)
+            shape_is(_NAME, f"anchors[{index}]", anchor, p.shape)
+            contiguous(_NAME, f"anchors[{index}]", anchor)
+    if call.clip is not None:
+        dtype_is(_NAME, "clip", call.clip, torch.float32)
+        shape_is(_NAME, "clip", call.clip, [2])
+        contiguous(_NAME, "clip", call.clip)
+    if not torch.compiler.is_compiling():
+        no_aliasing(_NAME, [(f"{name}[{i}]", t) for name, tensors in written.items() for i, t in enumerate(tensors)],
+                    [(f"{name}[{i}]", t) for name, tensors in read.items() for i, t in enumerate(tensors)
+                     if t is not None])
+
+
+def _scalar(name: str, value: _Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value, dtype=dtype)
+    require(value.numel() == 1 and value.device in (device, torch.device("cpu")),
+            f"{_NAME}: {name} must be a number or a tensor of one element on the CPU or on {device}, but it has "
+            f"{value.numel()} elements on {value.device}.")
+    return value.detach().reshape(()).to(dtype)
 
 
 @torch.no_grad()
 def masked_adamw_(
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors,
-    masks: Sequence[torch.Tensor | None] | None = None, *, lr: float, betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8, weight_decay: float = 0.1, step: int, clip: torch.Tensor | None = None,
-    mask_mode: str = "update", storage: str = "fp32", seed: int = 0, offsets: Sequence[int] | None = None,
-    zero_grad: bool = False, backend: str = "auto",
+    masks: Sequence[torch.Tensor | None] | None = None, *, remainders: Tensors = (), scales: Tensors = (),
+    anchors: Sequence[torch.Tensor | None] | None = None, pulls: Sequence[torch.Tensor | None] | None = None,
+    lr: float | torch.Tensor, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
+    step: int | torch.Tensor, clip: torch.Tensor | None = None, mask_mode: str = "update", storage: str = "fp32",
+    seed: int = 0, offsets: Sequence[int] | None = None, zero_grad: bool = False, backend: str = "auto",
 ) -> None:
-    """One AdamW step in place: clip, moments, bias correction, decoupled decay, soft mask, one rounding.
+    """One AdamW step in place: clip, moments, bias correction, decoupled decay and pull, soft mask, one rounding.
 
     With g the gradient times clip[0], and everything computed in float32:
 
         m <- m + (1 - b1) (g - m);   v <- b2 v + (1 - b2) g^2
-        u  = lr wd p + lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+        u  = lr wd p + lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps) + min(1, lr pull) (p - anchor)
 
     `update` mode: p <- p - mask u. The moments see the unmasked g. Where the mask is exactly 0, the parameter and both
     moments keep their bytes, decay and rounding included; a row with factor 0 is not even read.
-    `gradient` mode (CoFiTune, arXiv 2404.10306): g <- mask g before the moments, then p <- p - u; decay is not masked.
-    Adam divides out a constant factor of its gradient, so that this mode hardly damps; see docs.
+    `gradient` mode (CoFiTune, arXiv 2404.10306): g <- mask g before the moments, then p <- p - u; decay and pull are
+    not masked. Adam divides out a constant factor of its gradient, so that this mode hardly damps; see docs.
     mask None and mask 1 give the same bits. With clip[1] != 0 nothing changes (but `zero_grad` is still obeyed).
 
+    Storage formats; bytes moved per parameter and step are those of p, g, m and v, read and written:
+
+        fp32        28   all float32
+        bf16_split  26   p bfloat16 and a 16-bit remainder that together are a float32 weight; moments float32
+        bf16_sr     22   p bfloat16, stochastically rounded; moments float32
+        bf16        14   p and both moments bfloat16, stochastically rounded
+        int8        10   as bf16, but moments in 8 bits with a float32 scale per 256 neighbors of a row (ops/eight_bit.py)
+
     Args:
-        params: contiguous, float32 (storage "fp32") or bfloat16 ("bf16_sr": rounded stochastically); any shape.
+        params: contiguous, float32 in storage "fp32", else bfloat16; any shape.
         grads: as params; set to zero in the same pass if `zero_grad`.
-        exp_avgs, exp_avg_sqs: the moments m and v, float32, as params in shape.
-        masks: per tensor None or float32 factors, [out, 1], [1, in] or the parameter's shape.
-        step: t, counted from 1.
+        exp_avgs, exp_avg_sqs: the moments m and v, of the params' shape: float32; bfloat16 in storage "bf16"; uint8
+            codes in "int8".
+        masks: per tensor None or factors in [0, 1], [out, 1], [1, in] or of the parameter's shape: float32, or uint8 in
+            units of 1/255. Values are not checked here, as that would wait for the device.
+        remainders: in storage "bf16_split" int16, of the params' shape; zero makes the float32 weight equal p.
+        scales: in storage "int8" float32 [..., ceil(columns / 256), 2]. Where a mask is 0, an element's code stays; the
+            scale is that of the elements that move.
+        anchors, pulls: per tensor None, or a tensor like the parameter and float32 strengths >= 0 that broadcast like a
+            mask: the decoupled pull of L2-SP (Li et al., ICML 2018) and EWC (Kirkpatrick et al., PNAS 2017).
+        lr, step: numbers, or tensors of one element on the CPU or the params' device (for torch.compile and CUDA
+            graphs); t = step is counted from 1.
         clip: float32 [2] on the same device, as made by `grad_norm`: factor of the gradient, and the skip flag.
-        seed, offsets: the random number of element i of tensor k is a function of (seed, step, offsets[k] + i) alone,
+        seed, offsets: the random numbers of element i of tensor k are a function of (seed, step, offsets[k] + i) alone,
             on every backend; by default the tensors' elements are counted through.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:
-        CofituneError: an argument does not fit, or the backend asked for cannot run.
+        CofituneError: an argument does not fit, tensors share memory, or the backend asked for cannot run.
     """
-    masks = [None] * len(params) if masks is None else list(masks)
+    none = [None] * len(params)
     if offsets is None:
         offsets = [0] * len(params)
         for index in range(1, len(params)):
             offsets[index] = offsets[index - 1] + params[index - 1].numel()
-    _check(params, grads, exp_avgs, exp_avg_sqs, masks, clip, mask_mode, storage, offsets)
     require(0 <= betas[0] < 1 and 0 <= betas[1] < 1, f"{_NAME}: betas must lie in [0, 1), not {tuple(betas)}.")
-    require(step >= 1, f"{_NAME}: step is counted from 1, not {step}.")
-    require(lr >= 0 and eps >= 0 and weight_decay >= 0,
+    require(isinstance(step, torch.Tensor) or step >= 1, f"{_NAME}: step is counted from 1, not {step}.")
+    require((isinstance(lr, torch.Tensor) or lr >= 0) and eps >= 0 and weight_decay >= 0,
             f"{_NAME}: lr, eps and weight_decay must not be negative, but they are {lr}, {eps} and {weight_decay}.")
-    _masked_adamw(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), masks, clip, float(lr),
-                  float(betas[0]), float(betas[1]), float(eps), float(weight_decay), step, mask_mode, storage, seed,
-                  list(offsets), zero_grad, backend)
+    device = params[0].device if len(params) else torch.device("cpu")
+    call = AdamwCall(
+        list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(remainders), list(scales),
+        none if masks is None else list(masks), none if anchors is None else list(anchors),
+        none if pulls is None else list(pulls), clip, _scalar("lr", lr, torch.float64, device),
+        _scalar("step", step, torch.int64, device), float(betas[0]), float(betas[1]), float(eps), float(weight_decay),
+        mask_mode, storage, seed, list(offsets), zero_grad,
+    )
+    _check(call)
+    _masked_adamw(*call, backend)

@@ -1,6 +1,10 @@
-"""Stochastic rounding of float32 to bfloat16 in plain torch: the specification of csrc/include/cofitune/random.h."""
+"""Float32 to bfloat16 in plain torch, by chance or in two halves: the specification of csrc/include/cofitune/
+{random,bf16}.h."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 
@@ -22,14 +26,14 @@ def random_key(seed: int, step: int, high: int) -> tuple[int, int]:
     return mixed & _WORD, mixed >> 32
 
 
-def random16(count: int, *, seed: int, step: int, offset: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Uniform 16-bit numbers, a function of (seed, step, counter) alone.
+def random32(count: int, *, seed: int, step: int, offset: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Uniform 32-bit numbers, a function of (seed, step, counter) alone.
 
     Args:
         count: how many; number i has the 64-bit counter offset + i.
 
     Returns:
-        int64 [count] with values in [0, 65535].
+        int64 [count] with values in [0, 2^32).
     """
     counter = torch.arange(count, dtype=torch.int64, device=device) + offset
     low, high = counter & _WORD, counter >> 32
@@ -42,13 +46,25 @@ def random16(count: int, *, seed: int, step: int, offset: int = 0, device: torch
         mixed = ((mixed ^ (mixed >> 15)) + tweak) & _WORD
         mixed = (mixed * 0x735A2D97) & _WORD
         x = torch.where(high == word, mixed ^ (mixed >> 15), x)
-    return x >> 16
+    return x
+
+
+class Random16(NamedTuple):
+    """What rounding takes of 32 random bits, 16 for each value; the second moment shares half of its with either."""
+
+    weight: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def random16(shape: torch.Size, *, seed: int, step: int, offset: int, device: torch.device) -> Random16:
+    """The random numbers of a tensor's elements, counted in row-major order: int64 of its shape, in [0, 65535]."""
+    x = random32(math.prod(shape), seed=seed, step=step, offset=offset, device=device).view(shape)
+    return Random16(x >> 16, x & 0xFFFF, x >> 8 & 0xFFFF)
 
 
 def stochastic_round(x: torch.Tensor, *, seed: int, step: int, offset: int = 0) -> torch.Tensor:
     """Round float32 `x` to one of its two bfloat16 neighbors, the nearer one more often, so that the mean is exact.
-
-    A random 16-bit number is added to the bits and the lower half is cut off. Infinities stay; a NaN becomes quiet.
 
     Args:
         x: float32, any shape.
@@ -57,7 +73,31 @@ def stochastic_round(x: torch.Tensor, *, seed: int, step: int, offset: int = 0) 
     Returns:
         bfloat16, shape of `x`.
     """
+    return round_by(x, random16(x.shape, seed=seed, step=step, offset=offset, device=x.device).weight)
+
+
+def round_by(x: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
+    """`stochastic_round` with given random numbers: int64, x's shape, uniform in [0, 65535].
+
+    They are added to the bits and the lower half is cut off. Infinities stay; a NaN becomes quiet.
+    """
     bits = x.contiguous().view(torch.int32).to(torch.int64) & _WORD
-    noise = random16(x.numel(), seed=seed, step=step, offset=offset, device=x.device).view(x.shape)
-    bits = torch.where(torch.isfinite(x), bits + noise, bits | (torch.isnan(x).to(torch.int64) << 22))
+    bits = torch.where(torch.isfinite(x), bits + random, bits | (torch.isnan(x).to(torch.int64) << 22))
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 as the nearest bfloat16 (halves away from zero) and an int16 remainder; `join` restores every bit.
+
+    A NaN becomes a quiet one, without remainder.
+    """
+    bits = x.contiguous().view(torch.int32).to(torch.int64) & _WORD
+    nan = torch.isnan(x)
+    high = torch.where(nan, (bits >> 16) | 0x40, (bits + 0x8000) >> 16)
+    low = torch.where(nan, 0, bits & 0xFFFF)
+    return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
+
+
+def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """The float32 that `split` took apart."""
+    return ((high.view(torch.int16).int() << 16) + low.int()).view(torch.float32)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..errors import CofituneError
 from ..ops import grad_norm, masked_adamw_
-from ..ops._checks import mask_strides, plain, require
+from ..ops._checks import layout, plain, require
 from ..ops.masked_adamw import MASK_MODES, STORAGES
 
 _NAME = "MaskedAdamW"
@@ -248,7 +248,7 @@ def _check_storage(name: str, p: torch.Tensor, storage: str) -> None:
 
 
 def _checked_mask(name: str, mask: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    mask_strides(_NAME, f"the mask of {name}", mask, p.shape)
+    layout(_NAME, f"the mask of {name}", mask, p.shape)
     mask = mask.detach().to(device=p.device, dtype=torch.float32).contiguous()
     require(bool(((mask >= 0) & (mask <= 1)).all()), f"{_NAME}: the mask of {name} has values outside [0, 1].")
     return mask

@@ -4,28 +4,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "cofitune/adamw_element.h"
+#include "cofitune/adamw_tensor.h"
 
 namespace cofitune {
-
-struct AdamwTensor {
-  void* p;            // float, or bfloat16 as uint16_t
-  void* g;            // as p
-  float* m;
-  float* v;
-  const float* mask;  // null: none
-  int64_t size;
-  int64_t columns;          // length of a row
-  int64_t mask_row_stride;  // elements between the factors of two rows; 0: all rows share them
-  int64_t mask_column_stride;  // 0: one factor serves the whole row; 1: one per column
-  uint64_t offset;          // random counter of the first element
-};
 
 struct AdamwOptions {
   AdamwCoefficients coefficients;
   const float* clip;  // factor and skip flag; null: 1 and 0
   MaskMode mode;
-  bool bf16;
+  Storage storage;
   bool zero_grad;
   uint64_t seed;
   uint64_t step;

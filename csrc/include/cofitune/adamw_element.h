@@ -16,17 +16,27 @@ struct AdamwCoefficients {
   float denominator_scale;
   float eps;
   float decay;
+  float lr;
 };
 
-// Where the mask acts: on the step, decay included, or on the gradient before the moments see it.
+// Where the mask acts: on the step (decay and pull included), or on the gradient before the moments see it.
 enum class MaskMode { kUpdate, kGradient };
 
-template <MaskMode kMode>
-CF_HD void adamw_element(float& p, float g, float& m, float& v, float mask, const AdamwCoefficients& c) {
+// The factor of the pull toward an anchor; it never overshoots.
+CF_HD float pull_factor(float strength, const AdamwCoefficients& c) {
+  const float factor = c.lr * strength;
+  return factor < 1.0f ? factor : 1.0f;
+}
+
+// g is the clipped gradient; with kAnchored, p is drawn toward `anchor` by the factor `pull`.
+template <MaskMode kMode, bool kAnchored>
+CF_HD void adamw_element(float& p, float g, float& m, float& v, float mask, float anchor, float pull,
+                         const AdamwCoefficients& c) {
   if (kMode == MaskMode::kGradient) g = g * mask;
   m = m + c.one_minus_beta1 * (g - m);
   v = c.beta2 * v + c.one_minus_beta2 * g * g;
-  const float change = c.decay * p + c.step_size * m / (sqrtf(v) * c.denominator_scale + c.eps);
+  float change = c.decay * p + c.step_size * m / (sqrtf(v) * c.denominator_scale + c.eps);
+  if (kAnchored) change = change + pull * (p - anchor);
   p = kMode == MaskMode::kUpdate ? p - mask * change : p - change;
 }
 

@@ -17,4 +17,23 @@ CF_HD uint32_t stochastic_bits(float value, uint32_t random16) {
   return magnitude < 0x7F800000u ? bits + random16 : bits | nan_to_quiet;
 }
 
+// A float32 as two halves: the nearest bfloat16 (halves away from zero, in magnitude), which the model computes with,
+// and a signed 16-bit remainder. Joining them restores every bit; a NaN becomes a quiet one without remainder.
+struct SplitFloat {
+  uint16_t high;
+  uint16_t low;  // int16_t in two's complement
+};
+
+CF_HD SplitFloat split(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+  const uint32_t high = nan ? (bits >> 16) | 0x0040u : (bits + 0x8000u) >> 16;
+  return {static_cast<uint16_t>(high), static_cast<uint16_t>(nan ? 0u : bits & 0xFFFFu)};
+}
+
+CF_HD float join(uint16_t high, uint16_t low) {
+  const uint32_t borrow = (static_cast<uint32_t>(low) & 0x8000u) << 1;  // the sign extension of low, kept unsigned
+  return bit_cast<float>((static_cast<uint32_t>(high) << 16) + low - borrow);
+}
+
 }  // namespace cofitune

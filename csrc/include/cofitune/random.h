@@ -5,7 +5,10 @@
 //   x     = counter[31:0] ^ key[31:0]
 //   x     = (x ^ x >> 16) * 0x21f0aaad
 //   x     = ((x ^ x >> 15) + key[63:32]) * 0x735a2d97          multipliers: Wellons' search of 32-bit mixers
-//   x     = x ^ x >> 15;   the 16 random bits are x[31:16]
+//   x     = x ^ x >> 15
+//
+// Of these 32 random bits rounding takes 16 for each value: x[31:16] for the weight, x[15:0] for the first moment and
+// x[23:8] for the second (which shares half of its bits with either; each by itself is uniform).
 //
 // Only 32-bit operations per element, as AVX2 has no 64-bit product; the key is computed once per run of elements.
 #pragma once
@@ -31,11 +34,15 @@ CF_HD RandomKey random_key(uint64_t seed, uint64_t step, uint32_t counter_high) 
   return {static_cast<uint32_t>(mixed), static_cast<uint32_t>(mixed >> 32)};
 }
 
-CF_HD uint32_t random16(RandomKey key, uint32_t counter_low) {
+CF_HD uint32_t random32(RandomKey key, uint32_t counter_low) {
   uint32_t x = counter_low ^ key.key;
   x = (x ^ (x >> 16)) * 0x21F0AAADu;
   x = ((x ^ (x >> 15)) + key.tweak) * 0x735A2D97u;
-  return (x ^ (x >> 15)) >> 16;
+  return x ^ (x >> 15);
 }
+
+CF_HD uint32_t random_of_weight(uint32_t random) { return random >> 16; }
+CF_HD uint32_t random_of_first(uint32_t random) { return random & 0xFFFFu; }
+CF_HD uint32_t random_of_second(uint32_t random) { return random >> 8 & 0xFFFFu; }
 
 }  // namespace cofitune

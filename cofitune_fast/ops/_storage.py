@@ -1,0 +1,52 @@
+"""The storage formats of a trained parameter: what lies in memory, and how many bytes a step moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+SCALE_BLOCK = 256  # csrc/include/cofitune/eight_bit.h
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One format. `moved` counts the bytes read and written per parameter by a step: p, g, m and v in, p, m and v out."""
+
+    code: int  # csrc/include/cofitune/adamw_tensor.h
+    weight: torch.dtype  # of the parameter, its gradient and its anchor
+    moment: torch.dtype
+    moved: int
+    remainder: bool = False  # an int16 tensor of the parameter's shape: the lower halves of float32 weights
+    scaled: bool = False  # a float32 tensor [..., blocks of a row, 2]: the scales of both moments
+
+
+STORAGES = {
+    "fp32": Storage(0, torch.float32, torch.float32, 28),
+    "bf16_split": Storage(1, torch.bfloat16, torch.float32, 26, remainder=True),
+    "bf16_sr": Storage(2, torch.bfloat16, torch.float32, 22),
+    "bf16": Storage(3, torch.bfloat16, torch.bfloat16, 14),
+    "int8": Storage(4, torch.bfloat16, torch.uint8, 10, scaled=True),  # and 16 bytes of scales per 256 parameters
+}
+
+
+def scale_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter's scales: every row of its last dimension has one pair per 256 elements begun."""
+    columns = shape[-1] if len(shape) else 1
+    return (*shape[:-1], -(-columns // SCALE_BLOCK), 2)
+
+
+def new_state(p: torch.Tensor, storage: str) -> dict[str, torch.Tensor]:
+    """The state of a parameter before its first step, all zeros.
+
+    Returns:
+        exp_avg and exp_avg_sq in the moments' dtype, of p's shape; with "bf16_split" also remainder, int16, of p's
+        shape (zero: the float32 weight equals p); with "int8" also scale, float32, of `scale_shape(p.shape)`.
+    """
+    form = STORAGES[storage]
+    state = {key: torch.zeros(p.shape, dtype=form.moment, device=p.device) for key in ("exp_avg", "exp_avg_sq")}
+    if form.remainder:
+        state["remainder"] = torch.zeros(p.shape, dtype=torch.int16, device=p.device)
+    if form.scaled:
+        state["scale"] = torch.zeros(scale_shape(p.shape), dtype=torch.float32, device=p.device)
+    return state
