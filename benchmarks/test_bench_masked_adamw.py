@@ -1,28 +1,36 @@
-"""The fused step against torch's chain, and each storage on its own."""
+"""The fused step in each storage and mask mode, and beside others."""
 
 from __future__ import annotations
 
-import compare_masked_adamw as contest
+import compare_masked_adamw
+import compare_small_tensors
 import pytest
-import torch
+from adamw_sides import Workload, ours
 from bandwidth import settle_threads
-from bench_settings import FULL, ROUNDS, keep
+from bench_settings import FULL, ROUNDS, contest_of, each_device, waiting
 
-SIZES = contest.FULL if FULL else contest.QUICK
+from cofitune_fast.ops._storage import STORAGES
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16_sr"])
+@each_device
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("mode", ["update", "gradient"])
-def test_bench_step(benchmark, dtype, mode):
+def test_bench_step(benchmark, device, storage, mode):
     settled = settle_threads()
-    step = contest.our_step(*contest.parameters(**SIZES, dtype=dtype), mode)
-    count = SIZES["matrices"] * SIZES["width"] ** 2
-    benchmark.extra_info |= {"parameters": count, "bytes_per_parameter": 36 if dtype == torch.float32 else 26,
-                             **settled}
-    benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=1)
+    workload = Workload(*compare_masked_adamw.WORKLOADS[device.type if FULL else "quick"][0], device)
+    for contestant in ours(storage, (mode,))(workload)[:1]:
+        contestant.before_step()
+        benchmark.extra_info |= {"name": contestant.name, "parameters": workload.parameters,
+                                 "bytes_per_parameter": contestant.moved + contestant.chain, **settled}
+        benchmark.pedantic(waiting(contestant.step, device), setup=contestant.before_step, rounds=ROUNDS,
+                           warmup_rounds=1)
 
 
-def test_bench_against_torch(benchmark):
-    rows = benchmark.pedantic(contest.compare, args=(SIZES, ROUNDS), rounds=1)
-    benchmark.extra_info["comparison"] = rows
-    keep("masked_adamw", rows)
+@each_device
+def test_bench_against_others(benchmark, device):
+    contest_of("masked_adamw", compare_masked_adamw.compare, device, benchmark)
+
+
+@each_device
+def test_bench_small_tensors(benchmark, device):
+    contest_of("small_tensors", compare_small_tensors.compare, device, benchmark)

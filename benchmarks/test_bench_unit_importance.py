@@ -1,14 +1,11 @@
-"""The importance reduction against autograd through a gate of ones."""
+"""The importance reduction, beside a gate of ones and the rows of the weight's gradient."""
 
 from __future__ import annotations
 
-import compare_unit_importance as contest
-from bench_settings import FULL, ROUNDS, keep
+import compare_unit_importance
+from bench_settings import contest_of, each_device
 
 
-def test_bench_against_a_gate(benchmark):
-    sizes = contest.FULL if FULL else contest.QUICK
-    rows = benchmark.pedantic(contest.compare, args=(sizes, 3 * ROUNDS), rounds=1)
-    print("\n".join(map(contest.describe, rows)))
-    benchmark.extra_info["comparison"] = rows
-    keep("unit_importance", rows)
+@each_device
+def test_bench_against_gate_and_row_dot(benchmark, device):
+    contest_of("unit_importance", compare_unit_importance.compare, device, benchmark)
