@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
-SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+NATIVE := $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml constraints.txt $(NATIVE)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint format sanitize clean
 
 demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
@@ -22,6 +23,17 @@ bench: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-tidy --quiet $(filter %.cpp,$(NATIVE)) -- -Icsrc -Icsrc/include \
+		$$($(BIN)/python -m pybind11 --includes | sed 's/-I/-isystem /g')
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE)
+
+# Builds csrc with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and runs the tests of the ops on it.
+sanitize: $(READY)
+	$(BIN)/python tests/native/sanitize.py
 
 $(READY): $(SOURCES)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=..."; exit 1; }

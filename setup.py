@@ -1,19 +1,27 @@
-"""Build of the optional native extension, and the folders outside cofitune_fast/ that are installed with it.
+"""Build of the optional native extensions, and the folders outside cofitune_fast/ that are installed with it.
 
-COFITUNE_NATIVE=0 leaves the extension out; =1 makes a failed build an error; otherwise a failure is printed, the
-package installs without it, and every op uses its eager reference (`cofitune env` says so).
+COFITUNE_NATIVE is about the CPU kernels, COFITUNE_CUDA about the CUDA ones: =0 leaves them out; =1 makes a failed build
+an error; otherwise a failure is printed, the package installs without them, and each op uses the next backend that
+can run (`cofitune env` says so). Unless =1, the CUDA kernels are only built where nvcc and a torch with CUDA are found.
+COFITUNE_CUDA_ARCHS, such as "90" or "80 90", replaces the GPU architectures they are compiled for.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
-WISH = os.environ.get("COFITUNE_NATIVE", "auto")
+ARCHITECTURES = ("80", "90", "100")  # of those that nvcc knows; for what comes after them PTX of the last one
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -23,40 +31,115 @@ FLAGS = [
     "-fvisibility=hidden",
     "-pthread",
 ]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",  # with the three below: the bits of the CPU
+    "-prec-div=true",
+    "-prec-sqrt=true",
+    "-ftz=false",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "--threads=0",
+]
+
+
+class Native(Extension):
+    """An extension that may be missing: `wish` is its environment variable, `kernels` are compiled by nvcc."""
+
+    def __init__(self, name: str, *, what: str, wish: str, kernels: list[str], **options: list[str]):
+        super().__init__(
+            name, depends=[*kernels, *sorted(glob("csrc/**/*.*h", recursive=True))], language="c++",
+            include_dirs=["csrc", "csrc/include"], extra_compile_args=FLAGS, extra_link_args=["-pthread"], **options,
+        )
+        self.what, self.wish, self.kernels = what, os.environ.get(wish, "auto"), kernels
+        self.failed = False
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+
+
+def torch_has_cuda() -> bool:
+    """Read from torch's files: an isolated build cannot import what is installed, but sees where it lies."""
+    for folder in (*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        version = Path(folder, "torch", "version.py")
+        if version.is_file():
+            return re.search(r"^cuda\b.*=\s*['\"]", version.read_text(), re.MULTILINE) is not None
+    return False
+
+
+class Nvcc:
+    def __init__(self) -> None:
+        path = find_nvcc()
+        if path is None:
+            raise RuntimeError("nvcc is neither in CUDA_HOME/bin nor, without CUDA_HOME, on the PATH")
+        self.path = path
+        wished = os.environ.get("COFITUNE_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+        known = set(self._ask("--list-gpu-code").split())
+        self.architectures = wished or [a for a in ARCHITECTURES if f"sm_{a}" in known]
+
+    def _ask(self, *arguments: str) -> str:
+        return subprocess.run([self.path, *arguments], check=True, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT).stdout
+
+    def flags(self) -> list[str]:
+        """The code of each architecture, and the last one's PTX."""
+        last = self.architectures[-1]
+        targets = [(a, f"sm_{a}") for a in self.architectures] + [(last, f"compute_{last}")]
+        return [*NVCC_FLAGS, *(f"-gencode=arch=compute_{a},code={code}" for a, code in targets)]
+
+    def library_folders(self, source: str) -> list[str]:
+        """Where the static CUDA runtime lies, as nvcc itself would tell the linker."""
+        line = re.search(r"LIBRARIES=(.*)", self._ask("--dryrun", "-c", source))
+        return re.findall(r'-L([^"\s]+)', line[1]) if line else []
 
 
 class OptionalBuild(build_ext):
-    """Compiles the extension; if that fails says why and goes on, unless COFITUNE_NATIVE=1."""
+    """Compiles the extensions; if one fails says why and goes on without it, unless it was asked for."""
 
-    def run(self) -> None:
+    def build_extensions(self) -> None:
+        super().build_extensions()
+        self.extensions = [extension for extension in self.extensions if not extension.failed]
+
+    def build_extension(self, extension: Native) -> None:
         try:
-            super().run()
+            self._build(extension)
         except Exception as error:
-            self._without(error)
+            if extension.wish == "1":
+                raise
+            print(f"cofitune_fast: installing WITHOUT its {extension.what}, as they did not build: {error}",
+                  file=sys.stderr)
+            extension.failed = True
 
-    def build_extension(self, extension: Extension) -> None:
+    def _build(self, extension: Native) -> None:
         import pybind11
 
         extension.include_dirs.append(pybind11.get_include())
+        if extension.kernels:
+            nvcc = Nvcc()
+            extension.library_dirs += nvcc.library_folders(extension.kernels[0])
+            folder = Path(self.build_temp, "sm-" + "-".join(nvcc.architectures))
+            folder.mkdir(parents=True, exist_ok=True)
+            for kernel in extension.kernels:
+                result = str(folder / Path(kernel).with_suffix(".o").name)
+                if newer_group([kernel, "setup.py", *extension.depends], result):
+                    self.spawn([nvcc.path, *nvcc.flags(), "-Icsrc/include", "-c", kernel, "-o", result])
+                extension.extra_objects.append(result)
         super().build_extension(extension)
 
-    def _without(self, error: Exception) -> None:
-        if WISH == "1":
-            raise error
-        print(f"cofitune_fast: installing WITHOUT its native CPU kernels, as they did not build: {error}",
-              file=sys.stderr)
-        self.extensions = []
 
-
-native = Extension(
-    "cofitune_fast._native",
-    sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-    depends=sorted(glob("csrc/**/*.h", recursive=True)),
-    include_dirs=["csrc", "csrc/include"],
-    language="c++",
-    extra_compile_args=FLAGS,
-    extra_link_args=["-pthread"],
+native = Native(
+    "cofitune_fast._native", what="native CPU kernels", wish="COFITUNE_NATIVE",
+    sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))], kernels=[],
 )
+cuda = Native(
+    "cofitune_fast._native_cuda", what="CUDA kernels", wish="COFITUNE_CUDA", sources=["csrc/bindings_cuda.cpp"],
+    kernels=sorted(glob("csrc/cuda/*.cu")), libraries=["cudart_static", "rt", "dl", "pthread"],
+)
+wanted = [native] if native.wish != "0" else []
+if cuda.wish == "1" or (cuda.wish != "0" and find_nvcc() and torch_has_cuda()):
+    wanted.append(cuda)
 
 setup(
     packages=[*find_packages(include=["cofitune_fast", "cofitune_fast.*"]), "cofitune_fast.kernels"],
@@ -67,6 +150,6 @@ setup(
         "cofitune_fast.kernels": ["*.md"],
     },
     include_package_data=False,
-    ext_modules=[] if WISH == "0" else [native],
+    ext_modules=wanted,
     cmdclass={"build_ext": OptionalBuild},
 )

@@ -105,7 +105,7 @@ class Config(Section):
     region: str | None = None
     importance: ImportanceSection = Field(default_factory=ImportanceSection)
     mask: MaskSection = Field(default_factory=MaskSection)
-    storage: Literal["auto", "fp32", "bf16_sr"] = "auto"
+    storage: Literal["auto", "fp32", "bf16_split", "bf16_sr", "bf16", "int8"] = "auto"
     training: dict[str, Any] = Field(default_factory=dict)
     search: SearchSection = Field(default_factory=SearchSection)
     compare: CompareSection = Field(default_factory=CompareSection)

@@ -61,11 +61,19 @@ Sizes chunk(int64_t index, int64_t rows, int64_t columns, int64_t target) {
   return {c.row, c.row_end, c.column, c.column_end};
 }
 
-void sum_of_squares(const Addresses& data, const Sizes& size, const std::vector<bool>& bf16, std::uintptr_t total,
-                    int threads) {
+// `shapes` has rows and columns for each tensor; `weights` and `row_dots` are empty where no row dots are asked for.
+void grad_norm(const Addresses& grads, const Addresses& weights, const Addresses& row_dots, const Sizes& shapes,
+               const std::vector<bool>& bf16, float max_norm, std::uintptr_t norm, std::uintptr_t clip, int threads) {
   std::vector<cofitune::GradTensor> tensors;
-  for (size_t i = 0; i < data.size(); ++i) tensors.push_back({pointer<const void>(data[i]), size.at(i), bf16.at(i)});
-  *pointer<double>(total) = cofitune::sum_of_squares(tensors, threads);
+  tensors.reserve(grads.size());
+  for (size_t i = 0; i < grads.size(); ++i) {
+    tensors.push_back({address<const void>(grads, i), address<const void>(weights, i), address<float>(row_dots, i),
+                       shapes.at(2 * i), shapes.at(2 * i + 1), bf16.at(i)});
+  }
+  const cofitune::GradNorm result = cofitune::grad_norm(tensors, max_norm, threads);
+  *pointer<float>(norm) = result.norm;
+  pointer<float>(clip)[0] = result.factor;
+  pointer<float>(clip)[1] = result.skip;
 }
 
 void unit_importance(std::uintptr_t scores, std::uintptr_t y, std::uintptr_t grad_y, std::uintptr_t attention_mask,
@@ -76,6 +84,13 @@ void unit_importance(std::uintptr_t scores, std::uintptr_t y, std::uintptr_t gra
                             threads);
 }
 
+void kl_rows(std::uintptr_t z_p, std::uintptr_t z_q, std::uintptr_t kl, int64_t rows, int64_t vocabulary, float softcap,
+             bool need_gradients, int threads) {
+  const cofitune::KlInput input{pointer<float>(z_p), pointer<float>(z_q), pointer<float>(kl), rows, vocabulary, softcap,
+                                need_gradients};
+  cofitune::kl_rows(input, threads);
+}
+
 void use_isa(const std::string& name) {
   if (!cofitune::set_isa(name)) throw std::invalid_argument("this CPU does not have the instruction set " + name);
 }
@@ -84,10 +99,11 @@ void use_isa(const std::string& name) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU kernels of cofitune_fast; called by cofitune_fast.ops only.";
-  module.attr("INTERFACE") = 2;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
+  module.attr("INTERFACE") = 3;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
   module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
-  module.def("sum_of_squares", &sum_of_squares, py::call_guard<py::gil_scoped_release>());
+  module.def("grad_norm", &grad_norm, py::call_guard<py::gil_scoped_release>());
   module.def("unit_importance", &unit_importance, py::call_guard<py::gil_scoped_release>());
+  module.def("kl_rows", &kl_rows, py::call_guard<py::gil_scoped_release>());
   module.def("chunk_count", &cofitune::chunk_count);
   module.def("chunk", &chunk);
   module.def("isa", &cofitune::isa_name);

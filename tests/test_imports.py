@@ -47,13 +47,14 @@ THIRD_PARTY = {
     "train_command": CORE_THIRD_PARTY | {"rich"},
     "cli": CORE_THIRD_PARTY | {"typer", "rich"},
     "models": CORE_THIRD_PARTY | {"gguf"},  # inside the function that reads such a file
+    "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
     "errors": set(),
     "files": set(),
     "demo": set(),
 }
 CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "scoring", "training", "trials", "search",
         "compare")
-EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf")
+EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton")
 
 
 def imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -18,11 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
+from ..ops._storage import STORAGES, new_state
 from ..regions import Region
-
-# Bytes of state per trained parameter: both moments in fp32 (see docs/numerics.md, storage formats).
-STATE_BYTES = {"fp32": 8, "bf16_sr": 8}
-WEIGHT_BYTES = {"fp32": 4, "bf16_sr": 2}
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,13 @@ def plan_memory(
     """Predict the memory of training `region` on batches of [batch_size, length] tokens.
 
     model: as `fake_model` gives it; its requires_grad flags are set to the region's. response_length: response tokens
-    per row (default: half of `length`); only these need logits. masked: count one fp32 factor per row.
+    per row (default: half of `length`); only these need logits. storage: how `MaskedAdamW` keeps the weights and their
+    states. masked: count one fp32 factor per row.
     """
     trained = region.apply(model)
     count = sum(parameter.numel() for _, parameter in trained)
     total = sum(parameter.numel() for parameter in model.parameters())
-    weight_bytes = WEIGHT_BYTES[storage]
+    weight_bytes = STORAGES[storage].weight.itemsize
     responses = batch_size * min(response_length or max(1, length // 2), length - 1)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     mask_bytes = sum(4 * parameter.shape[0] for _, parameter in trained) if masked else 0
@@ -86,11 +84,16 @@ def plan_memory(
         total_parameters=total,
         weights=total * weight_bytes,
         gradients=count * weight_bytes,
-        optimizer=count * STATE_BYTES[storage] + mask_bytes,
+        optimizer=sum(_state_bytes(parameter, storage) for _, parameter in trained) + mask_bytes,
         activations=_saved_bytes(model, batch_size, length),
         # Logits in the model's dtype and in fp32, their log-softmax, and the gradient of both.
         logits=responses * vocabulary * (2 * weight_bytes + 3 * 4),
     )
+
+
+def _state_bytes(parameter: Tensor, storage: str) -> int:
+    state = new_state(torch.empty(parameter.shape, device="meta"), storage)
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def _saved_bytes(model: nn.Module, batch_size: int, length: int) -> int:

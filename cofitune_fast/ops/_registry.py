@@ -19,7 +19,8 @@ NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True)
 class Backend:
-    """`run` takes the op's own arguments; `why_not` gives the reason it cannot run here, or None if it can."""
+    """`run` takes the op's own arguments; `why_not` gives the reason it cannot run here, or None if it can. `auto`
+    chooses it for the first of its devices; for the others it must be asked for by name."""
 
     run: Callable[..., Any] | None
     devices: tuple[str, ...]
@@ -55,7 +56,8 @@ class Operation:
             CofituneError: `backend` is unknown, or was asked for by name and cannot run.
         """
         if backend == "auto":
-            usable = (name for name, entry in self.backends.items() if entry.refusal(device) is None)
+            usable = (name for name, entry in self.backends.items()
+                      if entry.refusal(device) is None and device.type == entry.devices[0])
             return next(usable, "reference")
         if backend == "reference":
             return backend

@@ -11,7 +11,7 @@ SCALE_BLOCK = 256  # csrc/include/cofitune/eight_bit.h
 
 @dataclass(frozen=True)
 class Storage:
-    """One format. `moved` counts the bytes read and written per parameter by a step: p, g, m and v in, p, m and v out."""
+    """One format. `moved` counts the bytes a step moves per parameter: p, g, m and v in, p, m and v out."""
 
     code: int  # csrc/include/cofitune/adamw_tensor.h
     weight: torch.dtype  # of the parameter, its gradient and its anchor

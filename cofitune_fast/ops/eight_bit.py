@@ -45,7 +45,8 @@ def block_scales(x: torch.Tensor) -> torch.Tensor:
 def _encode_magnitude(x: torch.Tensor, random16: torch.Tensor, bits: int) -> torch.Tensor:
     top = 2**bits - 1
     smallest = 2.0 ** (1 - top)
-    rounded = (x.view(torch.int32).long() + (random16 << 4 | 8)) >> 20
+    word = x.view(torch.int32).long() & 0xFFFFFFFF  # without a sign, which a NaN may have
+    rounded = (word + (random16 << 4 | 8)) >> 20
     normal = rounded - ((127 - top) << 3)
     small = x < smallest
     below = torch.where(small, x, smallest)

@@ -2,70 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
+from . import native, triton
 from ._checks import dtype_is, one_device, require, shape_is
 from ._registry import operation
 
 _NAME = "linear_kl"
-_LOGITS_AT_ONCE = 1 << 23  # tokens times vocabulary: 32 MiB per float32 buffer, of which some six live at a time
+_LOGITS_AT_ONCE = 1 << 23  # tokens times vocabulary
 _HEAD_ROWS_AT_ONCE = 8192
 
-
-def _slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of the head in float32, a slice at a time, so that a bfloat16 head is never copied whole."""
-    for start in range(0, weight.shape[0], _HEAD_ROWS_AT_ONCE):
-        rows = slice(start, start + _HEAD_ROWS_AT_ONCE)
-        yield rows, weight[rows].to(dtype)
-
-
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    logits = hidden.new_empty(hidden.shape[0], weight.shape[0])
-    for rows, part in _slices(weight, hidden.dtype):
-        logits[:, rows] = hidden @ part.T
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def _to_hidden(
-    grad: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor, softcap: float | None
-) -> torch.Tensor:
-    if softcap is not None:
-        grad = grad * (1 - (logits / softcap).square())
-    return sum(grad[:, rows] @ part for rows, part in _slices(weight, grad.dtype))
+KlRows = Callable[[torch.Tensor, torch.Tensor, float | None, bool], torch.Tensor]
 
 
 def reference(
-    hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, softcap: float | None, chunk_tokens: int,
-    need_gradients: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of KL(p || q) over the tokens and its gradients by both hidden states, token chunk by token chunk.
+    z_p: torch.Tensor, z_q: torch.Tensor, softcap: float | None, need_gradients: bool
+) -> torch.Tensor:
+    """KL(p || q) of each row, from raw logits [rows, V]; if need_gradients, their gradients overwrite these.
 
-    With z the logits: dKL/dz_p = p (log p - log q - KL), dKL/dz_q = q - p.
+    With z the capped logits: dKL/dz_p = p (log p - log q - KL), dKL/dz_q = q - p, dz/draw = 1 - (z / softcap)^2.
     """
-    dtype = torch.promote_types(hidden_p.dtype, torch.float32)
-    total = torch.zeros((), dtype=dtype, device=hidden_p.device)
+    capped = [z if softcap is None else softcap * torch.tanh(z / softcap) for z in (z_p, z_q)]
+    log_p, log_q = (torch.log_softmax(z, -1) for z in capped)
+    p, log_ratio = log_p.exp(), log_p - log_q
+    kl = (p * log_ratio).sum(-1)
+    if need_gradients:
+        gradients = p * (log_ratio - kl[:, None]), log_q.exp() - p
+        for raw, z, gradient in zip((z_p, z_q), capped, gradients, strict=True):
+            raw.copy_(gradient if softcap is None else gradient * (1 - (z / softcap).square()))
+    return kl
+
+
+def _native(z_p: torch.Tensor, z_q: torch.Tensor, softcap: float | None, need_gradients: bool) -> torch.Tensor:
+    kl = torch.empty(z_p.shape[0])
+    native.library().kl_rows(z_p.data_ptr(), z_q.data_ptr(), kl.data_ptr(), *z_p.shape, softcap or 0.0, need_gradients,
+                             torch.get_num_threads())
+    return kl
+
+
+def _triton(*arguments: object) -> torch.Tensor:
+    return triton.kernel("linear_kl").kl_rows(*arguments)
+
+
+op = operation(_NAME, reference)
+op.add("cpu", _native, ("cpu",), native.load_error)
+op.lack("cuda", "this op has no CUDA C++ kernel; on GPUs it is Triton's")
+op.add("triton", _triton, triton.devices(), triton.load_error)
+
+
+def _by_chunks(
+    kl_rows: KlRows, hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, softcap: float | None,
+    chunk_tokens: int, need_gradients: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sum of KL(p || q) over the tokens, and its gradients by both hidden states (empty if not needed)."""
+    tokens, dtype = hidden_p.shape[0], torch.promote_types(hidden_p.dtype, torch.float32)
+    chunk_tokens = min(chunk_tokens, tokens)
+    total = torch.zeros((), dtype=torch.float64, device=hidden_p.device)
     grad_p, grad_q = (torch.empty_like(h) if need_gradients else h.new_empty(0) for h in (hidden_p, hidden_q))
-    for start in range(0, hidden_p.shape[0], chunk_tokens):
+    buffer = hidden_p.new_empty(2 * chunk_tokens, weight.shape[0], dtype=dtype)
+    for start in range(0, tokens, max(1, chunk_tokens)):
         rows = slice(start, start + chunk_tokens)
-        z_p, z_q = (_logits(h[rows].to(dtype), weight, softcap) for h in (hidden_p, hidden_q))
-        log_ratio = torch.log_softmax(z_p, -1)
-        p = log_ratio.exp()
-        log_q = torch.log_softmax(z_q, -1)
-        log_ratio -= log_q
-        kl = (p * log_ratio).sum(-1, keepdim=True)
-        total += kl.sum()
+        hidden = torch.cat([hidden_p[rows], hidden_q[rows]])
+        count = hidden.shape[0] // 2
+        logits = buffer[: 2 * count]
+        _to_logits(hidden, weight, logits)
+        total += kl_rows(logits[:count], logits[count:], softcap, need_gradients).sum(dtype=torch.float64)
         if need_gradients:
-            grad_p[rows] = _to_hidden(p * (log_ratio - kl), z_p, weight, softcap)
-            grad_q[rows] = _to_hidden(log_q.exp() - p, z_q, weight, softcap)
-    return total, grad_p, grad_q
+            grad_p[rows], grad_q[rows] = _to_hidden(logits, weight, hidden.dtype).split(count)
+    return total.to(dtype), grad_p, grad_q
 
 
-_op = operation(_NAME, reference)
-_op.lack("cpu", "this op has no native CPU kernel; the reference already spends its time in matrix products")
-_op.lack("triton", "there is no Triton kernel for it yet in this version")
-_op.lack("cuda", "this op has no CUDA C++ kernel; on GPUs it is Triton's")
+def _to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) -> None:
+    """logits = hidden W^T with products and sums in the logits' dtype."""
+    if _mixes(weight, hidden.dtype):
+        torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)
+        return
+    hidden = hidden.to(logits.dtype)
+    for rows, part in _slices(weight, logits.dtype):
+        torch.mm(hidden, part.T, out=logits[:, rows])
+
+
+def _to_hidden(gradients: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gradients W, `dtype` being that of the hidden states; may overwrite the gradients."""
+    if _mixes(weight, dtype):
+        high = gradients.bfloat16()  # high + low have 16 bits of a gradient, and the result is rounded to 8
+        low = gradients.sub_(high).bfloat16()
+        return torch.mm(high, weight, out_dtype=torch.float32) + torch.mm(low, weight, out_dtype=torch.float32)
+    result = gradients.new_zeros(gradients.shape[0], weight.shape[1])
+    for rows, part in _slices(weight, gradients.dtype):
+        result.addmm_(gradients[:, rows], part)
+    return result
+
+
+def _mixes(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies two bfloat16 matrices into a float32 one here: exact products, float32 sums."""
+    return weight.is_cuda and torch.version.hip is None and weight.dtype == dtype == torch.bfloat16
+
+
+def _slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of the head in `dtype`: all if that is theirs, else a slice at a time, so that it is never copied whole."""
+    step = max(1, weight.shape[0]) if weight.dtype == dtype else _HEAD_ROWS_AT_ONCE
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        yield rows, weight[rows].to(dtype)
 
 
 @torch.library.custom_op(
@@ -75,7 +118,8 @@ _op.lack("cuda", "this op has no CUDA C++ kernel; on GPUs it is Triton's")
     "str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _linear_kl(hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients, backend):
-    return _op.run(backend, hidden_p.device, hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients)
+    kl_rows = partial(op.run, backend, hidden_p.device)
+    return _by_chunks(kl_rows, hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients)
 
 
 @_linear_kl.register_fake
@@ -107,15 +151,21 @@ def linear_kl(
     """KL(softmax(hidden_p W^T) || softmax(hidden_q W^T)) in nats, over N tokens.
 
     Differentiable once, in both hidden states and not in the weight. Both gradients are computed along with the loss,
-    so that at no time more than `chunk_tokens` rows of logits exist. All arithmetic is in float32 at least.
+    so that at no time more than `chunk_tokens` rows of logits exist. All arithmetic is in float32 at least, but that
+    for bfloat16 on CUDA the gradients by the logits enter the last matrix product with 16 significant bits.
+
+    Beside the inputs and both gradients it takes at most 8 chunk_tokens V bytes for the logits of both sides in float32
+    (some 64 MiB by default, at any N), 32 KiB times H where a head of another dtype is copied slice by slice, and
+    24 chunk_tokens H bytes. The reference takes up to ten times as much for the logits, bfloat16 on CUDA twice as much.
 
     Args:
         hidden_p, hidden_q: [N, H], float32, bfloat16 (or float64), of one dtype.
         weight: the head [V, H], any of these dtypes; no gradient flows to it.
         softcap: c of the final soft cap z = c tanh(raw / c) that some families (Gemma 2) put on the logits.
-        chunk_tokens: rows of logits at a time; None: as many as keep a buffer at some 32 MiB.
+        chunk_tokens: rows of logits at a time; None: 2^23 / V, at least one.
         reduction: "mean" over the N tokens, or "sum"; of no tokens both are 0.
-        backend: "auto" or "reference" in this version.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; what computes divergences and gradients from the
+            logits (the matrix products are torch's). float64 has the reference only.
 
     Returns:
         0-d, float32 (float64 for float64 inputs).
@@ -130,12 +180,17 @@ def linear_kl(
     shape_is(_NAME, "hidden_q", hidden_q, hidden_p.shape)
     require(weight.shape[1] == hidden_p.shape[1],
             f"{_NAME}: weight has {weight.shape[1]} columns, but the hidden states have {hidden_p.shape[1]}.")
+    require(weight.shape[0] > 0, f"{_NAME}: weight has no rows; the vocabulary must have at least one token.")
     one_device(_NAME, hidden_p=[hidden_p], hidden_q=[hidden_q], weight=[weight])
-    require(softcap is None or softcap > 0, f"{_NAME}: softcap must be positive or None, not {softcap}.")
+    require(softcap is None or 0 < softcap < math.inf, f"{_NAME}: softcap must be positive or None, not {softcap}.")
     require(reduction in ("mean", "sum"), f"{_NAME}: reduction must be 'mean' or 'sum', not {reduction!r}.")
     if chunk_tokens is None:
-        chunk_tokens = max(1, _LOGITS_AT_ONCE // max(1, weight.shape[0]))
+        chunk_tokens = max(1, _LOGITS_AT_ONCE // weight.shape[0])
     require(chunk_tokens >= 1, f"{_NAME}: chunk_tokens must be at least 1, not {chunk_tokens}.")
+    if hidden_p.dtype == torch.float64:
+        require(backend in ("auto", "reference"),
+                f"{_NAME}: float64 has the reference only; use backend='auto' or 'reference', not {backend!r}.")
+        backend = "reference"
     need_gradients = torch.is_grad_enabled() and (hidden_p.requires_grad or hidden_q.requires_grad)
     total = _linear_kl(hidden_p, hidden_q, weight.detach(), softcap, chunk_tokens, need_gradients, backend)[0]
     return total / max(1, hidden_p.shape[0]) if reduction == "mean" else total

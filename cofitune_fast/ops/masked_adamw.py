@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import native
+from . import cuda, native, triton
 from ._checks import (
-    Layout,
     Tensors,
     contiguous,
     dtype_is,
@@ -92,10 +91,13 @@ class AdamwCall(NamedTuple):
     seed: int
     offsets: Sequence[int]
     zero_grad: bool
+    prepared: tuple[list[int], ...] | None = None  # `table` of a call that differs in gradients and scalars alone
 
     def coefficients(self) -> Coefficients:
         """On the host; waits for the device if lr or step lie there."""
-        return coefficients(self.lr.item(), self.beta1, self.beta2, self.eps, self.weight_decay, self.step.item())
+        step = self.step.item()
+        require(step >= 1, f"{_NAME}: step is counted from 1, not {step}.")
+        return coefficients(self.lr.item(), self.beta1, self.beta2, self.eps, self.weight_decay, step)
 
     def scalars(self) -> torch.Tensor:
         """What GPU kernels read of lr and step, on the tensors' device: int64 [5], the eight float32 coefficients in
@@ -106,7 +108,8 @@ class AdamwCall(NamedTuple):
             return torch.cat([host, self.step[None]]).to(device, non_blocking=True)
         lr, step = self.lr.to(device), self.step.to(device)
         c = coefficients(lr, self.beta1, self.beta2, self.eps, self.weight_decay, step.double())
-        values = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device) for x in c])
+        # A number becomes a device tensor by a fill, which a CUDA graph can capture, unlike a copy from the host.
+        values = torch.stack([x if isinstance(x, torch.Tensor) else torch.full_like(lr, x) for x in c])
         return torch.cat([values.float().view(torch.int64), step[None]])
 
 
@@ -188,6 +191,9 @@ def table(call: AdamwCall) -> tuple[list[int], ...]:
     """The tensors as the native kernels take them (csrc/include/cofitune/adamw_tensor.h), a list per field: addresses
     of p, g, m, v, remainder, scales, mask, anchor and pull, then rows, columns, mask layout, pull layout, whether the
     mask is uint8 (five numbers per tensor), then random offsets. An empty list of addresses: all null."""
+    if call.prepared is not None:
+        params, _, *rest = call.prepared
+        return (params, _addresses(call.grads), *rest)
     rows = []
     for p, mask, pull in zip(call.params, call.masks, call.pulls, strict=True):
         columns = p.shape[-1] if p.dim() else 1
@@ -206,10 +212,32 @@ def _native(call: AdamwCall) -> None:
     )
 
 
+def _cuda(call: AdamwCall) -> None:
+    if not call.params:
+        return
+    scalars = call.scalars()
+    cuda.library().masked_adamw(
+        *table(call), scalars.data_ptr(), 0 if call.clip is None else call.clip.data_ptr(),
+        call.mask_mode == "gradient", STORAGES[call.storage].code, call.zero_grad, call.seed,
+        *cuda.place(call.params[0].device),
+    )
+
+
+def _triton(call: AdamwCall) -> None:
+    if not call.params:
+        return
+    *_, matrices, offsets = table(call)
+    triton.kernel("masked_adamw").masked_adamw(
+        call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.remainders, call.scales, call.masks,
+        call.anchors, call.pulls, matrices, offsets, call.clip, call.scalars(), storage=STORAGES[call.storage].code,
+        gradient_mode=call.mask_mode == "gradient", zero_grad=call.zero_grad, seed=call.seed,
+    )
+
+
 op = operation(_NAME, reference)
 op.add("cpu", _native, ("cpu",), native.load_error)
-op.lack("cuda", "there is no CUDA kernel for it yet in this version")
-op.lack("triton", "there is no Triton kernel for it yet in this version")
+op.add("cuda", _cuda, ("cuda",), cuda.load_error)
+op.add("triton", _triton, triton.devices(), triton.load_error)
 
 
 @torch.library.custom_op(
@@ -236,13 +264,15 @@ def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, 
     return None
 
 
-def _check(call: AdamwCall) -> None:
+def check(call: AdamwCall) -> None:
+    """Refuses what does not fit; values of tensors are not looked at, so that nothing waits for a device."""
     require(call.mask_mode in MASK_MODES, f"{_NAME}: mask_mode must be 'update' or 'gradient', not {call.mask_mode!r}.")
     require(call.storage in STORAGES,
             f"{_NAME}: storage must be one of {', '.join(STORAGES)}, not {call.storage!r}.")
     form = STORAGES[call.storage]
     written = {"params": call.params, "grads": call.grads, "exp_avgs": call.exp_avgs, "exp_avg_sqs": call.exp_avg_sqs}
-    for name, tensors, wanted in (("remainders", call.remainders, form.remainder), ("scales", call.scales, form.scaled)):
+    extra = (("remainders", call.remainders, form.remainder), ("scales", call.scales, form.scaled))
+    for name, tensors, wanted in extra:
         require(wanted or not tensors, f"{_NAME}: storage {call.storage!r} has no {name}; leave them out.")
         require(not wanted or bool(tensors) or not call.params, f"{_NAME}: storage {call.storage!r} needs {name}.")
         if wanted:
@@ -250,6 +280,9 @@ def _check(call: AdamwCall) -> None:
     read = {"masks": call.masks, "anchors": call.anchors, "pulls": call.pulls}
     same_length(_NAME, **written, **read, offsets=call.offsets)
     one_device(_NAME, **written, **read, clip=[call.clip])
+    require(-(2**63) <= call.seed < 2**63, f"{_NAME}: seed must fit in 64 bits with a sign, but it is {call.seed}.")
+    for index, offset in enumerate(call.offsets):
+        require(offset >= 0, f"{_NAME}: offsets[{index}] must not be negative, but it is {offset}.")
     dtypes = {"params": form.weight, "grads": form.weight, "exp_avgs": form.moment, "exp_avg_sqs": form.moment,
               "remainders": torch.int16, "scales": torch.float32}
     for index, p in enumerate(call.params):
@@ -265,7 +298,7 @@ def _check(call: AdamwCall) -> None:
         mask, anchor, pull = call.masks[index], call.anchors[index], call.pulls[index]
         require((anchor is None) == (pull is None),
                 f"{_NAME}: anchors[{index}] and pulls[{index}] belong together; give both or neither.")
-        for name, factors, allowed in (("masks", mask, (torch.float32, torch.uint8)), ("pulls", pull, (torch.float32,))):
+        for name, factors, *allowed in (("masks", mask, torch.float32, torch.uint8), ("pulls", pull, torch.float32)):
             if factors is not None:
                 dtype_is(_NAME, f"{name}[{index}]", factors, *allowed)
                 layout(_NAME, f"{name}[{index}]", factors, p.shape)
@@ -282,6 +315,16 @@ def _check(call: AdamwCall) -> None:
         no_aliasing(_NAME, [(f"{name}[{i}]", t) for name, tensors in written.items() for i, t in enumerate(tensors)],
                     [(f"{name}[{i}]", t) for name, tensors in read.items() for i, t in enumerate(tensors)
                      if t is not None])
+
+
+def run_checked(call: AdamwCall, backend: str) -> None:
+    """A call that `check` has seen, at little cost: not through torch.library, unless torch.compile is looking."""
+    if torch.compiler.is_compiling():
+        _masked_adamw(*call[:-1], backend)
+        return
+    op.run(backend, call.params[0].device, call)
+    for written in (call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.remainders, call.scales):
+        torch.autograd.graph.increment_version(written)
 
 
 def _scalar(name: str, value: _Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -321,7 +364,7 @@ def masked_adamw_(
         bf16_split  26   p bfloat16 and a 16-bit remainder that together are a float32 weight; moments float32
         bf16_sr     22   p bfloat16, stochastically rounded; moments float32
         bf16        14   p and both moments bfloat16, stochastically rounded
-        int8        10   as bf16, but moments in 8 bits with a float32 scale per 256 neighbors of a row (ops/eight_bit.py)
+        int8        10   as bf16, but moments in 8 bits with a float32 scale per 256 neighbors of a row (eight_bit.py)
 
     Args:
         params: contiguous, float32 in storage "fp32", else bfloat16; any shape.
@@ -362,5 +405,5 @@ def masked_adamw_(
         _scalar("step", step, torch.int64, device), float(betas[0]), float(betas[1]), float(eps), float(weight_decay),
         mask_mode, storage, seed, list(offsets), zero_grad,
     )
-    _check(call)
-    _masked_adamw(*call, backend)
+    check(call)
+    _masked_adamw(*call[:-1], backend)

@@ -1,8 +1,9 @@
 """A training checkpoint without pickle: tensors in safetensors, everything else in JSON.
 
 Beside the delta and Trainer's own `trainer_state.json`, a checkpoint folder holds
-`optimizer.safetensors` (moments, keyed by parameter name) and `training_state.json` (the optimizer's numbers, the
-learning-rate scheduler's state and the states of the random number generators).
+`optimizer.safetensors` (the optimizer's tensors in their own dtypes, as "parameter name/exp_avg") and
+`training_state.json` (its numbers, the learning-rate scheduler's state and the states of the random number generators).
+Numbers that are tensors of one element, as a step counted on the device, are saved as numbers.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], sch
     tensors, numbers = {}, {}
     for name, state in optimizer_state["state"].items():
         for key, value in state.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and key != "step":
                 tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
             else:
-                numbers.setdefault(name, {})[key] = value
-    rest = {key: value for key, value in optimizer_state.items() if key != "state"}
+                numbers.setdefault(name, {})[key] = _plain(value)
+    rest = {key: _plain(value) for key, value in optimizer_state.items() if key != "state"}
     with atomic_path(folder / OPTIMIZER_FILE) as temporary:
         save_file(tensors, temporary)
     write_json(folder / STATE_FILE, {
         "optimizer": {"numbers": numbers, **rest},
-        "scheduler": {key: value for key, value in scheduler_state.items() if _is_plain(value)},
+        "scheduler": {key: _plain(value) for key, value in scheduler_state.items() if _is_plain(value)},
         "random": random_states(),
     })
 
@@ -93,4 +94,12 @@ def _decode(text: str) -> Tensor:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float, str, bool, list, type(None)))
+    return isinstance(value, (int, float, str, bool, list, type(None), Tensor))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.item() if isinstance(value, Tensor) else value

@@ -2,6 +2,7 @@
 // Contraction to fused multiply-add is off (setup.py), so that all of them give the same bits.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #define CF_BODY inline __attribute__((always_inline))
@@ -18,7 +19,7 @@
 
 namespace cofitune {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class Isa : uint8_t { kBaseline, kAvx2, kAvx512 };
 
 // Defines `NAME(isa)`, which gives BODY<...> compiled for an instruction set, as a pointer of type FUNCTION.
 #if defined(CF_X86)

@@ -21,13 +21,23 @@ struct AdamwOptions {
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options);
 
+// A gradient seen as a matrix; without a weight it may as well be one long row.
 struct GradTensor {
-  const void* data;
-  int64_t size;
+  const void* grad;
+  const void* weight;  // null: no row dots
+  float* row_dots;     // [rows]: the sum over a row of weight * grad
+  int64_t rows, columns;
   bool bf16;
 };
 
-double sum_of_squares(const std::vector<GradTensor>& tensors, int threads);
+struct GradNorm {
+  float norm;
+  float factor;  // min(1, max_norm / (norm + 1e-6)); 0 where the norm is not finite
+  float skip;    // 1 where the norm is not finite
+};
+
+// max_norm: infinity for no clipping.
+GradNorm grad_norm(const std::vector<GradTensor>& tensors, float max_norm, int threads);
 
 struct ImportanceInput {
   float* scores;
@@ -39,5 +49,18 @@ struct ImportanceInput {
 };
 
 void unit_importance(const ImportanceInput& input, int threads);
+
+// Two rows of logits per token, before the soft cap (0: none). They are overwritten: if need_gradients, by the
+// gradients of their row's divergence.
+struct KlInput {
+  float* z_p;
+  float* z_q;
+  float* kl;  // [rows]
+  int64_t rows, vocabulary;
+  float softcap;
+  bool need_gradients;
+};
+
+void kl_rows(const KlInput& input, int threads);
 
 }  // namespace cofitune

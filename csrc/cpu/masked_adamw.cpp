@@ -1,8 +1,12 @@
-// masked_adamw_: the whole list of tensors is cut into row-aligned pieces that the threads take in turn.
+// masked_adamw_: the whole list of tensors is cut into chunks that the threads take in turn, a chunk into runs of
+// elements under the same factors or consecutive ones, a run into blocks of kScaleBlock elements.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "cofitune/bf16.h"
+#include "cofitune/chunks.h"
+#include "cofitune/eight_bit.h"
 #include "cofitune/random.h"
 #include "isa.h"
 #include "kernels.h"
@@ -11,166 +15,371 @@
 namespace cofitune {
 namespace {
 
-constexpr int64_t kPiece = 1 << 15;  // elements; some 0.8 MB of traffic
+constexpr int64_t kChunk = 1 << 17;  // elements; from one to the next memory is read on in sequence
+constexpr int64_t kRun = 1 << 11;    // elements; their gradients are still in the first cache when they are zeroed
+static_assert(kChunk % kScaleBlock == 0 && kRun % kScaleBlock == 0, "blocks under one scale are never cut");
 
-// Storage formats: values are worked on as 32 bits and narrowed last.
+// Formats. A stored value is widened to a word of 32 bits; between the old word and the new one is chosen, and it is
+// narrowed last: selecting 16-bit lanes by a 32-bit comparison would keep compilers from vectorizing.
 struct Float32 {
   using Value = float;
-  static CF_BODY uint32_t widen(float value) { return bit_cast<uint32_t>(value); }
-  static CF_BODY float narrow(uint32_t bits) { return bit_cast<float>(bits); }
-  static CF_BODY uint32_t round(float value, RandomKey, uint32_t) { return bit_cast<uint32_t>(value); }
+  static constexpr bool kRandom = false;
+  static CF_BODY uint32_t widen(float stored) { return bit_cast<uint32_t>(stored); }
+  static CF_BODY float narrow(uint32_t word) { return bit_cast<float>(word); }
+  static CF_BODY uint32_t round(float value, uint32_t) { return bit_cast<uint32_t>(value); }
 };
 
 struct Bfloat16 {
   using Value = uint16_t;
-  static CF_BODY uint32_t widen(uint16_t value) { return static_cast<uint32_t>(value) << 16; }
-  static CF_BODY uint16_t narrow(uint32_t bits) { return static_cast<uint16_t>(bits >> 16); }
-  static CF_BODY uint32_t round(float value, RandomKey key, uint32_t counter) {
-    return stochastic_bits(value, random16(key, counter));
+  static constexpr bool kRandom = true;
+  static CF_BODY uint32_t widen(uint16_t stored) { return static_cast<uint32_t>(stored) << 16; }
+  static CF_BODY uint16_t narrow(uint32_t word) { return static_cast<uint16_t>(word >> 16); }
+  static CF_BODY uint32_t round(float value, uint32_t random16) { return stochastic_bits(value, random16); }
+};
+
+template <class Format>
+struct PlainWeight {
+  using Gradient = Format;
+  using Value = typename Format::Value;
+  static constexpr bool kRandom = Format::kRandom;
+  static constexpr bool kSplit = false;
+  static CF_BODY uint32_t load(const Value* p, const uint16_t*, int32_t i) { return Format::widen(p[i]); }
+  static CF_BODY void store(Value* p, uint16_t*, int32_t i, uint32_t word) { p[i] = Format::narrow(word); }
+  static CF_BODY float value(uint32_t word) { return bit_cast<float>(word); }
+  static CF_BODY uint32_t round(float value, uint32_t random) { return Format::round(value, random_of_weight(random)); }
+};
+
+// The word is upper half and remainder side by side, so that a kept weight keeps both, whatever they are.
+struct SplitWeight {
+  using Gradient = Bfloat16;
+  using Value = uint16_t;
+  static constexpr bool kRandom = false;
+  static constexpr bool kSplit = true;
+  static CF_BODY uint32_t load(const Value* p, const uint16_t* remainder, int32_t i) {
+    return static_cast<uint32_t>(p[i]) << 16 | remainder[i];
+  }
+  static CF_BODY void store(Value* p, uint16_t* remainder, int32_t i, uint32_t word) {
+    p[i] = static_cast<uint16_t>(word >> 16);
+    remainder[i] = static_cast<uint16_t>(word);
+  }
+  static CF_BODY float value(uint32_t word) {
+    return join(static_cast<uint16_t>(word >> 16), static_cast<uint16_t>(word));
+  }
+  static CF_BODY uint32_t round(float value, uint32_t) {
+    const SplitFloat halves = split(value);
+    return static_cast<uint32_t>(halves.high) << 16 | halves.low;
   }
 };
 
-template <class StorageType, bool kMaskPerElement, MaskMode kMaskMode, bool kZeroGrad>
-struct Kind {
-  using Storage = StorageType;
-  static constexpr bool mask_per_element = kMaskPerElement;
-  static constexpr MaskMode mode = kMaskMode;
-  static constexpr bool zero_grad = kZeroGrad;
+// kScaled: codes in units of a scale per block, which is known when all of the block's new moments are.
+template <class MomentFormat>
+struct PlainMoments {
+  using Format = MomentFormat;
+  using Value = typename Format::Value;
+  static constexpr bool kRandom = Format::kRandom;
+  static constexpr bool kScaled = false;
+  static CF_BODY float first(Value stored, float) { return bit_cast<float>(Format::widen(stored)); }
+  static CF_BODY float second(Value stored, float) { return bit_cast<float>(Format::widen(stored)); }
 };
 
-// Consecutive elements under one random key, with one mask factor or one factor each.
+struct EightBitMoments {
+  using Value = uint8_t;
+  static constexpr bool kRandom = true;
+  static constexpr bool kScaled = true;
+  static CF_BODY float first(uint8_t stored, float scale) { return decode_first(stored, scale); }
+  static CF_BODY float second(uint8_t stored, float scale) { return decode_second(stored, scale); }
+};
+
+enum class Factors : uint8_t { kOne, kPerElement, kPerElementAndAnchor };
+
+template <class WeightType, class MomentsType, MaskMode kMaskMode, Factors kFactors>
+struct Kind {
+  using Weight = WeightType;
+  using Moments = MomentsType;
+  static constexpr MaskMode mode = kMaskMode;
+  static constexpr bool per_element = kFactors != Factors::kOne;
+  static constexpr bool anchored = kFactors == Factors::kPerElementAndAnchor;
+  // Whether some elements may have to keep their bytes; a run with one factor of 0 is not even begun.
+  static constexpr bool may_keep = per_element && kMaskMode == MaskMode::kUpdate;
+};
+
+// Consecutive elements. Factors for each are at `masks` and `pulls`; where these are null, one for all is beside them.
 struct Run {
   void* p;
   void* g;
-  float* m;
-  float* v;
-  const float* masks;
+  void* m;
+  void* v;
+  uint16_t* remainder;
+  float* scales;
+  const void* masks;
+  const void* anchor;
+  const float* pulls;
+  bool mask_is_bytes;
   float mask;
+  float pull;
   float clip;
-  RandomKey key;
-  uint32_t counter;
-  int32_t size;  // at most kPiece
-  AdamwCoefficients coefficients;
+  uint64_t counter;
+  int32_t size;
+  const AdamwOptions* options;
 };
 
-// Whether some elements of a run may have to keep their bytes; a run with one factor of 0 is not even begun.
-template <class K>
-constexpr bool may_keep = K::mask_per_element && K::mode == MaskMode::kUpdate;
+// What is made ready for a block, and the new moments before they are encoded.
+struct alignas(64) Buffers {
+  uint32_t random[kScaleBlock];
+  float masks[kScaleBlock];
+  float pulls[kScaleBlock];
+  float m[kScaleBlock];
+  float v[kScaleBlock];
+};
 
 // By bits: of a conditional expression compilers make a branch, and then no vector loop.
 CF_BODY uint32_t choose(uint32_t all_or_no_bits, uint32_t if_all, uint32_t if_no) {
   return (if_all & all_or_no_bits) | (if_no & ~all_or_no_bits);
 }
 
+CF_BODY uint32_t magnitude_bits(float value) { return bit_cast<uint32_t>(value) & 0x7FFFFFFFU; }
+
+template <class K>
+CF_BODY uint32_t live_bits(float mask) {
+  return K::may_keep ? 0U - static_cast<uint32_t>(mask != 0.0F) : ~0U;
+}
+
+// The key changes where the lower half of the counter begins anew, which may be in the midst of a block.
+CF_BODY void draw(uint32_t* __restrict random, const Run& run, int32_t begin, int32_t size) {
+  for (int32_t i = 0; i < size;) {
+    const uint64_t counter = run.counter + static_cast<uint64_t>(begin + i);
+    const RandomKey key = random_key(run.options->seed, run.options->step, static_cast<uint32_t>(counter >> 32));
+    const auto low = static_cast<uint32_t>(counter);
+    const auto count = static_cast<int32_t>(std::min<uint64_t>(size - i, (1ULL << 32) - low));
+    for (int32_t k = 0; k < count; ++k) random[i + k] = random32(key, low + static_cast<uint32_t>(k));
+    i += count;
+  }
+}
+
+CF_BODY void expand_masks(float* __restrict masks, const Run& run, int32_t begin, int32_t size) {
+  if (run.masks == nullptr) {
+    for (int32_t i = 0; i < size; ++i) masks[i] = run.mask;
+  } else if (run.mask_is_bytes) {
+    const auto* bytes = static_cast<const uint8_t*>(run.masks) + begin;
+    for (int32_t i = 0; i < size; ++i) masks[i] = byte_factor(bytes[i]);
+  } else {
+    const auto* floats = static_cast<const float*>(run.masks) + begin;
+    for (int32_t i = 0; i < size; ++i) masks[i] = floats[i];
+  }
+}
+
+CF_BODY void expand_pulls(float* __restrict pulls, const Run& run, int32_t begin, int32_t size) {
+  const AdamwCoefficients c = run.options->coefficients;
+  for (int32_t i = 0; i < size; ++i) pulls[i] = pull_factor(run.pulls != nullptr ? run.pulls[begin + i] : run.pull, c);
+}
+
+// The step of a block; moments that will be scaled are left in the buffers.
+template <class K, class WeightValue, class GradientValue, class MomentValue>
+CF_BODY void update_elements(WeightValue* __restrict p, const GradientValue* __restrict g, MomentValue* __restrict m,
+                             MomentValue* __restrict v, uint16_t* __restrict remainder,
+                             const GradientValue* __restrict anchor, Buffers& __restrict buffers, float m_scale,
+                             float v_scale, const Run& run, int32_t size) {
+  using Weight = typename K::Weight;
+  using Gradient = typename Weight::Gradient;
+  using Moments = typename K::Moments;
+  const AdamwCoefficients c = run.options->coefficients;
+  const float clip = run.clip;
+  const float mask_of_all = run.mask;
+  for (int32_t i = 0; i < size; ++i) {
+    const float mask = K::per_element ? buffers.masks[i] : mask_of_all;
+    const uint32_t live = live_bits<K>(mask);
+    const uint32_t random = buffers.random[i];
+    const uint32_t p_old = Weight::load(p, remainder, i);
+    float p_new = Weight::value(p_old);
+    float m_new = Moments::first(m[i], m_scale);
+    float v_new = Moments::second(v[i], v_scale);
+    adamw_element<K::mode, K::anchored>(p_new, bit_cast<float>(Gradient::widen(g[i])) * clip, m_new, v_new, mask,
+                                        K::anchored ? bit_cast<float>(Gradient::widen(anchor[i])) : 0.0F,
+                                        K::anchored ? buffers.pulls[i] : 0.0F, c);
+    Weight::store(p, remainder, i, choose(live, Weight::round(p_new, random), p_old));
+    if constexpr (Moments::kScaled) {
+      buffers.m[i] = m_new;
+      buffers.v[i] = v_new;
+    } else {
+      using Moment = typename Moments::Format;
+      m[i] = Moment::narrow(choose(live, Moment::round(m_new, random_of_first(random)), Moment::widen(m[i])));
+      v[i] = Moment::narrow(choose(live, Moment::round(v_new, random_of_second(random)), Moment::widen(v[i])));
+    }
+  }
+}
+
+// Gives the block the scales of its live elements, and these their codes.
+template <class K>
+CF_BODY void encode_moments(uint8_t* __restrict m, uint8_t* __restrict v, float* __restrict scales,
+                            const Buffers& __restrict buffers, int32_t size) {
+  int32_t m_largest = 0;
+  int32_t v_largest = 0;
+  uint32_t any_live = 0;
+  for (int32_t i = 0; i < size; ++i) {
+    const uint32_t live = live_bits<K>(buffers.masks[i]);
+    m_largest = std::max(m_largest, static_cast<int32_t>(magnitude_bits(buffers.m[i]) & live));
+    v_largest = std::max(v_largest, static_cast<int32_t>(magnitude_bits(buffers.v[i]) & live));
+    any_live |= live;
+  }
+  if (any_live == 0) return;
+  scales[0] = block_scale(static_cast<uint32_t>(m_largest));
+  scales[1] = block_scale(static_cast<uint32_t>(v_largest));
+  const float m_inverse = inverse_scale(scales[0]);
+  const float v_inverse = inverse_scale(scales[1]);
+  for (int32_t i = 0; i < size; ++i) {
+    const uint32_t live = live_bits<K>(buffers.masks[i]);
+    const uint32_t random = buffers.random[i];
+    const uint32_t m_new = encode_first(buffers.m[i], m_inverse, random_of_first(random));
+    const uint32_t v_new = encode_second(buffers.v[i], v_inverse, random_of_second(random));
+    m[i] = static_cast<uint8_t>(choose(live, m_new, m[i]));
+    v[i] = static_cast<uint8_t>(choose(live, v_new, v[i]));
+  }
+}
+
+template <class K>
+CF_BODY void update_block(const Run& run, int32_t begin, int32_t size) {
+  using Weight = typename K::Weight;
+  using Moments = typename K::Moments;
+  auto* p = static_cast<typename Weight::Value*>(run.p) + begin;
+  const auto* g = static_cast<const typename Weight::Gradient::Value*>(run.g) + begin;
+  const auto* anchor = K::anchored ? static_cast<const typename Weight::Gradient::Value*>(run.anchor) + begin : nullptr;
+  auto* m = static_cast<typename Moments::Value*>(run.m) + begin;
+  auto* v = static_cast<typename Moments::Value*>(run.v) + begin;
+  uint16_t* remainder = Weight::kSplit ? run.remainder + begin : nullptr;
+  float* scales = Moments::kScaled ? run.scales + static_cast<int64_t>(begin / kScaleBlock) * 2 : nullptr;
+
+  Buffers buffers;
+  if (Weight::kRandom || Moments::kRandom) draw(buffers.random, run, begin, size);
+  if (K::per_element) expand_masks(buffers.masks, run, begin, size);
+  if (K::anchored) expand_pulls(buffers.pulls, run, begin, size);
+  const float m_scale = Moments::kScaled ? scales[0] : 1.0F;
+  const float v_scale = Moments::kScaled ? scales[1] : 1.0F;
+  update_elements<K>(p, g, m, v, remainder, anchor, buffers, m_scale, v_scale, run, size);
+  if constexpr (Moments::kScaled) encode_moments<K>(m, v, scales, buffers, size);
+}
+
 template <class K>
 CF_BODY void update(const Run& run) {
-  using Storage = typename K::Storage;
-  using Value = typename Storage::Value;
-  Value* __restrict p = static_cast<Value*>(run.p);
-  Value* __restrict g = static_cast<Value*>(run.g);
-  float* __restrict m = run.m;
-  float* __restrict v = run.v;
-  const float* __restrict masks = run.masks;
-  const AdamwCoefficients c = run.coefficients;
-  const RandomKey key = run.key;
-  const uint32_t counter = run.counter;
-  const float clip = run.clip, mask_of_all = run.mask;
-  const int32_t size = run.size;  // 32 bits, so that counting random numbers takes no 64-bit lanes
-  for (int32_t i = 0; i < size; ++i) {
-    const float mask = K::mask_per_element ? masks[i] : mask_of_all;
-    const uint32_t p_old = Storage::widen(p[i]);
-    const float m_old = m[i], v_old = v[i];
-    float p_new = bit_cast<float>(p_old), m_new = m_old, v_new = v_old;
-    adamw_element<K::mode>(p_new, bit_cast<float>(Storage::widen(g[i])) * clip, m_new, v_new, mask, c);
-    const uint32_t rounded = Storage::round(p_new, key, counter + static_cast<uint32_t>(i));
-    const uint32_t live = may_keep<K> ? 0u - static_cast<uint32_t>(mask != 0.0f) : ~0u;
-    p[i] = Storage::narrow(choose(live, rounded, p_old));
-    m[i] = bit_cast<float>(choose(live, bit_cast<uint32_t>(m_new), bit_cast<uint32_t>(m_old)));
-    v[i] = bit_cast<float>(choose(live, bit_cast<uint32_t>(v_new), bit_cast<uint32_t>(v_old)));
-    if (K::zero_grad) g[i] = Value(0);
+  for (int32_t begin = 0; begin < run.size; begin += kScaleBlock) {
+    update_block<K>(run, begin, std::min(run.size - begin, kScaleBlock));
   }
 }
 
 using UpdateFunction = void (*)(const Run&);
 CF_FOR_EACH_ISA(update_for, UpdateFunction, const Run&, update)
 
-template <class Storage, bool kMaskPerElement>
-UpdateFunction choose_update(MaskMode mode, bool zero_grad, Isa isa) {
-  if (mode == MaskMode::kUpdate) {
-    return zero_grad ? update_for<Kind<Storage, kMaskPerElement, MaskMode::kUpdate, true>>(isa)
-                     : update_for<Kind<Storage, kMaskPerElement, MaskMode::kUpdate, false>>(isa);
-  }
-  return zero_grad ? update_for<Kind<Storage, kMaskPerElement, MaskMode::kGradient, true>>(isa)
-                   : update_for<Kind<Storage, kMaskPerElement, MaskMode::kGradient, false>>(isa);
-}
-
-struct Piece {
-  const AdamwTensor* tensor;
-  int64_t begin, end;
+// The loops for one storage and mode: for runs with one mask factor, with one per element, and with an anchor.
+struct Updates {
+  UpdateFunction with_one_factor, with_factors, with_anchor;
+  int64_t weight_bytes, moment_bytes;
 };
 
-std::vector<Piece> cut(const std::vector<AdamwTensor>& tensors) {
-  std::vector<Piece> pieces;
-  for (const AdamwTensor& tensor : tensors) {
-    const int64_t rows = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, tensor.columns));
-    const int64_t length = tensor.columns <= kPiece ? rows * tensor.columns : kPiece;
-    for (int64_t begin = 0; begin < tensor.size; begin += length) {
-      pieces.push_back({&tensor, begin, std::min(begin + length, tensor.size)});
-    }
-  }
-  return pieces;
+template <class Weight, class Moments, MaskMode kMode>
+Updates updates_of_mode(Isa isa) {
+  return {update_for<Kind<Weight, Moments, kMode, Factors::kOne>>(isa),
+          update_for<Kind<Weight, Moments, kMode, Factors::kPerElement>>(isa),
+          update_for<Kind<Weight, Moments, kMode, Factors::kPerElementAndAnchor>>(isa), sizeof(typename Weight::Value),
+          sizeof(typename Moments::Value)};
 }
 
-char* at(void* base, int64_t index, int64_t bytes) { return static_cast<char*>(base) + index * bytes; }
+template <class Weight, class Moments>
+Updates updates_of(MaskMode mode, Isa isa) {
+  return mode == MaskMode::kUpdate ? updates_of_mode<Weight, Moments, MaskMode::kUpdate>(isa)
+                                   : updates_of_mode<Weight, Moments, MaskMode::kGradient>(isa);
+}
+
+Updates choose_updates(Storage storage, MaskMode mode, Isa isa) {
+  switch (storage) {
+    case Storage::kBf16Split: return updates_of<SplitWeight, PlainMoments<Float32>>(mode, isa);
+    case Storage::kBf16Sr: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Float32>>(mode, isa);
+    case Storage::kBf16: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Bfloat16>>(mode, isa);
+    case Storage::kInt8: return updates_of<PlainWeight<Bfloat16>, EightBitMoments>(mode, isa);
+    default: return updates_of<PlainWeight<Float32>, PlainMoments<Float32>>(mode, isa);
+  }
+}
+
+// T: of any type or void, const or not; null stays null.
+template <class T>
+T* advance(T* base, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return base != nullptr ? reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes) : nullptr;
+}
+
+bool is_per_element(Layout layout) { return layout == Layout::kColumn || layout == Layout::kElement; }
+bool ends_with_row(Layout layout) { return layout == Layout::kRow || layout == Layout::kColumn; }
+
+// The mask factor of a run; 1 where there is none or one per element.
+float mask_of_run(const AdamwTensor& t, int64_t row, int64_t column) {
+  if (t.mask_layout == Layout::kNone || is_per_element(t.mask_layout)) return 1.0F;
+  const int64_t index = factor_index(t.mask_layout, row, column, t.columns);
+  return t.mask_is_bytes ? byte_factor(static_cast<const uint8_t*>(t.mask)[index])
+                         : static_cast<const float*>(t.mask)[index];
+}
+
+Run run_at(const AdamwTensor& t, const AdamwOptions& options, const Updates& updates, int64_t row, int64_t column,
+           int64_t size, float mask) {
+  const int64_t begin = row * t.columns + column;
+  const int64_t blocks = (t.columns + kScaleBlock - 1) / kScaleBlock;
+  const int64_t mask_index = factor_index(t.mask_layout, row, column, t.columns);
+  const int64_t pull_index = factor_index(t.pull_layout, row, column, t.columns);
+  const bool pulls = is_per_element(t.pull_layout);
+  return {advance(t.p, begin * updates.weight_bytes),
+          advance(t.g, begin * updates.weight_bytes),
+          advance(t.m, begin * updates.moment_bytes),
+          advance(t.v, begin * updates.moment_bytes),
+          advance(t.remainder, begin * static_cast<int64_t>(sizeof(uint16_t))),
+          advance(t.scales, 2 * (row * blocks + column / kScaleBlock) * static_cast<int64_t>(sizeof(float))),
+          is_per_element(t.mask_layout) ? advance(t.mask, mask_index * (t.mask_is_bytes ? 1 : 4)) : nullptr,
+          advance(t.anchor, begin * updates.weight_bytes),
+          pulls ? t.pull + pull_index : nullptr,
+          t.mask_is_bytes,
+          mask,
+          t.pull != nullptr && !pulls ? t.pull[pull_index] : 0.0F,
+          options.clip != nullptr ? options.clip[0] : 1.0F,
+          t.offset + static_cast<uint64_t>(begin),
+          static_cast<int32_t>(size),
+          &options};
+}
+
+UpdateFunction update_of(const Run& run, const Updates& updates) {
+  if (run.anchor != nullptr) return updates.with_anchor;
+  return run.masks != nullptr ? updates.with_factors : updates.with_one_factor;
+}
+
+void update_chunk(const AdamwTensor& t, const Chunk& chunk, const AdamwOptions& options, const Updates& updates) {
+  const bool skip_all = options.clip != nullptr && options.clip[1] != 0.0F;
+  const bool row_by_row = ends_with_row(t.mask_layout) || ends_with_row(t.pull_layout) ||
+                          (options.storage == Storage::kInt8 && t.columns % kScaleBlock != 0);
+  const int64_t rows_at_once = row_by_row ? 1 : chunk.row_end - chunk.row;
+  const int64_t end = chunk.column + rows_at_once * (chunk.column_end - chunk.column);
+  for (int64_t row = chunk.row; row < chunk.row_end; row += rows_at_once) {
+    const float mask = mask_of_run(t, row, chunk.column);
+    const bool skip = skip_all || (options.mode == MaskMode::kUpdate && mask == 0.0F);
+    for (int64_t column = chunk.column; column < end && (!skip || options.zero_grad); column += kRun) {
+      const Run run = run_at(t, options, updates, row, column, std::min(kRun, end - column), mask);
+      if (!skip) update_of(run, updates)(run);
+      if (options.zero_grad) std::memset(run.g, 0, static_cast<size_t>(run.size * updates.weight_bytes));
+    }
+  }
+}
 
 }  // namespace
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options) {
-  const int64_t bytes = options.bf16 ? 2 : 4;
-  const bool skip = options.clip && options.clip[1] != 0.0f;
-  const Isa isa = current_isa();
-  const MaskMode mode = options.mode;
-  const UpdateFunction with_one_factor = options.bf16 ? choose_update<Bfloat16, false>(mode, options.zero_grad, isa)
-                                                      : choose_update<Float32, false>(mode, options.zero_grad, isa);
-  const UpdateFunction with_factors = options.bf16 ? choose_update<Bfloat16, true>(mode, options.zero_grad, isa)
-                                                   : choose_update<Float32, true>(mode, options.zero_grad, isa);
-  const std::vector<Piece> pieces = cut(tensors);
-
+  const Updates updates = choose_updates(options.storage, options.mode, current_isa());
+  std::vector<int64_t> first_chunks;  // of each tensor
+  first_chunks.reserve(tensors.size());
+  int64_t chunks = 0;
   int64_t elements = 0;
-  for (const AdamwTensor& tensor : tensors) elements += tensor.size;
-  const int threads = threads_for(elements, options.threads);
-  parallel_for(static_cast<int64_t>(pieces.size()), threads, [&](int64_t index) {
-    const AdamwTensor& t = *pieces[index].tensor;
-    const int64_t end = pieces[index].end;
-    const bool by_rows = t.mask && (t.mask_row_stride != 0 || t.mask_column_stride != 0);
-    for (int64_t begin = pieces[index].begin, next; begin < end; begin = next) {
-      const int64_t row = t.columns > 0 ? begin / t.columns : 0;
-      next = by_rows ? std::min(end, (row + 1) * t.columns) : end;
-      const uint64_t counter = t.offset + static_cast<uint64_t>(begin);
-      const uint64_t until_carry = (1ull << 32) - (counter & 0xFFFFFFFFull);  // there the key changes
-      next = begin + static_cast<int64_t>(std::min<uint64_t>(until_carry, static_cast<uint64_t>(next - begin)));
-
-      const float* factors = t.mask ? t.mask + row * t.mask_row_stride : nullptr;
-      const bool per_element = factors && t.mask_column_stride != 0;
-      const float factor = factors && !per_element ? factors[0] : 1.0f;
-      void* g = at(t.g, begin, bytes);
-      if (skip || (mode == MaskMode::kUpdate && factor == 0.0f)) {
-        if (options.zero_grad) std::memset(g, 0, static_cast<size_t>((next - begin) * bytes));
-        continue;
-      }
-      const Run run{at(t.p, begin, bytes),
-                    g,
-                    t.m + begin,
-                    t.v + begin,
-                    per_element ? factors + (begin - row * t.columns) : nullptr,
-                    factor,
-                    options.clip ? options.clip[0] : 1.0f,
-                    random_key(options.seed, options.step, static_cast<uint32_t>(counter >> 32)),
-                    static_cast<uint32_t>(counter),
-                    static_cast<int32_t>(next - begin),
-                    options.coefficients};
-      (per_element ? with_factors : with_one_factor)(run);
-    }
+  for (const AdamwTensor& t : tensors) {
+    first_chunks.push_back(chunks);
+    chunks += chunk_count(t.rows, t.columns, kChunk);
+    elements += t.rows * t.columns;
+  }
+  parallel_for(chunks, threads_for(elements, options.threads), [&](int64_t chunk) {
+    const auto after = std::upper_bound(first_chunks.begin(), first_chunks.end(), chunk);
+    const AdamwTensor& t = tensors[static_cast<size_t>(after - first_chunks.begin() - 1)];
+    update_chunk(t, chunk_at(chunk - *(after - 1), t.rows, t.columns, kChunk), options, updates);
   });
 }
 

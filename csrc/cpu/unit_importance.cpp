@@ -1,4 +1,5 @@
-// unit_importance_: a task is one sample and a tile of columns; the samples' results are then added in order.
+// unit_importance_: a task is a block of rows of one sample and a tile of columns; the sums of the blocks are then
+// added in their order.
 #include <algorithm>
 #include <cmath>
 
@@ -10,63 +11,90 @@
 namespace cofitune {
 namespace {
 
-constexpr int64_t kTile = 512;  // columns whose sums are gathered at a time: 4 KB of doubles stay in the first cache
+constexpr int64_t kBlock = 256;  // rows
+constexpr int64_t kTile = 1024;  // columns at least, unless there are fewer: their sums stay in the first cache
+constexpr int kGroup = 8;        // rows whose products are added in float32 before they go into a double
 
-// sums[d] += y[d] * grad_y[d] of one token
+// sums[d] += the sum of y[d] * grad_y[d] over the rows of a group
 struct Run {
-  const void* y;
-  const void* grad_y;
+  const void* y[kGroup];
+  const void* grad_y[kGroup];
   double* sums;
   int64_t size;
 };
 
-template <class Storage>
-CF_BODY void add_products(const Run& run) {
-  using Value = typename Storage::Value;
-  const Value* __restrict y = static_cast<const Value*>(run.y);
-  const Value* __restrict grad_y = static_cast<const Value*>(run.grad_y);
-  double* __restrict sums = run.sums;
-  for (int64_t d = 0; d < run.size; ++d) {
-    sums[d] += static_cast<double>(Storage::load(y[d])) * static_cast<double>(Storage::load(grad_y[d]));
+template <class Format>
+CF_BODY void add_group(const Run& run) {
+  using Value = typename Format::Value;
+  const Value *y[kGroup], *grad_y[kGroup];
+  for (int k = 0; k < kGroup; ++k) {
+    y[k] = static_cast<const Value*>(run.y[k]);
+    grad_y[k] = static_cast<const Value*>(run.grad_y[k]);
   }
+  double* __restrict sums = run.sums;
+  for (int64_t d = 0; d < run.size; ++d) sums[d] += pairwise_products<Format, float, kGroup>(y, grad_y, d);
 }
 
 using AddFunction = void (*)(const Run&);
-CF_FOR_EACH_ISA(add_for, AddFunction, const Run&, add_products)
+CF_FOR_EACH_ISA(add_for, AddFunction, const Run&, add_group)
+
+// sums[d] += the products of rows [begin, end), for the `width` columns from `first` on.
+void add_block(const ImportanceInput& in, AddFunction add, int64_t begin, int64_t end, int64_t first, int64_t width,
+               double* sums) {
+  static const float kZeros[kTile] = {};  // stands for the rows that the last group lacks, in either format
+  Run run{{}, {}, sums, width};
+  int filled = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    if (in.attention_mask && in.attention_mask[row] == 0) continue;
+    const int64_t at = (row * in.width + first) * (in.bf16 ? 2 : 4);
+    run.y[filled] = static_cast<const char*>(in.y) + at;
+    run.grad_y[filled] = static_cast<const char*>(in.grad_y) + at;
+    if (++filled == kGroup) {
+      add(run);
+      filled = 0;
+    }
+  }
+  if (filled == 0) return;
+  for (; filled < kGroup; ++filled) run.y[filled] = run.grad_y[filled] = kZeros;
+  add(run);
+}
+
+// How many blocks or tiles of `size` it takes.
+int64_t count_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 }  // namespace
 
 void unit_importance(const ImportanceInput& in, int threads) {
-  const int64_t units = in.width / in.unit_size, samples = in.batch / in.passes, bytes = in.bf16 ? 2 : 4;
-  const int64_t units_per_tile = std::max<int64_t>(1, kTile / in.unit_size);
-  const int64_t tiles = (units + units_per_tile - 1) / units_per_tile;
+  const int64_t samples = in.batch / in.passes, rows = in.passes * in.tokens, units = in.width / in.unit_size;
+  const int64_t blocks = count_of(rows, kBlock), tiles = count_of(in.width, kTile);
   const AddFunction add = in.bf16 ? add_for<Bfloat16>(current_isa()) : add_for<Float32>(current_isa());
-  std::vector<double> gate_gradients(static_cast<size_t>(samples * units));
+  std::vector<double> sums(static_cast<size_t>(samples * blocks * in.width));
+  const auto sums_of = [&](int64_t sample, int64_t block) {
+    return sums.data() + (sample * blocks + block) * in.width;
+  };
 
-  parallel_for(samples * tiles, threads_for(in.batch * in.tokens * in.width, threads), [&](int64_t task) {
-    const int64_t sample = task / tiles, first_unit = task % tiles * units_per_tile;
-    const int64_t last_unit = std::min(units, first_unit + units_per_tile);
-    const int64_t first = first_unit * in.unit_size, width = (last_unit - first_unit) * in.unit_size;
-    std::vector<double> buffer(static_cast<size_t>(width));
-    double* sums = buffer.data();
-    const int64_t rows = in.passes * in.tokens;
-    for (int64_t row = sample * rows; row < (sample + 1) * rows; ++row) {
-      if (in.attention_mask && !in.attention_mask[row]) continue;
-      const int64_t at = (row * in.width + first) * bytes;
-      add(Run{static_cast<const char*>(in.y) + at, static_cast<const char*>(in.grad_y) + at, sums, width});
-    }
-    for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-      double sum = 0;
-      for (int64_t column = 0; column < in.unit_size; ++column) sum += *sums++;
-      gate_gradients[static_cast<size_t>(sample * units + unit)] = std::fabs(sum);
-    }
+  parallel_for(samples * blocks * tiles, threads_for(in.batch * in.tokens * in.width, threads), [&](int64_t task) {
+    const int64_t sample = task / tiles / blocks, block = task / tiles % blocks, first = task % tiles * kTile;
+    const int64_t begin = block * kBlock, end = std::min(begin + kBlock, rows);
+    add_block(in, add, sample * rows + begin, sample * rows + end, first, std::min(kTile, in.width - first),
+              sums_of(sample, block) + first);
   });
 
-  for (int64_t unit = 0; unit < units; ++unit) {
-    double sum = 0;
-    for (int64_t sample = 0; sample < samples; ++sample) sum += gate_gradients[static_cast<size_t>(sample * units + unit)];
-    in.scores[unit] += static_cast<float>(sum);
-  }
+  const int64_t at_once = std::max<int64_t>(1, kTile / in.unit_size);
+  parallel_for(count_of(units, at_once), threads_for(samples * blocks * in.width, threads), [&](int64_t task) {
+    for (int64_t unit = task * at_once; unit < std::min(units, (task + 1) * at_once); ++unit) {
+      double score = 0;
+      for (int64_t sample = 0; sample < samples; ++sample) {
+        double gate_gradient = 0;
+        for (int64_t block = 0; block < blocks; ++block) {
+          const double* columns = sums_of(sample, block) + unit * in.unit_size;
+          for (int64_t i = 0; i < in.unit_size; ++i) gate_gradient += columns[i];
+        }
+        score += std::fabs(gate_gradient);
+      }
+      in.scores[unit] += static_cast<float>(score);
+    }
+  });
 }
 
 }  // namespace cofitune

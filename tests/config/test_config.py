@@ -8,6 +8,7 @@ import pytest
 
 from cofitune_fast.config import load_config, parse_overrides
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.ops._storage import STORAGES
 
 
 @pytest.fixture
@@ -39,6 +40,11 @@ def test_defaults(read):
     assert (config.mask.preset, config.mask.mode, config.storage) == ("rank", "update", "auto")
     assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
     assert config.compare.full_sft == {}
+
+
+@pytest.mark.parametrize("storage", ["auto", *STORAGES])
+def test_every_storage_of_the_optimizer_can_be_chosen(read, storage):
+    assert read(f"storage: {storage}").storage == storage
 
 
 def test_an_empty_file_is_the_defaults(read):

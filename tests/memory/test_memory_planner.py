@@ -17,14 +17,16 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.importance import compute_importance
 from cofitune_fast.memory import PeakMemory, fake_model, plan_memory
 from cofitune_fast.models import response_logits
+from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import Region
 
 DTYPES = {"fp32": torch.float32, "bf16_sr": torch.bfloat16}
+ALL_STORAGES = {name: form.weight for name, form in STORAGES.items()}
 BATCH, LENGTH = 3, 20
 
 
 def plan(config, region, storage="fp32", batch_size=BATCH, length=LENGTH, **options):
-    return plan_memory(fake_model(config, DTYPES[storage]), Region.parse(region), batch_size=batch_size,
+    return plan_memory(fake_model(config, ALL_STORAGES[storage]), Region.parse(region), batch_size=batch_size,
                        length=length, storage=storage, **options)
 
 
@@ -68,10 +70,10 @@ def test_activations_are_those_of_the_real_model(family, region, storage):
     assert 0.8 * planned <= even <= planned
 
 
-@pytest.mark.parametrize("storage", DTYPES)
+@pytest.mark.parametrize("storage", ALL_STORAGES)
 @pytest.mark.parametrize("region", ["ffn.up+ffn.down@25%-50%", "mha@0", "full"])
 def test_weights_gradients_and_states_are_counted_as_they_are(storage, region):
-    model = make_tiny_model("qwen2", dtype=DTYPES[storage])
+    model = make_tiny_model("qwen2", dtype=ALL_STORAGES[storage])
     pairs = Region.parse(region).apply(model)
     optimizer = MaskedAdamW(pairs, lr=1e-3, storage=storage)
     model(input_ids=torch.randint(4, 200, (2, 8))).logits.float().sum().backward()

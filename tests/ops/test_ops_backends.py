@@ -30,12 +30,12 @@ def test_the_table_names_every_op_and_backend():
     for rows in table.values():
         assert sorted(rows) == ["auto", "cpu", "cuda", "reference", "triton"]
         assert rows["reference"] == "available" and rows[rows["auto"]] == "available"
-        assert "no" in rows["triton"] and "no" in rows["cuda"]
+        assert all(rows.values())  # "available" or the reason why not
 
 
 @needs_native
 def test_cpu_tensors_take_the_native_kernels():
-    for name in ("masked_adamw_", "grad_norm", "unit_importance_"):
+    for name in OPERATIONS:
         assert OPERATIONS[name].choose("auto", CPU) == "cpu"
     assert OPERATIONS["masked_adamw_"].choose("auto", torch.device("meta")) == "reference"
     with pytest.raises(CofituneError, match="it serves cpu tensors and these are on meta"):

@@ -11,6 +11,7 @@ from conftest import make_tiny_model
 from cofitune_fast.data import Encoded, collate
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models.fingerprint import tensor_digests
+from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import BaseInfo, Region, read_delta
 from cofitune_fast.training import LossNotFinite, train_region
 from cofitune_fast.training.checkpoint import random_states, set_random_states
@@ -80,11 +81,12 @@ def test_gradient_accumulation_equals_one_large_batch(tmp_path):
         torch.testing.assert_close(dict(split.named_parameters())[name], parameter, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path, dtype):
+@pytest.mark.parametrize("storage", STORAGES)
+def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path, storage):
+    dtype = STORAGES[storage].weight
     through, broken = make_tiny_model(dtype=dtype), make_tiny_model(dtype=dtype)
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
-    run(through, tmp_path / "through", training=options)
+    run(through, tmp_path / "through", training=options, storage=storage)
 
     class Stop(Exception):
         pass
@@ -98,12 +100,12 @@ def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path, dtype):
 
     base = BaseInfo.of(broken, "tiny")
     with pytest.raises(Stop):
-        run(broken, tmp_path / "broken", training=options, callbacks=[Crash()])
+        run(broken, tmp_path / "broken", training=options, storage=storage, callbacks=[Crash()])
     fresh = make_tiny_model(dtype=dtype)
     train_region(
         fresh, REGION, rows(), tmp_path / "broken",
         {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "seed": 3, **options, "resume_from_checkpoint": True},
-        base=base, pad_token_id=0,
+        base=base, pad_token_id=0, storage=storage,
     )
     assert tensor_digests(fresh) == tensor_digests(through)
 

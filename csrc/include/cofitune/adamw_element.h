@@ -20,12 +20,12 @@ struct AdamwCoefficients {
 };
 
 // Where the mask acts: on the step (decay and pull included), or on the gradient before the moments see it.
-enum class MaskMode { kUpdate, kGradient };
+enum class MaskMode : uint8_t { kUpdate, kGradient };
 
 // The factor of the pull toward an anchor; it never overshoots.
 CF_HD float pull_factor(float strength, const AdamwCoefficients& c) {
   const float factor = c.lr * strength;
-  return factor < 1.0f ? factor : 1.0f;
+  return factor > 1.0f ? 1.0f : factor;
 }
 
 // g is the clipped gradient; with kAnchored, p is drawn toward `anchor` by the factor `pull`.

@@ -1,0 +1,52 @@
+"""The compiled CUDA extension, loaded at its first use; a failure is remembered and explained, not raised at import."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+import torch
+
+INTERFACE = 1  # must equal the number compiled into csrc/bindings_cuda.cpp
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        module = importlib.import_module("cofitune_fast._native_cuda")
+    except ModuleNotFoundError:
+        return None, (
+            "the CUDA extension is not built; with nvcc of CUDA 12.1 or later on the PATH reinstall with "
+            "COFITUNE_CUDA=1, which shows the compiler's message"
+        )
+    except ImportError as error:
+        return None, f"the CUDA extension does not load ({error}); reinstall with COFITUNE_CUDA=1"
+    if module.INTERFACE != INTERFACE:
+        return None, (
+            f"the CUDA extension was built from other sources (interface {module.INTERFACE}, expected {INTERFACE}); "
+            "reinstall, or run python setup.py build_ext --inplace in the checkout"
+        )
+    reason = module.device_error()
+    if not reason and torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA"
+    return (None, reason) if reason else (module, None)
+
+
+def load_error() -> str | None:
+    """Why the CUDA extension cannot be used, in words; None if it can."""
+    return _load()[1]
+
+
+def library() -> ModuleType:
+    """The loaded extension; only to be called where `load_error()` is None."""
+    module, reason = _load()
+    if module is None:
+        raise RuntimeError(reason)
+    return module
+
+
+def place(device: torch.device) -> tuple[int, int]:
+    """What a kernel is told of where to run: the device's number and its current stream."""
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream

@@ -1,0 +1,146 @@
+"""What MaskedAdamW is given: options, parameters and per-name tensors, checked once, with the parameter's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops._checks import layout, plain, require
+from ..ops._storage import STORAGES
+from ..ops.masked_adamw import MASK_MODES
+from .sharding import check_like, check_placement, like, local
+
+NAME = "MaskedAdamW"
+_WEIGHTS = {form.weight for form in STORAGES.values()}
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    require(len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"]),
+            f"{NAME}: betas must lie in [0, 1), two of them, but they are {tuple(group['betas'])}.")
+    lr = group["lr"]
+    require(not isinstance(lr, Tensor) or lr.numel() == 1,
+            f"{NAME}: lr must be a number or a tensor of one element, but it has {getattr(lr, 'shape', None)}.")
+    for key in ("lr", "eps", "weight_decay"):
+        require(bool(group[key] >= 0), f"{NAME}: {key} must not be negative, but it is {group[key]}.")
+    require(group["mask_mode"] in MASK_MODES,
+            f"{NAME}: mask_mode must be 'update' or 'gradient', not {group['mask_mode']!r}.")
+    require(group["storage"] in ("auto", *STORAGES),
+            f"{NAME}: storage must be one of {', '.join(('auto', *STORAGES))}, not {group['storage']!r}.")
+
+
+def resolved_storage(name: str, p: Tensor, storage: str) -> str:
+    """The storage of one parameter, "auto" looked up.
+
+    Raises:
+        CofituneError: it does not fit the parameter, or the parameter cannot be trained.
+    """
+    require(
+        p.dtype in _WEIGHTS,
+        f"{NAME}: {name} is {plain(p.dtype)}, which cannot be trained here; load the model in bfloat16 or float32.",
+    )
+    if storage == "auto":
+        storage = "fp32" if p.dtype == torch.float32 else "bf16_sr"
+    require(
+        STORAGES[storage].weight == p.dtype,
+        f"{NAME}: storage {storage!r} does not fit {name}, which is {plain(p.dtype)}; use storage='auto'.",
+    )
+    require(p.is_contiguous(), f"{NAME}: {name} is not contiguous in memory; make it so before training.")
+    check_placement(NAME, name, p, storage)
+    return storage
+
+
+class Factors(NamedTuple):
+    """What belongs to one parameter beside its state, on its device and placed like it; None: it has none."""
+
+    mask: Tensor | None = None
+    anchor: Tensor | None = None
+    pull: Tensor | None = None
+
+    def like(self, p: Tensor) -> Factors:
+        """The same for a parameter that has moved or been distributed since."""
+        return Factors(*(factors if factors is None else like(factors, p) for factors in self))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Masks, anchors and pulls as the constructor of MaskedAdamW takes them, by name or one for all."""
+
+    masks: Mapping[str, Tensor]
+    anchors: Mapping[str, Tensor] | str | None
+    pulls: Mapping[str, Tensor | float] | float | None
+
+    def __post_init__(self) -> None:
+        require((self.anchors is None) == (self.pulls is None),
+                f"{NAME}: anchors and pulls belong together; give both or neither.")
+        require(not isinstance(self.anchors, str) or self.anchors == "initial",
+                f"{NAME}: anchors must be tensors by name or 'initial', not {self.anchors!r}.")
+        if isinstance(self.anchors, Mapping) and isinstance(self.pulls, Mapping):
+            alone = sorted(set(self.anchors) ^ set(self.pulls))
+            require(not alone, f"{NAME}: {', '.join(alone)} has an anchor or a pull, but not both.")
+
+    def check_names(self, known: Iterable[str]) -> None:
+        for kind, given in (("masks", self.masks), ("anchors", self.anchors), ("pulls", self.pulls)):
+            unknown = sorted(set(given) - set(known)) if isinstance(given, Mapping) else []
+            require(not unknown,
+                    f"{NAME}: there are {kind} for {', '.join(unknown)}, which this optimizer does not train.")
+
+    def of(self, name: str, p: Tensor) -> Factors:
+        """Those of one parameter, checked. To be called without grad mode."""
+        mask = self.masks.get(name)
+        pull = self.pulls.get(name) if isinstance(self.pulls, Mapping) else self.pulls
+        if isinstance(self.anchors, Mapping):
+            anchor = self.anchors.get(name)
+            pull = None if anchor is None else pull
+        else:
+            anchor = None if pull is None else p.detach().clone()
+        return Factors(
+            None if mask is None else _mask(name, mask, p),
+            None if anchor is None else _anchor(name, anchor, p),
+            None if pull is None else _pull(name, pull, p),
+        )
+
+
+def _mask(name: str, mask: Tensor, p: Tensor) -> Tensor:
+    label = f"the mask of {name}"
+    require(mask.dtype == torch.uint8 or mask.is_floating_point(),
+            f"{NAME}: {label} must be float32, or uint8 in units of 1/255, but it is {plain(mask.dtype)}.")
+    mask = _broadcasting(label, mask, p, keep=torch.uint8)
+    low, high = _range(mask)
+    require(low >= 0 and (mask.dtype == torch.uint8 or high <= 1), f"{NAME}: {label} has values outside [0, 1].")
+    return like(mask, p)
+
+
+def _pull(name: str, pull: Tensor | float, p: Tensor) -> Tensor:
+    label = f"the pull of {name}"
+    pull = _broadcasting(label, torch.as_tensor(pull), p)
+    low, high = _range(pull)
+    require(low >= 0 and high < float("inf"), f"{NAME}: {label} must be finite and not negative.")
+    return like(pull, p)
+
+
+def _anchor(name: str, anchor: Tensor, p: Tensor) -> Tensor:
+    label = f"the anchor of {name}"
+    require(anchor.dtype == p.dtype and anchor.shape == p.shape,
+            f"{NAME}: {label} must be {plain(p.dtype)} of shape {list(p.shape)} like its parameter, but it is "
+            f"{plain(anchor.dtype)} of shape {list(anchor.shape)}.")
+    check_like(NAME, label, anchor, p)
+    anchor = like(anchor.detach().contiguous(), p)
+    require(local(anchor).data_ptr() != local(p).data_ptr() or not local(p).numel(),
+            f"{NAME}: {label} is the parameter itself; pass a copy, or anchors='initial'.")
+    return anchor
+
+
+def _broadcasting(label: str, factors: Tensor, p: Tensor, keep: torch.dtype = torch.float32) -> Tensor:
+    layout(NAME, label, factors, p.shape)
+    check_like(NAME, label, factors, p)
+    return factors.detach().to(factors.dtype if factors.dtype == keep else torch.float32).contiguous()
+
+
+def _range(factors: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value on this rank; NaN if there is one."""
+    values = local(factors)
+    return tuple(x.item() for x in torch.aminmax(values)) if values.numel() else (0.0, 0.0)

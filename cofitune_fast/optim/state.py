@@ -1,0 +1,101 @@
+"""The states of MaskedAdamW: made, and taken over from a saved run bit for bit or refused with the parameter's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops._checks import plain, require
+from ..ops._storage import new_state
+from .arguments import NAME
+from .sharding import check_like, distributed, like, local
+
+_NUMBERS = ("step", "storage")
+
+
+def new(p: Tensor, storage: str) -> dict[str, Any]:
+    """{"step": 0, "storage": its name, and the tensors of `ops._storage.new_state`, DTensors like p if p is one}."""
+    part = local(p.detach())
+    shapes = {key: tensor.shape for key, tensor in new_state(torch.empty(p.shape, device="meta"), storage).items()}
+    tensors = new_state(part, storage)
+    return {"step": 0, "storage": storage, **{key: distributed(tensors[key], p, shapes[key]) for key in tensors}}
+
+
+def options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group as it is saved: with names in place of parameters."""
+    kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    return {**kept, "params": list(group["param_names"])}
+
+
+def check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+    require(len(saved) == len(own),
+            f"{NAME}: the state has {len(saved)} parameter groups, but this optimizer has {len(own)}.")
+    for theirs, ours in zip(saved, own, strict=True):
+        require(all(isinstance(name, str) for name in theirs["params"]),
+                f"{NAME}: the state is keyed by numbers, but this optimizer's is keyed by parameter names; save its "
+                "own state_dict(), which torch.distributed.checkpoint takes as it is.")
+        missing = sorted(set(ours["param_names"]) - set(theirs["params"]))
+        foreign = sorted(set(theirs["params"]) - set(ours["param_names"]))
+        require(
+            not (missing or foreign),
+            f"{NAME}: the state belongs to other parameters (it lacks: {', '.join(missing) or 'none'}; it has "
+            f"besides: {', '.join(foreign) or 'none'}).",
+        )
+
+
+def check_entry(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Whether the saved state of one parameter can become `own` without a change of a bit."""
+    for key in _NUMBERS:
+        require(key in saved, f"{NAME}: {key} of {name} is missing in the state.")
+    require(
+        saved["storage"] == own["storage"],
+        f"{NAME}: the state of {name} is stored as {saved['storage']!r}, but this optimizer stores it as "
+        f"{own['storage']!r}; resume with the storage and dtype of the saved run.",
+    )
+    for key, ours in own.items():
+        if key in _NUMBERS:
+            continue
+        theirs = saved.get(key)
+        require(isinstance(theirs, Tensor) and theirs.shape == ours.shape and theirs.dtype == ours.dtype,
+                f"{NAME}: {key} of {name} is missing in the state or not {plain(ours.dtype)} of shape "
+                f"{list(ours.shape)}.")
+        check_like(NAME, f"{key} of {name}", theirs, ours)
+    besides = sorted(set(saved) - set(own))
+    require(not besides, f"{NAME}: the state of {name} has {', '.join(besides)}, which this optimizer does not keep; "
+            "give it the same anchors as the saved run.")
+
+
+def check_steps(batches: Iterable[Sequence[str]], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """With capturable=True the parameters of a batch share their count of steps."""
+    for first, *others in batches:
+        steps = {name: int(saved[name]["step"]) if name in saved else 0 for name in (first, *others)}
+        for name in others:
+            require(steps[name] == steps[first],
+                    f"{NAME}: the state of {first} is at step {steps[first]} and that of {name} at step {steps[name]}, "
+                    "but with capturable=True they are counted together.")
+
+
+def fill(own: dict[str, Any], anchor: Tensor | None, saved: Mapping[str, Any] | None) -> None:
+    """Copies a saved state, or zeros for None, into the own tensors: compiled steps and graphs hold these."""
+    step = 0 if saved is None else int(saved["step"])
+    own["step"] = own["step"].fill_(step) if isinstance(own["step"], Tensor) else step
+    for key, ours in own.items():
+        if key not in _NUMBERS:
+            local(ours).copy_(torch.zeros(()) if saved is None else local(like(saved[key], ours)))
+    if anchor is not None and saved is not None:
+        local(anchor).copy_(local(like(saved["anchor"], anchor)))
+
+
+def take_options(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Options of the saved group but its storage; an lr that is a tensor stays that tensor."""
+    for key, value in saved.items():
+        if key in ("params", "storage"):
+            continue
+        value = value.item() if isinstance(value, Tensor) else value
+        if isinstance(group.get(key), Tensor):
+            group[key].fill_(value)
+        else:
+            group[key] = tuple(value) if key == "betas" else value

@@ -1,0 +1,110 @@
+"""kernels/ is found wherever the package is: installed, installed in place, or in a checkout; and why it may not run."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from cofitune_fast.ops import triton
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def python(*arguments: str, folder: Path, **environment: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
+                          env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "COFITUNE_NATIVE": "0",
+                               "COFITUNE_CUDA": "0", **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_from(folder: Path, preparation: str = "") -> Path:
+    """The folder of the kernel modules that a fresh process loads."""
+    code = (f"{preparation}\nfrom cofitune_fast.ops import triton\n"
+            f"print(*[triton.kernel(name).__file__ for name in {MODULES}], sep='\\n')")
+    files = [Path(line) for line in python("-c", code, folder=folder).splitlines()]
+    assert [file.stem for file in files] == MODULES and len({file.parent for file in files}) == 1
+    return files[0].parent
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what an installation reads, so that none of its traces stay here."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("cofitune_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@needs_triton
+def test_in_a_checkout(checkout):
+    assert loaded_from(checkout) == checkout / "kernels"
+
+
+@needs_triton
+def test_installed(checkout, tmp_path):
+    python("setup.py", "-q", "build", "--build-base", str(tmp_path / "build"), "--build-lib", str(tmp_path / "lib"),
+           folder=checkout)
+    assert loaded_from(tmp_path / "lib") == tmp_path / "lib" / "cofitune_fast" / "kernels"
+
+
+@needs_triton
+def test_installed_in_place(checkout, tmp_path):
+    python("setup.py", "-q", "editable_wheel", "--dist-dir", str(tmp_path), folder=checkout)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    activate = f"import site; site.addsitedir({str(tmp_path / 'site')!r})"
+    assert loaded_from(tmp_path, activate) == checkout / "kernels"
+
+
+def test_from_the_root_the_folder_shadows_no_package():
+    code = "import importlib.util; print(importlib.util.find_spec('kernels').origin)"
+    assert python("-S", "-c", code, folder=ROOT).strip() == "None"  # a regular package would have an __init__.py
+
+
+def test_the_ops_load_without_triton():
+    code = "import sys, cofitune_fast.ops; print('triton' in sys.modules)"
+    assert python("-c", code, folder=ROOT).strip() == "False"
+
+
+@pytest.fixture
+def fresh_load():
+    triton.load_error.cache_clear()
+    yield
+    triton.load_error.cache_clear()
+
+
+def test_a_missing_triton_is_explained(fresh_load, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton.load_error() == "triton is not installed; pip install 'triton>=3.4'"
+
+
+def test_a_missing_device_is_explained(fresh_load, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(triton, "_interpreted", lambda: False)
+    assert triton.load_error() == "no CUDA device is there"
+    assert triton.devices() == ("cuda",)
+
+
+@pytest.mark.parametrize(("module", "reason"), [
+    (types.SimpleNamespace(__version__="3.3.1"), "triton 3.3.1 is too old; pip install 'triton>=3.4'"),
+    (types.SimpleNamespace(__version__="3.10.0+git1"), None),
+    (None, "triton does not load (import of triton halted; None in sys.modules)"),
+])
+def test_a_triton_of_no_use_is_explained(fresh_load, monkeypatch, module, reason):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "triton", module)
+    assert triton.load_error() == reason
