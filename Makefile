@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
-NATIVE := $(shell find csrc -type f)
-SOURCES := setup.py pyproject.toml constraints.txt $(NATIVE)
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test bench lint format sanitize clean
 
@@ -24,7 +24,7 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
-	$(BIN)/clang-tidy --quiet $(filter %.cpp,$(NATIVE)) -- -Icsrc -Icsrc/include \
+	$(BIN)/clang-tidy --quiet $(filter csrc/%.cpp,$(NATIVE)) -- -Icsrc -Icsrc/include \
 		$$($(BIN)/python -m pybind11 --includes | sed 's/-I/-isystem /g')
 
 format: $(READY)

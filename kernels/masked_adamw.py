@@ -32,6 +32,25 @@ NONE, ONE, ROW, COLUMN, ELEMENT = (tl.constexpr(code) for code in range(5))
 
 
 @triton.jit
+def tile(program, rows, columns, pieces_per_row, PIECES: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a program works: its first piece and the first element of that; of all its pieces the row, the first column
+    and whether they exist; of elements [PIECES, WIDTH] the distance from the first (int32) and whether they exist."""
+    first_piece = program.to(tl.int64) * PIECES
+    first_row = first_piece // pieces_per_row
+    piece_of_row = first_piece - first_row * pieces_per_row
+    start = first_row * columns + piece_of_row * WIDTH
+    piece, lane = tl.arange(0, PIECES), tl.arange(0, WIDTH)
+    down = (piece_of_row.to(tl.uint32) + piece.to(tl.uint32)) // pieces_per_row.to(tl.uint32)
+    down = down.to(tl.int32)  # rows from first_row
+    right = piece - down * pieces_per_row.to(tl.int32)  # pieces from piece_of_row
+    row, column = first_row + down, (piece_of_row + right) * WIDTH
+    exists = row < rows
+    inside = exists[:, None] & (lane[None, :] < (columns - column)[:, None])
+    place = (down * columns.to(tl.int32) + right * WIDTH)[:, None] + lane[None, :]
+    return first_piece, start, row, column, place, exists, inside
+
+
+@triton.jit
 def _number(pointer):
     """One number as a tile of one element; comparing a scalar fails in Triton's interpreter."""
     return tl.load(pointer + tl.zeros((1, 1), tl.int32))
@@ -64,20 +83,9 @@ def masked_adamw_kernel(
     STORAGE: tl.constexpr, MASK_LAYOUT: tl.constexpr, PULL_LAYOUT: tl.constexpr, GRADIENT_MODE: tl.constexpr,
     ZERO_GRAD: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
 ):
-    first_piece = tl.program_id(0).to(tl.int64) * PIECES
-    first_row = first_piece // pieces_per_row
-    piece_of_row = first_piece - first_row * pieces_per_row
-    start = first_row * columns + piece_of_row * WIDTH
-    piece, lane = tl.arange(0, PIECES), tl.arange(0, WIDTH)
-    row = (piece_of_row.to(tl.uint32) + piece.to(tl.uint32)) // pieces_per_row.to(tl.uint32)
-    row = row.to(tl.int32)  # from first_row
-    distance = piece - row * pieces_per_row.to(tl.int32)  # in pieces, from piece_of_row
-    column = (piece_of_row + distance) * WIDTH
-    place = (row * columns.to(tl.int32) + distance * WIDTH)[:, None] + lane[None, :]
-    row += first_row
-    exists = row < rows
-    inside = exists[:, None] & (lane[None, :] < (columns - column)[:, None])
-
+    first_piece, start, row, column, place, exists, inside = tile(
+        tl.program_id(0), rows, columns, pieces_per_row, PIECES, WIDTH
+    )
     MASKED: tl.constexpr = MASK_LAYOUT != NONE
     PARTLY: tl.constexpr = MASK_LAYOUT >= COLUMN and not GRADIENT_MODE  # of a piece some elements may have to stay
     touched = inside  # the same for all of a piece: what is False here is not even read
@@ -106,7 +114,7 @@ def masked_adamw_kernel(
     else:
         x = _widen(p_old)
     if STORAGE == INT8:
-        scales += 2 * (first_piece + piece)
+        scales += 2 * (first_piece + tl.arange(0, PIECES))
         m_scale, v_scale = tl.load(scales, mask=exists), tl.load(scales + 1, mask=exists)
         first, second = decode_first(m_old, m_scale[:, None]), decode_second(v_old, v_scale[:, None])
     else:

@@ -16,6 +16,7 @@ from cofitune_fast import ops
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops import cuda
 
+pytestmark = pytest.mark.slow  # nvcc takes a minute for all of it
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 WIDE = ("3", "4")  # bf16 and int8, by the numbers of csrc/include/cofitune/adamw_tensor.h: eight elements a thread
 STORAGES, MODES, ANCHORED = ("0", "1", "2", "3", "4"), ("0", "1"), ("false", "true")

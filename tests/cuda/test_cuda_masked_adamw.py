@@ -121,6 +121,14 @@ def test_denormals_signed_zeros_infinities_and_nan(storage, layout, device):
             assert torch.equal(actual.signbit()[known], expected.signbit()[known])
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_nan_remains_one(storage, device):
+    """Even of all ones, as GPUs make them: a random number added to its bits would make a zero of it."""
+    clip = torch.tensor([0x7FFFFFFF, 0], dtype=torch.int32).view(torch.float32)
+    result = step(make_case(storage, "none", [(2, 600)]), device, clip=clip)
+    assert all(value.isnan().all() for value in result.values(0))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple), max_size=4),

@@ -1,4 +1,4 @@
-"""kernels/ is found wherever the package is: installed, installed in place, or in a checkout; and why it may not run."""
+"""kernels/ is found wherever the package is: installed, in place or copied, or in a checkout; why it may not run."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "build" / os.environ["COFITUNE_SANITIZER"]
 
-(_FILE,) = FOLDER.glob("cofitune_fast/_native*.so")
+(_FILE,) = FOLDER.glob("cofitune_fast/_native.*so")
 _SPEC = importlib.util.spec_from_file_location("cofitune_fast._native", _FILE)
 native = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(native)

@@ -65,8 +65,8 @@ def run(sanitizer: str) -> int:
     """The exit status of the tests; 0 where they cannot run, after saying why."""
     runtime = library(RUNTIME[sanitizer])
     if runtime is None:
-        print(f"{sanitizer}: skipped, as {COMPILER} has no {RUNTIME[sanitizer]}; install GCC's sanitizers, or name a g++ "
-              "that has them: make sanitize CXX=...")
+        print(f"{sanitizer}: skipped, as {COMPILER} has no {RUNTIME[sanitizer]}; install GCC's sanitizers, or name a "
+              "compiler that has them: make sanitize CXX=...")
         return 0
     env = environment(sanitizer, runtime)
     probe = subprocess.run([sys.executable, "-c", ""], env=env, capture_output=True, text=True)

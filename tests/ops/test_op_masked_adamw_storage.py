@@ -48,6 +48,18 @@ def test_a_zero_remainder_means_the_weight_itself(backend):
         assert torch.equal(bits(before), bits(after)) and not low.any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_of_any_payload_stays_one_in_bf16_split(backend):
+    """Rounded like a number 0x7FFFFFFF would become -0."""
+    case = make_case("bf16_split", shapes=[(40,)])
+    words = torch.tensor([0x7FFFFFFF, -1, 0x7FFF8000, 0x7FC00000] * 10, dtype=torch.int32)
+    case.params[0] = ((words + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
+    case.remainders[0] = words.to(torch.int16)
+    assert case.values(0)[0].isnan().all()
+    result = case.step(backend=backend)
+    assert result.params[0].isnan().all() and not result.remainders[0].any() and result.values(0)[0].isnan().all()
+
+
 COUNT = 1 << 16
 ROUNDED = [("bf16_sr", 0), *((storage, index) for storage in ("bf16", "int8") for index in range(3))]  # 0: weight
 
