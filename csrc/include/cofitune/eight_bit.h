@@ -17,9 +17,9 @@ constexpr int kScaleBlock = 256;  // elements under one scale; a row's last bloc
 
 template <int kExponentBits>
 struct SmallFloat {
-  static constexpr uint32_t kTop = (1u << kExponentBits) - 1;    // exponent field of the values in [1, 2)
-  static constexpr uint32_t kMaxCode = (kTop << 3) | 7u;         // 1.875
-  static constexpr uint32_t kRebias = (127u - kTop) << 3;        // from float32's exponent field to ours
+  static constexpr uint32_t kTop = (1u << kExponentBits) - 1;     // exponent field of the values in [1, 2)
+  static constexpr uint32_t kMaxCode = (kTop << 3) | 7u;          // 1.875
+  static constexpr uint32_t kRebias = (127u - kTop) << 3;         // from float32's exponent field to ours
   static constexpr uint32_t kSmallestBits = (128u - kTop) << 23;  // float32 bits of the smallest normal, 2^(1 - kTop)
   static constexpr uint32_t kPerUnitBits = (127u + kTop + 2u) << 23;  // 2^(kTop + 2): codes per unit below that
   static constexpr uint32_t kUnitBits = (127u - kTop - 2u) << 23;     // 2^-(kTop + 2)
