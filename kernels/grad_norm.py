@@ -14,7 +14,7 @@ import triton.language as tl
 
 PIECE = 32768
 BLOCK = 4096  # with 4 warps 32 elements a thread: four 16-byte loads of bfloat16 in flight
-ROW_BLOCK = 2048  # the same number of loads, as two tensors are read
+ROW_BYTES = 4096  # of the wider of two tensors, so that they together have at most four such loads in flight as well
 
 
 @triton.jit(do_not_specialize=["first", "size"])
@@ -58,6 +58,11 @@ def rows_kernel(sums, dots, weight, grad, first, columns, BLOCK: tl.constexpr):
     tl.store(dots + row, tl.sum(dot))
 
 
+def row_block(weight: torch.dtype, grad: torch.dtype) -> int:
+    """Elements of a row that a program reads at a time."""
+    return ROW_BYTES // max(weight.itemsize, grad.itemsize)
+
+
 def sum_of_squares(grads: list[torch.Tensor]) -> torch.Tensor:
     """The sum of the squares of all elements of contiguous float32 or bfloat16 tensors: float64 0-d on their device."""
     pieces = [triton.cdiv(grad.numel(), PIECE) for grad in grads]
@@ -89,7 +94,8 @@ def sum_of_squares_and_row_dots(
     with torch.cuda.device_of(sums):
         for weight, grad, dot, count in zip(weights, grads, dots, rows, strict=True):
             if count:
-                rows_kernel[(count,)](sums, dot, weight, grad, first, grad.shape[-1] if grad.dim() else 1, ROW_BLOCK)
+                rows_kernel[(count,)](sums, dot, weight, grad, first, grad.shape[-1] if grad.dim() else 1,
+                                      row_block(weight.dtype, grad.dtype))
             first += count
     return sums.sum(dtype=torch.float64), dots
 

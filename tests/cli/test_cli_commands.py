@@ -175,7 +175,7 @@ def test_a_missing_option_value_and_a_missing_file(cofitune, tmp_path):
 
 
 def test_a_delta_of_another_base(cofitune, tiny_run, tmp_path):
-    from conftest import make_tiny_model
+    from tiny import make_tiny_model
 
     assert cofitune("train", *arguments(tiny_run, region="ffn@3"))[0] == 0
     other = tmp_path / "other"

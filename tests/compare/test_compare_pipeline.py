@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import make_tiny_model
 from safetensors.torch import load_file, save_file
+from tiny import make_tiny_model
 
 from cofitune_fast.compare import Pipeline, PipelineSettings
 from cofitune_fast.errors import CofituneError

@@ -34,6 +34,14 @@ def test_norm_and_clip(dtype, max_norm, device):
     assert ours.row_dots is None and ours.norm.shape == () and ours.norm.dtype == torch.float32
 
 
+def test_clip_of_a_tiny_norm(device):
+    """Here the small number that is added to the norm counts: half a millionth against one."""
+    grads = [torch.tensor([3e-7, -4e-7])]
+    ours = grad_norm(on(device, grads), 5e-7, backend="cuda").clip.cpu()
+    torch.testing.assert_close(ours, grad_norm(grads, 5e-7, backend="reference").clip, rtol=RTOL, atol=0)
+    assert ours[0].item() == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_dots(dtype, device):
     weights, grads = normal(SHAPES, dtype, seed=1), normal(SHAPES, dtype)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from conftest import CHATML
+from tiny import CHATML
 
 from cofitune_fast.data import Example, encode_example, encode_examples, encode_prompt, pad_token_id
 from cofitune_fast.data.encode import encode_continuation, encode_text

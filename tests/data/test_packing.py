@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded, collate_packs, pack_rows
 from cofitune_fast.models import select_positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.importance import import_authors_importance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from transformers import PreTrainedModel
 
 from cofitune_fast.errors import CofituneError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.importance.compute import compute_importance
 from cofitune_fast.importance.gates import collect

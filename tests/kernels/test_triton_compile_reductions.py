@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import torch
 from compile_harness import ARCHITECTURES, compiled, request
 
 from cofitune_fast.ops import triton
@@ -22,10 +23,14 @@ def squares(element):
     })
 
 
+def row_block(*elements):
+    return grad_norm.row_block(*({"fp32": torch.float32, "bf16": torch.bfloat16}[element] for element in elements))
+
+
 def dots(weight, grad):
     return request("grad_norm", "rows_kernel", {
         "sums": "*fp32:16", "dots": "*fp32:16", "weight": f"*{weight}:16", "grad": f"*{grad}:16", "first": "i32",
-        "columns": "i32:16", "BLOCK": grad_norm.ROW_BLOCK,
+        "columns": "i32:16", "BLOCK": row_block(weight, grad),
     })
 
 
@@ -85,7 +90,7 @@ def test_squares_of_whole_blocks_are_read_16_bytes_at_a_time(element, arch):
 def test_rows_are_read_16_bytes_at_a_time_and_once(pair, arch):
     result = compiled(DOTS[pair], arch)
     lean(result, registers=80)
-    assert result.loads_128 == sum(2048 // 128 // (4 if element == "fp32" else 8) for element in pair)
+    assert result.loads_128 == sum(row_block(*pair) // 128 // (4 if element == "fp32" else 8) for element in pair)
     assert sum(result.accesses("LDG").values()) == result.loads_128
 
 

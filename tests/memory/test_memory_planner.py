@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from transformers import LlamaConfig, T5Config
 
 from cofitune_fast import MaskedAdamW

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from torch import nn
 
 from cofitune_fast.errors import CofituneError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.data import collate
 from cofitune_fast.data.encode import Encoded

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from torch import nn
 
 from cofitune_fast.errors import CofituneError

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import make_tiny_model
 from safetensors.torch import load_file
+from tiny import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cofitune_fast.errors import CofituneError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from torch import nn
 
 from cofitune_fast.errors import CofituneError

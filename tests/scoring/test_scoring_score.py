@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded, Example, encode_examples
 from cofitune_fast.errors import CofituneError

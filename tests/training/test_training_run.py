@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded, collate
 from cofitune_fast.errors import CofituneError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
