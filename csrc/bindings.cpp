@@ -10,40 +10,22 @@
 #include "cofitune/chunks.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "tensor_lists.h"
 
 namespace py = pybind11;
+using cofitune::address;
+using cofitune::Addresses;
+using cofitune::pointer;
+using cofitune::Sizes;
 
 namespace {
 
-using Addresses = std::vector<std::uintptr_t>;
-using Sizes = std::vector<int64_t>;
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-T* address(const Addresses& addresses, size_t index) {
-  return addresses.empty() ? nullptr : pointer<T>(addresses.at(index));
-}
-
-// `shapes` has five numbers per tensor: rows, columns, the mask's layout, the pull's, whether the mask is in bytes.
 void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v,
                   const Addresses& remainder, const Addresses& scales, const Addresses& mask, const Addresses& anchor,
                   const Addresses& pull, const Sizes& shapes, const Sizes& offset,
                   const std::vector<double>& coefficients, std::uintptr_t clip, bool mask_gradient, int storage,
                   bool zero_grad, int64_t seed, int64_t step, int threads) {
-  std::vector<cofitune::AdamwTensor> tensors;
-  tensors.reserve(p.size());
-  for (size_t i = 0; i < p.size(); ++i) {
-    const auto shape = [&](size_t field) { return shapes.at(5 * i + field); };
-    tensors.push_back({address<void>(p, i), address<void>(g, i), address<void>(m, i), address<void>(v, i),
-                       address<uint16_t>(remainder, i), address<float>(scales, i), address<const void>(mask, i),
-                       address<const void>(anchor, i), address<const float>(pull, i), shape(0), shape(1),
-                       static_cast<uint64_t>(offset.at(i)), static_cast<cofitune::Layout>(shape(2)),
-                       static_cast<cofitune::Layout>(shape(3)), shape(4) != 0});
-  }
+  const auto tensors = cofitune::adamw_tensors(p, g, m, v, remainder, scales, mask, anchor, pull, shapes, offset);
   const auto c = [&](size_t i) { return static_cast<float>(coefficients.at(i)); };
   cofitune::masked_adamw(tensors, {{c(0), c(1), c(2), c(3), c(4), c(5), c(6), c(7)},
                                    pointer<const float>(clip),

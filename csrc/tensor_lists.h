@@ -1,4 +1,4 @@
-// Lists of addresses and sizes from Python as the kernels' tensors. cofitune_fast/ops/masked_adamw.py, `table`, makes
+// Lists of addresses and sizes from Python as the kernels' tensors. cofitune_fast/ops/_adamw_call.py, `table`, makes
 // those of masked_adamw_.
 #pragma once
 

@@ -3,114 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from . import cuda, native, triton
-from ._checks import (
-    Tensors,
-    contiguous,
-    dtype_is,
-    layout,
-    no_aliasing,
-    one_device,
-    plain,
-    require,
-    same_length,
-    shape_is,
-)
+from ._adamw_call import NAME, AdamwCall, Number, check, table
+from ._checks import Tensors, require
 from ._registry import operation
-from ._storage import STORAGES, scale_shape
+from ._storage import STORAGES
 from .eight_bit import block_scales, decode, encode
 from .rounding import join, random16, round_by, split
-
-MASK_MODES = ("update", "gradient")
-_NAME = "masked_adamw_"
-_Number = float | torch.Tensor
-
-
-class Coefficients(NamedTuple):
-    """The scalars of one step, computed in double precision once; csrc/include/cofitune/adamw_element.h has the same.
-
-    m <- m + one_minus_beta1 (g - m);  v <- beta2 v + one_minus_beta2 g g;
-    p <- p - mask (decay p + step_size m / (denominator_scale sqrt(v) + eps) + min(1, lr pull) (p - anchor))
-    """
-
-    one_minus_beta1: _Number
-    beta2: _Number
-    one_minus_beta2: _Number
-    step_size: _Number
-    denominator_scale: _Number
-    eps: _Number
-    decay: _Number
-    lr: _Number
-
-
-def coefficients(
-    lr: _Number, beta1: float, beta2: float, eps: float, weight_decay: float, step: _Number
-) -> Coefficients:
-    """Bias correction and decoupled decay of AdamW (Loshchilov and Hutter, ICLR 2019).
-
-    lr and step may be numbers, or float64 tensors on a device: then nothing waits for it.
-    """
-    return Coefficients(
-        one_minus_beta1=1 - beta1,
-        beta2=beta2,
-        one_minus_beta2=1 - beta2,
-        step_size=lr / (1 - beta1**step),
-        denominator_scale=(1 - beta2**step) ** -0.5,
-        eps=eps,
-        decay=lr * weight_decay,
-        lr=lr,
-    )
-
-
-class AdamwCall(NamedTuple):
-    """One call as the backends get it: checked, lists of one length, lr float64 and step int64 (0-d tensors on the
-    host or on the tensors' device). remainders and scales are empty in storages without them."""
-
-    params: Tensors
-    grads: Tensors
-    exp_avgs: Tensors
-    exp_avg_sqs: Tensors
-    remainders: Tensors
-    scales: Tensors
-    masks: Sequence[torch.Tensor | None]
-    anchors: Sequence[torch.Tensor | None]
-    pulls: Sequence[torch.Tensor | None]
-    clip: torch.Tensor | None
-    lr: torch.Tensor
-    step: torch.Tensor
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    mask_mode: str
-    storage: str
-    seed: int
-    offsets: Sequence[int]
-    zero_grad: bool
-    prepared: tuple[list[int], ...] | None = None  # `table` of a call that differs in gradients and scalars alone
-
-    def coefficients(self) -> Coefficients:
-        """On the host; waits for the device if lr or step lie there."""
-        step = self.step.item()
-        require(step >= 1, f"{_NAME}: step is counted from 1, not {step}.")
-        return coefficients(self.lr.item(), self.beta1, self.beta2, self.eps, self.weight_decay, step)
-
-    def scalars(self) -> torch.Tensor:
-        """What GPU kernels read of lr and step, on the tensors' device: int64 [5], the eight float32 coefficients in
-        the first four and then the step. Nothing waits; with lr and step on the device a CUDA graph can capture it."""
-        device = self.params[0].device
-        if self.lr.device == self.step.device == torch.device("cpu"):
-            host = torch.tensor(self.coefficients(), dtype=torch.float32).view(torch.int64)
-            return torch.cat([host, self.step[None]]).to(device, non_blocking=True)
-        lr, step = self.lr.to(device), self.step.to(device)
-        c = coefficients(lr, self.beta1, self.beta2, self.eps, self.weight_decay, step.double())
-        # A number becomes a device tensor by a fill, which a CUDA graph can capture, unlike a copy from the host.
-        values = torch.stack([x if isinstance(x, torch.Tensor) else torch.full_like(lr, x) for x in c])
-        return torch.cat([values.float().view(torch.int64), step[None]])
 
 
 def reference(call: AdamwCall) -> None:
@@ -183,27 +85,6 @@ def _block_scales(m: torch.Tensor, v: torch.Tensor, live: torch.Tensor, scale: t
     return scale.copy_(torch.where(moves[..., None], fresh, scale))
 
 
-def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-def table(call: AdamwCall) -> tuple[list[int], ...]:
-    """The tensors as the native kernels take them (csrc/include/cofitune/adamw_tensor.h), a list per field: addresses
-    of p, g, m, v, remainder, scales, mask, anchor and pull, then rows, columns, mask layout, pull layout, whether the
-    mask is uint8 (five numbers per tensor), then random offsets. An empty list of addresses: all null."""
-    if call.prepared is not None:
-        params, _, *rest = call.prepared
-        return (params, _addresses(call.grads), *rest)
-    rows = []
-    for p, mask, pull in zip(call.params, call.masks, call.pulls, strict=True):
-        columns = p.shape[-1] if p.dim() else 1
-        rows += [p.numel() // max(columns, 1), columns, layout(_NAME, "mask", mask, p.shape),
-                 layout(_NAME, "pull", pull, p.shape), mask is not None and mask.dtype == torch.uint8]
-    lists = (call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.remainders, call.scales, call.masks,
-             call.anchors, call.pulls)
-    return (*map(_addresses, lists), rows, list(call.offsets))
-
-
 def _native(call: AdamwCall) -> None:
     native.library().masked_adamw(
         *table(call), list(call.coefficients()), 0 if call.clip is None else call.clip.data_ptr(),
@@ -234,7 +115,7 @@ def _triton(call: AdamwCall) -> None:
     )
 
 
-op = operation(_NAME, reference)
+op = operation(NAME, reference)
 op.add("cpu", _native, ("cpu",), native.load_error)
 op.add("cuda", _cuda, ("cuda",), cuda.load_error)
 op.add("triton", _triton, triton.devices(), triton.load_error)
@@ -264,59 +145,6 @@ def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, 
     return None
 
 
-def check(call: AdamwCall) -> None:
-    """Refuses what does not fit; values of tensors are not looked at, so that nothing waits for a device."""
-    require(call.mask_mode in MASK_MODES, f"{_NAME}: mask_mode must be 'update' or 'gradient', not {call.mask_mode!r}.")
-    require(call.storage in STORAGES,
-            f"{_NAME}: storage must be one of {', '.join(STORAGES)}, not {call.storage!r}.")
-    form = STORAGES[call.storage]
-    written = {"params": call.params, "grads": call.grads, "exp_avgs": call.exp_avgs, "exp_avg_sqs": call.exp_avg_sqs}
-    extra = (("remainders", call.remainders, form.remainder), ("scales", call.scales, form.scaled))
-    for name, tensors, wanted in extra:
-        require(wanted or not tensors, f"{_NAME}: storage {call.storage!r} has no {name}; leave them out.")
-        require(not wanted or bool(tensors) or not call.params, f"{_NAME}: storage {call.storage!r} needs {name}.")
-        if wanted:
-            written[name] = tensors
-    read = {"masks": call.masks, "anchors": call.anchors, "pulls": call.pulls}
-    same_length(_NAME, **written, **read, offsets=call.offsets)
-    one_device(_NAME, **written, **read, clip=[call.clip])
-    require(-(2**63) <= call.seed < 2**63, f"{_NAME}: seed must fit in 64 bits with a sign, but it is {call.seed}.")
-    for index, offset in enumerate(call.offsets):
-        require(offset >= 0, f"{_NAME}: offsets[{index}] must not be negative, but it is {offset}.")
-    dtypes = {"params": form.weight, "grads": form.weight, "exp_avgs": form.moment, "exp_avg_sqs": form.moment,
-              "remainders": torch.int16, "scales": torch.float32}
-    for index, p in enumerate(call.params):
-        for name, tensors in written.items():
-            tensor, label = tensors[index], f"{name}[{index}]"
-            require(
-                tensor.dtype == dtypes[name],
-                f"{_NAME}: with storage {call.storage!r} {label} must be {plain(dtypes[name])}, but it is "
-                f"{plain(tensor.dtype)}.",
-            )
-            shape_is(_NAME, label, tensor, scale_shape(p.shape) if name == "scales" else p.shape)
-            contiguous(_NAME, label, tensor)
-        mask, anchor, pull = call.masks[index], call.anchors[index], call.pulls[index]
-        require((anchor is None) == (pull is None),
-                f"{_NAME}: anchors[{index}] and pulls[{index}] belong together; give both or neither.")
-        for name, factors, *allowed in (("masks", mask, torch.float32, torch.uint8), ("pulls", pull, torch.float32)):
-            if factors is not None:
-                dtype_is(_NAME, f"{name}[{index}]", factors, *allowed)
-                layout(_NAME, f"{name}[{index}]", factors, p.shape)
-                contiguous(_NAME, f"{name}[{index}]", factors)
-        if anchor is not None:
-            dtype_is(_NAME, f"anchors[{index}]", anchor, form.weight)
-            shape_is(_NAME, f"anchors[{index}]", anchor, p.shape)
-            contiguous(_NAME, f"anchors[{index}]", anchor)
-    if call.clip is not None:
-        dtype_is(_NAME, "clip", call.clip, torch.float32)
-        shape_is(_NAME, "clip", call.clip, [2])
-        contiguous(_NAME, "clip", call.clip)
-    if not torch.compiler.is_compiling():
-        no_aliasing(_NAME, [(f"{name}[{i}]", t) for name, tensors in written.items() for i, t in enumerate(tensors)],
-                    [(f"{name}[{i}]", t) for name, tensors in read.items() for i, t in enumerate(tensors)
-                     if t is not None])
-
-
 def run_checked(call: AdamwCall, backend: str) -> None:
     """A call that `check` has seen, at little cost: not through torch.library, unless torch.compile is looking."""
     if torch.compiler.is_compiling():
@@ -327,11 +155,11 @@ def run_checked(call: AdamwCall, backend: str) -> None:
         torch.autograd.graph.increment_version(written)
 
 
-def _scalar(name: str, value: _Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _scalar(name: str, value: Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value, dtype=dtype)
     require(value.numel() == 1 and value.device in (device, torch.device("cpu")),
-            f"{_NAME}: {name} must be a number or a tensor of one element on the CPU or on {device}, but it has "
+            f"{NAME}: {name} must be a number or a tensor of one element on the CPU or on {device}, but it has "
             f"{value.numel()} elements on {value.device}.")
     return value.detach().reshape(()).to(dtype)
 
@@ -372,7 +200,7 @@ def masked_adamw_(
         exp_avgs, exp_avg_sqs: the moments m and v, of the params' shape: float32; bfloat16 in storage "bf16"; uint8
             codes in "int8".
         masks: per tensor None or factors in [0, 1], [out, 1], [1, in] or of the parameter's shape: float32, or uint8 in
-            units of 1/255. Values are not checked here, as that would wait for the device.
+            units of 1/255. On a GPU values are not checked, as that would wait for the device.
         remainders: in storage "bf16_split" int16, of the params' shape; zero makes the float32 weight equal p.
         scales: in storage "int8" float32 [..., ceil(columns / 256), 2]. Where a mask is 0, an element's code stays; the
             scale is that of the elements that move.
@@ -393,10 +221,10 @@ def masked_adamw_(
         offsets = [0] * len(params)
         for index in range(1, len(params)):
             offsets[index] = offsets[index - 1] + params[index - 1].numel()
-    require(0 <= betas[0] < 1 and 0 <= betas[1] < 1, f"{_NAME}: betas must lie in [0, 1), not {tuple(betas)}.")
-    require(isinstance(step, torch.Tensor) or step >= 1, f"{_NAME}: step is counted from 1, not {step}.")
+    require(0 <= betas[0] < 1 and 0 <= betas[1] < 1, f"{NAME}: betas must lie in [0, 1), not {tuple(betas)}.")
+    require(isinstance(step, torch.Tensor) or step >= 1, f"{NAME}: step is counted from 1, not {step}.")
     require((isinstance(lr, torch.Tensor) or lr >= 0) and eps >= 0 and weight_decay >= 0,
-            f"{_NAME}: lr, eps and weight_decay must not be negative, but they are {lr}, {eps} and {weight_decay}.")
+            f"{NAME}: lr, eps and weight_decay must not be negative, but they are {lr}, {eps} and {weight_decay}.")
     device = params[0].device if len(params) else torch.device("cpu")
     call = AdamwCall(
         list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(remainders), list(scales),

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._adamw_call import MASK_MODES
 from ..ops._checks import layout, plain, require
 from ..ops._storage import STORAGES
-from ..ops.masked_adamw import MASK_MODES
 from .sharding import check_like, check_placement, like, local
 
 NAME = "MaskedAdamW"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CofituneError
+from ..ops._adamw_call import AdamwCall, check, table
 from ..ops._checks import plain, require
 from ..ops._storage import STORAGES
-from ..ops.masked_adamw import AdamwCall, check, run_checked, table
+from ..ops.masked_adamw import run_checked
 from .arguments import NAME, Factors
 from .sharding import distributed, first_element, local, spread
 

@@ -30,7 +30,7 @@ def emulated_extension(tmp_path_factory):
     includes = (HOST, pybind11.get_include(), sysconfig.get_path("include"))
     file = compile_for_host("emulated.cpp", tmp_path_factory.mktemp("emulated") / "_native_cuda.so",
                             "-fvisibility=hidden", *(f"-I{folder}" for folder in includes))
-    module = load_extension(file)
+    module = load_extension(file, "emulated")
     module.launches = ctypes.CDLL(str(file)).emulated_launches
     return module
 

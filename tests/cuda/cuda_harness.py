@@ -19,9 +19,9 @@ HOST = Path(__file__).parent / "host"
 COMPILER = os.environ.get("CXX", "g++")
 
 
-def load_extension(file: Path):
-    """The module in a file that is not on the path, under its own name."""
-    spec = importlib.util.spec_from_file_location("_native_cuda", file)
+def load_extension(file: Path, package: str):
+    """The module in a file that is not on the path, as PACKAGE._native_cuda: pybind11 knows modules by their name."""
+    spec = importlib.util.spec_from_file_location(f"{package}._native_cuda", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

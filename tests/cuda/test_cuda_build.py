@@ -85,7 +85,7 @@ def test_the_bits_of_the_cpu_are_asked_for(build):
 
 def test_it_imports_without_a_gpu_and_says_so(build):
     (file,) = (build.libraries / "cofitune_fast").glob("_native_cuda*.so")
-    module = load_extension(file)
+    module = load_extension(file, "built")
     assert module.INTERFACE == cuda.INTERFACE
     if torch.cuda.is_available():
         assert module.device_error() == ""

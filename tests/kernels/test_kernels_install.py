@@ -64,7 +64,13 @@ def test_installed(checkout, tmp_path):
 def test_installed_in_place(checkout, tmp_path):
     python("setup.py", "-q", "editable_wheel", "--dist-dir", str(tmp_path), folder=checkout)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
-    activate = f"import site; site.addsitedir({str(tmp_path / 'site')!r})"
+    activate = (  # in place of the installation that these tests may run on, whose finder has the same name
+        "import site, sys\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if '__editable__' not in str(finder)]\n"
+        "for name in [name for name in sys.modules if name.startswith('__editable__')]: del sys.modules[name]\n"
+        f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        f"site.addsitedir({str(tmp_path / 'site')!r})"
+    )
     assert loaded_from(tmp_path, activate) == checkout / "kernels"
 
 
