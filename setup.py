@@ -26,6 +26,7 @@ FLAGS = [
     "-std=c++17",
     "-O3",
     "-ffp-contract=off",  # every instruction set gives the same bits
+    "-fno-wrapv",  # with Python's own -fwrapv some loops do not become vector loops, and take twice as long
     "-fno-math-errno",  # lets sqrtf become an instruction
     "-fno-trapping-math",  # lets a choice between two values become a blend
     "-fvisibility=hidden",

@@ -94,7 +94,11 @@ def toucher(
         (ctypes.c_uint8 * len(streams))(*written), ctypes.c_int64(ahead),
     )
     library = _native()
-    return lambda: library.touch(*arguments, ctypes.c_int64(torch.get_num_threads()))
+
+    def touch(alive: list[torch.Tensor] = tensors) -> None:  # the addresses are good as long as the tensors are held
+        library.touch(*arguments, ctypes.c_int64(torch.get_num_threads()))
+
+    return touch
 
 
 def in_place_sides(

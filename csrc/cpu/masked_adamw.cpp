@@ -103,8 +103,6 @@ struct Kind {
   static constexpr bool anchored = kFactors == Factors::kPerElementAndAnchor;
   // Whether some elements may have to keep their bytes; a run with one factor of 0 is not even begun.
   static constexpr bool may_keep = per_element && kMaskMode == MaskMode::kUpdate;
-  // With narrower moments arithmetic is the limit, and prefetching costs more than it brings.
-  static constexpr bool prefetched = sizeof(typename MomentsType::Value) == sizeof(float);
 };
 
 // Consecutive elements. Factors for each are at `masks` and `pulls`; where these are null, one for all is beside them.
@@ -155,7 +153,8 @@ CF_BODY void draw(uint32_t* __restrict random, const Run& run, int32_t begin, in
     const RandomKey key = random_key(run.options->seed, run.options->step, static_cast<uint32_t>(counter >> 32));
     const auto low = static_cast<uint32_t>(counter);
     const auto count = static_cast<int32_t>(std::min<uint64_t>(size - i, (1ULL << 32) - low));
-    for (int32_t k = 0; k < count; ++k) random[i + k] = random32(key, low + static_cast<uint32_t>(k));
+    uint32_t* here = random + i;
+    for (int32_t k = 0; k < count; ++k) here[k] = random32(key, low + static_cast<uint32_t>(k));
     i += count;
   }
 }
@@ -282,7 +281,7 @@ CF_BODY void update_block(const Run& run, int32_t begin, int32_t size) {
   const float m_scale = Moments::kScaled ? scales[0] : 1.0F;
   const float v_scale = Moments::kScaled ? scales[1] : 1.0F;
   for (int32_t i = 0; i < size; i += kStride) {
-    if (K::prefetched) prefetch(p + i, g + i, m + i, v + i);
+    prefetch(p + i, g + i, m + i, v + i);
     update_elements<K>(p + i, g + i, m + i, v + i, Weight::kSplit ? remainder + i : nullptr,
                        K::anchored ? anchor + i : nullptr, buffers, i, m_scale, v_scale, run,
                        std::min(size - i, kStride));
