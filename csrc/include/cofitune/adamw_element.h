@@ -1,5 +1,6 @@
 // AdamW of one element, in float32 registers: the one place in C++ where the formula stands.
-// cofitune_fast/ops/masked_adamw.py explains it, _adamw_call.py beside it computes the coefficients in double precision.
+// cofitune_fast/ops/masked_adamw.py explains it, _adamw_call.py beside it computes the coefficients in double
+// precision.
 #pragma once
 
 #include <cmath>
