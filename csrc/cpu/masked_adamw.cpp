@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cofitune/bf16.h"
+#include "adamw_storage.h"
 #include "cofitune/chunks.h"
 #include "cofitune/eight_bit.h"
 #include "cofitune/random.h"
@@ -15,82 +15,13 @@
 namespace cofitune {
 namespace {
 
+using namespace adamw;
+
 constexpr int64_t kChunk = 1 << 17;  // elements; from one to the next memory is read on in sequence
 constexpr int64_t kRun = 1 << 11;    // elements; their gradients are still in the first cache when they are zeroed
 constexpr int32_t kStride = 64;      // elements between prefetches
 constexpr int32_t kAhead = 2048;     // bytes
 static_assert(kChunk % kScaleBlock == 0 && kRun % kScaleBlock == 0, "blocks under one scale are never cut");
-
-// Formats. A stored value is widened to a word of 32 bits; between the old word and the new one is chosen, and it is
-// narrowed last: selecting 16-bit lanes by a 32-bit comparison would keep compilers from vectorizing.
-struct Float32 {
-  using Value = float;
-  static constexpr bool kRandom = false;
-  static CF_BODY uint32_t widen(float stored) { return bit_cast<uint32_t>(stored); }
-  static CF_BODY float narrow(uint32_t word) { return bit_cast<float>(word); }
-  static CF_BODY uint32_t round(float value, uint32_t) { return bit_cast<uint32_t>(value); }
-};
-
-struct Bfloat16 {
-  using Value = uint16_t;
-  static constexpr bool kRandom = true;
-  static CF_BODY uint32_t widen(uint16_t stored) { return static_cast<uint32_t>(stored) << 16; }
-  static CF_BODY uint16_t narrow(uint32_t word) { return static_cast<uint16_t>(word >> 16); }
-  static CF_BODY uint32_t round(float value, uint32_t random16) { return stochastic_bits(value, random16); }
-};
-
-template <class Format>
-struct PlainWeight {
-  using Gradient = Format;
-  using Value = typename Format::Value;
-  static constexpr bool kRandom = Format::kRandom;
-  static constexpr bool kSplit = false;
-  static CF_BODY uint32_t load(const Value* p, const uint16_t*, int32_t i) { return Format::widen(p[i]); }
-  static CF_BODY void store(Value* p, uint16_t*, int32_t i, uint32_t word) { p[i] = Format::narrow(word); }
-  static CF_BODY float value(uint32_t word) { return bit_cast<float>(word); }
-  static CF_BODY uint32_t round(float value, uint32_t random) { return Format::round(value, random_of_weight(random)); }
-};
-
-// The word is upper half and remainder side by side, so that a kept weight keeps both, whatever they are.
-struct SplitWeight {
-  using Gradient = Bfloat16;
-  using Value = uint16_t;
-  static constexpr bool kRandom = false;
-  static constexpr bool kSplit = true;
-  static CF_BODY uint32_t load(const Value* p, const uint16_t* remainder, int32_t i) {
-    return static_cast<uint32_t>(p[i]) << 16 | remainder[i];
-  }
-  static CF_BODY void store(Value* p, uint16_t* remainder, int32_t i, uint32_t word) {
-    p[i] = static_cast<uint16_t>(word >> 16);
-    remainder[i] = static_cast<uint16_t>(word);
-  }
-  static CF_BODY float value(uint32_t word) {
-    return join(static_cast<uint16_t>(word >> 16), static_cast<uint16_t>(word));
-  }
-  static CF_BODY uint32_t round(float value, uint32_t) {
-    const SplitFloat halves = split(value);
-    return static_cast<uint32_t>(halves.high) << 16 | halves.low;
-  }
-};
-
-// kScaled: codes in units of a scale per block, which is known when all of the block's new moments are.
-template <class MomentFormat>
-struct PlainMoments {
-  using Format = MomentFormat;
-  using Value = typename Format::Value;
-  static constexpr bool kRandom = Format::kRandom;
-  static constexpr bool kScaled = false;
-  static CF_BODY float first(Value stored, float) { return bit_cast<float>(Format::widen(stored)); }
-  static CF_BODY float second(Value stored, float) { return bit_cast<float>(Format::widen(stored)); }
-};
-
-struct EightBitMoments {
-  using Value = uint8_t;
-  static constexpr bool kRandom = true;
-  static constexpr bool kScaled = true;
-  static CF_BODY float first(uint8_t stored, float scale) { return decode_first(stored, scale); }
-  static CF_BODY float second(uint8_t stored, float scale) { return decode_second(stored, scale); }
-};
 
 enum class Factors : uint8_t { kOne, kPerElement, kPerElementAndAnchor };
 
