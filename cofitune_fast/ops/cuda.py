@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from types import ModuleType
 
 import torch
+
+from ._extension import load
 
 INTERFACE = 1  # must equal the number compiled into csrc/bindings_cuda.cpp
 
 
 @cache
 def _load() -> tuple[ModuleType | None, str | None]:
-    try:
-        module = importlib.import_module("cofitune_fast._native_cuda")
-    except ModuleNotFoundError:
-        return None, (
-            "the CUDA extension is not built; with nvcc of CUDA 12.1 or later on the PATH reinstall with "
-            "COFITUNE_CUDA=1, which shows the compiler's message"
-        )
-    except ImportError as error:
-        return None, f"the CUDA extension does not load ({error}); reinstall with COFITUNE_CUDA=1"
-    if module.INTERFACE != INTERFACE:
-        return None, (
-            f"the CUDA extension was built from other sources (interface {module.INTERFACE}, expected {INTERFACE}); "
-            "reinstall, or run python setup.py build_ext --inplace in the checkout"
-        )
-    reason = module.device_error()
-    if not reason and torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is built without CUDA"
+    module, reason = load("_native_cuda", "CUDA", INTERFACE, "with nvcc of CUDA 12.1 or later on the PATH",
+                          "COFITUNE_CUDA")
+    if module is not None:
+        reason = module.device_error() or None
+        if reason is None and torch.version.cuda is None:
+            reason = f"torch {torch.__version__} is built without CUDA"
     return (None, reason) if reason else (module, None)
 
 
