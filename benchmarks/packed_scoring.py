@@ -17,11 +17,11 @@ data = data_folder()
 bench = Workbench(load_model(demo_model()), TrialData(
     valid=str(data / "speciality" / "valid.jsonl"), versatility_valid=str(data / "versatility" / "valid"),
 ))
-takes_packs = score._takes_packs
+takes_packs = score.takes_packs
 bench.score("valid")
 for _ in range(2):
     for name, rule in (("packed", takes_packs), ("row by row", lambda *_: False)):
-        score._takes_packs = rule
+        score.takes_packs = rule
         start = time.perf_counter()
         scores = bench.score("valid")
         print(f"{name:12}{time.perf_counter() - start:6.1f} s  Spec {scores.spec:.4f}  Vers {scores.vers:.4f}")

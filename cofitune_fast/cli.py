@@ -42,10 +42,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     chatter stays off the screen."""
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        from transformers.utils import logging
+        import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # transformers imports it wherever it is installed
         try:
             function(*args, **kwargs)
         except CofituneError as error:
@@ -186,15 +189,17 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test")] = "test",
     limit: Annotated[int | None, typer.Option(help="Score the speciality's first rows only.")] = None,
 ) -> None:
-    """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality."""
+    """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality.
+
+    With model.quantize the delta's region stays in full precision, without a delta the `region`, if one is given."""
     from .display import scores_text
-    from .regions import load_delta
+    from .regions import load_delta, read_delta
     from .scoring import read_task, score_task
 
     if split not in ("valid", "test"):
         raise CofituneError(f"--split is {split!r}; choose valid or test.")
     settings = _config(context, config)
-    bench = _workbench(settings)
+    bench = _workbench(settings, read_delta(settings.delta).region if settings.delta else None)
     if settings.delta:
         load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
     if getattr(settings.versatility, split):
@@ -247,32 +252,17 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder with report.jso
 
 @app.command(context_settings=_OPEN)
 @_command
-def plan(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Predict the memory of a training step from the model's configuration; no weights are loaded."""
-    import torch
+def plan(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    budget: Annotated[str | None, typer.Option("--fit", help="Find settings within a budget such as 24GiB.")] = None,
+) -> None:
+    """Predict memory and time of a training step from the model's configuration; no weights are loaded."""
+    from .plan_command import plan_run
 
-    from .memory import fake_model, plan_memory
-    from .models.loading import plain_folder
-    from .regions import Region
-
-    settings = _config(context, config)
-    section = _needed(settings, "model")
-    storage = {"auto": "fp32" if section.dtype == "float32" else "bf16_sr"}.get(settings.storage, settings.storage)
-    model = fake_model(plain_folder(section.path, section.gguf_file),
-                       torch.float32 if storage == "fp32" else torch.bfloat16)
-    batch = int(settings.training.get("per_device_train_batch_size", 8))
-    planned = plan_memory(
-        model, Region.parse(_needed(settings, "region")), batch_size=batch, length=settings.data.max_length,
-        storage=storage, masked=settings.mask.preset != "none" and settings.region != "full",
-    )
-
-    def show() -> None:
-        print(f"{planned.region}: {planned.trained_parameters:,} of {planned.total_parameters:,} parameters, "
-              f"{batch} x {settings.data.max_length} tokens, {storage}")
-        for part in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
-            print(f"  {part:12}{getattr(planned, part) / 2**30:10.2f} GiB")
-
-    _emit(planned.to_dict(), as_json, show)
+    content, text = plan_run(_config(context, config), budget)
+    _emit(content, as_json, lambda: print(text))
 
 
 @app.command()
@@ -283,7 +273,8 @@ def env(as_json: AsJson = False) -> None:
     from .ops import backends, native
 
     extras = {}
-    for name in ("accelerate", "typer", "rich", "pydantic", "matplotlib", "jinja2", "gguf", "safetensors"):
+    for name in ("accelerate", "typer", "rich", "pydantic", "matplotlib", "jinja2", "gguf", "bitsandbytes",
+                 "safetensors"):
         try:
             extras[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -328,13 +319,16 @@ def _needed(settings: Config, key: str) -> Any:
     return value
 
 
-def _workbench(settings: Config) -> Any:
+def _workbench(settings: Config, region: str | None = None) -> Any:
+    """The workbench of a run; with model.quantize all but `region` (None: the run's, if any) is quantised."""
     from .models import load_model
+    from .regions import Region
     from .trials import TrialData, Workbench
 
-    section = _needed(settings, "model")
+    section, region = _needed(settings, "model"), region or settings.region
     loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,
-                        attn_implementation=section.attn_implementation)
+                        attn_implementation=section.attn_implementation, quantize=section.quantize,
+                        keep=Region.parse(region).modules if region else ())
     data, versatility = settings.data, settings.versatility
     return Workbench(loaded, TrialData(
         data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
@@ -342,11 +336,19 @@ def _workbench(settings: Config) -> Any:
     ))
 
 
+def _unquantized(settings: Config) -> None:
+    if _needed(settings, "model").quantize != "none":
+        raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
+                            "around one of them: leave model.quantize out, or use `cofitune train`.")
+
+
 def _pipeline(settings: Config, display: Any) -> Any:
     from .compare import Pipeline, PipelineSettings
     from .files import writable_folder
     from .search import space_levels
+    from .training import MemorySettings
 
+    _unquantized(settings)
     output = writable_folder(_needed(settings, "output"))
     levels = () if settings.region else space_levels(settings.search.space)
     space = settings.search.space if isinstance(settings.search.space, str) else "own"
@@ -356,6 +358,7 @@ def _pipeline(settings: Config, display: Any) -> Any:
         full_sft_training=settings.compare.full_sft, importance=_importance_settings(settings),
         importance_file=settings.importance.file,
         preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, space=space,
+        memory=MemorySettings(**settings.memory.model_dump()),
     ), output, display)
 
 
@@ -366,6 +369,7 @@ def _importance_settings(settings: Config) -> dict[str, Any]:
 def _show_space(settings: Config, as_json: bool) -> None:
     from .search import children, space_levels
 
+    _unquantized(settings)
     bench = _workbench(settings)
     levels = space_levels(settings.search.space)
     rows = []

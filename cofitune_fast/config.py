@@ -31,7 +31,10 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The base model: a folder, a hub id, or a GGUF file (alone, or `gguf_file` inside `path`)."""
+    """The base model: a folder, a hub id, or a GGUF file (alone, or `gguf_file` inside `path`).
+
+    `quantize` is how everything outside the region is held; the region itself stays in `dtype`.
+    """
 
     _main = "path"
     path: str
@@ -39,6 +42,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str | None = None
     attn_implementation: str | None = None
+    quantize: Literal["none", "nf4", "int8"] = "none"
 
 
 class DataSection(Section):
@@ -81,6 +85,37 @@ class MaskSection(Section):
     mode: Literal["update", "gradient"] = "update"
 
 
+class MemorySection(Section):
+    """What the run does to need less memory and time; docs/memory.md says what each setting costs."""
+
+    prefix_cache: Literal["auto", "off"] = "auto"
+    prefix_cache_limit: str = "20GiB"
+    prefix_weights: Literal["device", "host"] = "device"
+    packing: Literal["auto", "on", "off"] = "auto"
+    gradient_release: Literal["off", "exact", "lagged"] = "off"
+    optimizer_states: Literal["device", "host"] = "device"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words(cls, values: Any) -> Any:
+        """YAML reads on and off as true and false."""
+        if not isinstance(values, dict):
+            return values
+        return {key: {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+                for key, value in values.items()}
+
+
+class PlanSection(Section):
+    """What `cofitune plan` cannot know: response tokens per row (else half of data.max_length), rows of the training
+    data, and the rates of another machine: FLOP/s, bytes/s of its memory, and between it and the host."""
+
+    response_length: int | None = Field(None, ge=1)
+    rows: int | None = Field(None, ge=1)
+    flops: float | None = Field(None, gt=0)
+    bandwidth: float | None = Field(None, gt=0)
+    transfer: float | None = Field(None, gt=0)
+
+
 class SearchSection(Section):
     """The tree search: a named `space` or its levels, and training arguments for its nodes."""
 
@@ -107,6 +142,8 @@ class Config(Section):
     mask: MaskSection = Field(default_factory=MaskSection)
     storage: Literal["auto", "fp32", "bf16_split", "bf16_sr", "bf16", "int8"] = "auto"
     training: dict[str, Any] = Field(default_factory=dict)
+    memory: MemorySection = Field(default_factory=MemorySection)
+    plan: PlanSection = Field(default_factory=PlanSection)
     search: SearchSection = Field(default_factory=SearchSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     delta: str | None = None

@@ -15,7 +15,7 @@ from .errors import CofituneError
 from .files import writable_folder
 from .importance import Importance
 from .regions import Region, save_delta
-from .training import LossNotFinite
+from .training import LossNotFinite, MemorySettings
 from .trials import Workbench
 
 
@@ -47,13 +47,14 @@ def train_delta(
         def keep(run: dict[str, Any] | None = None) -> None:
             save_delta(bench.model, region, delta, base=bench.base, settings={
                 "training": settings.training, "mask": settings.mask.model_dump(), "storage": settings.storage,
-                "run": run,
+                "quantize": settings.model.quantize, "memory": settings.memory.model_dump(), "run": run,
             })
 
         training = {"disable_tqdm": not console.is_terminal, **settings.training}
         try:
             result = bench.train(
                 region, output, training, masks=masks, mask_mode=settings.mask.mode, storage=settings.storage,
+                memory=MemorySettings(**settings.memory.model_dump()),
                 callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
             ).to_dict()
         except LossNotFinite as error:

@@ -15,6 +15,12 @@ from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # heeded only if set before triton is first imported
 
+
+@pytest.fixture(autouse=True)
+def own_prefix_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COFITUNE_PREFIX_CACHE", str(tmp_path / "prefix-cache"))
+
+
 @pytest.fixture
 def tiny_model():
     return make_tiny_model()

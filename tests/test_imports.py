@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "regions": "errors files models",
     "optim": "errors ops regions",
     "importance": "errors files ops models regions",
-    "memory": "errors files ops models regions",
+    "memory": "errors files ops models regions optim",
     "scoring": "errors files models data",
-    "training": "errors files models data optim regions memory",
+    "training": "errors files models data optim regions memory planning",
     "trials": "errors files models data importance regions scoring training",
     "search": "errors files regions",
     "compare": "errors files environment models data importance regions scoring training trials search",
@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "display": "search",
     "demo": "errors files config",
     "train_command": "errors files config importance regions training trials",
+    "planning": "errors ops memory models regions",
+    "plan_command": "errors config memory models planning regions",
 }
 TOP = {"cli"}  # knows every room, and nobody knows it
 
@@ -46,15 +48,16 @@ THIRD_PARTY = {
     "display": {"rich"},
     "train_command": CORE_THIRD_PARTY | {"rich"},
     "cli": CORE_THIRD_PARTY | {"typer", "rich"},
-    "models": CORE_THIRD_PARTY | {"gguf"},  # inside the function that reads such a file
+    "memory": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
+    "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
     "errors": set(),
     "files": set(),
     "demo": set(),
 }
-CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "scoring", "training", "trials", "search",
-        "compare")
-EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton")
+CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "training",
+        "trials", "search", "compare")
+EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes")
 
 
 def imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:

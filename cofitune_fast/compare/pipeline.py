@@ -27,7 +27,7 @@ from ..models.fingerprint import fingerprint
 from ..regions import Region, load_delta, merge, save_delta
 from ..scoring.results import SUMMARY
 from ..search import Candidate, Journal, Level, SearchResult, children, tree_search
-from ..training import TrainResult, training_arguments
+from ..training import MemorySettings, TrainResult, training_arguments
 from ..trials import Workbench
 from .methods import BASE, Method, method_row
 from .progress import Clock, PipelineObserver, Quiet
@@ -52,6 +52,7 @@ class PipelineSettings:
     preset: str = "rank"
     mask_mode: str = "update"
     storage: str = "auto"
+    memory: MemorySettings = field(default_factory=MemorySettings)
     space: str = "paper"
 
 
@@ -153,7 +154,7 @@ class Pipeline:
             run = self.bench.train(
                 candidate.region, self.output / "nodes",
                 {**self.settings.training, **self.settings.search_training, "save_strategy": "no"},
-                storage=self.settings.storage,
+                storage=self.settings.storage, memory=self.settings.memory,
             )
             scores = self.bench.score("valid").to_dict()
         scores.pop("tasks")
@@ -181,6 +182,7 @@ class Pipeline:
                     method.region, self.output / "training" / method.slug,
                     {**method.training, "save_strategy": "no"},
                     masks=method.masks, mask_mode=method.mask_mode, storage=self.settings.storage,
+                    memory=self.settings.memory,
                 )
                 scores = self.bench.score("test")
                 row = method_row(self.bench, method, scores, run)
@@ -249,6 +251,8 @@ class Pipeline:
                                                      else {})},
             "mask": [settings.preset, settings.mask_mode],
             "storage": settings.storage,
+            "packing": settings.memory.packing,
+            "gradient_release": settings.memory.gradient_release,
         }
 
     def _plan_time(self, finals: bool = True) -> None:

@@ -3,7 +3,7 @@
 from .batches import IGNORED_LABEL, batches, collate, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id
 from .formats import Example, parse_examples, read_examples
-from .packing import Pack, collate_packs, pack_rows
+from .packing import Pack, collate_packs, collate_trie, pack_rows
 from .rows import Row, read_rows
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "batches",
     "collate",
     "collate_packs",
+    "collate_trie",
     "encode_example",
     "encode_examples",
     "encode_prompt",

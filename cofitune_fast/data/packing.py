@@ -37,16 +37,24 @@ class Pack:
                 seen[place] |= seen[parent]
         return seen
 
+    def path(self, place: int) -> list[int]:
+        """The places of a row's tokens, from its first to the one at `place`."""
+        path = []
+        while place >= 0:
+            path.append(place)
+            place = self.parents[place]
+        return path[::-1]
 
-def pack_rows(rows: Sequence[Encoded], capacity: int = 256) -> list[Pack]:
-    """Pack rows into sequences of at most `capacity` tokens (a longer row is a pack of its own)."""
+
+def pack_rows(rows: Sequence[Encoded], capacity: int | None = 256) -> list[Pack]:
+    """Pack rows into sequences of at most `capacity` tokens (a longer row is a pack of its own; None: all in one)."""
     packs: list[Pack] = []
     path: list[int] = []  # the places, in the last pack, of the row put there last
     for index in sorted(range(len(rows)), key=lambda index: rows[index].input_ids):
         row = rows[index]
         ids = row.input_ids[:-1]
         shared = _shared(path, packs[-1], ids) if packs else 0
-        if not packs or len(packs[-1].ids) + len(ids) - shared > capacity:
+        if not packs or (capacity is not None and len(packs[-1].ids) + len(ids) - shared > capacity):
             packs.append(Pack())
             path, shared = [], 0
         pack = packs[-1]
@@ -56,7 +64,8 @@ def pack_rows(rows: Sequence[Encoded], capacity: int = 256) -> list[Pack]:
             path.append(len(pack.ids))
             pack.ids.append(ids[position])
             pack.positions.append(position)
-        pack.rows.append((index, path[row.response_start - 1 :], row.input_ids[row.response_start :]))
+        start = max(row.response_start, 1)  # nothing predicts a row's first token
+        pack.rows.append((index, path[start - 1 :], row.input_ids[start:]))
     return packs
 
 
@@ -76,6 +85,21 @@ def collate_packs(packs: Sequence[Pack], pad_token_id: int, dtype: torch.dtype) 
         seen[number, :size, :size] = pack.ancestors()
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min)
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask[:, None]}
+
+
+def collate_trie(pack: Pack, length: int) -> dict[str, torch.Tensor]:
+    """A pack for an attention that takes rows apart (models.attention): no padding among the tokens.
+
+    input_ids and position_ids [1, tokens]; rows int64 [rows, length], the places of each row's tokens, in the order of
+    `pack.rows`; owners int64 [tokens], for each token a place in the flattened rows where it stands.
+    """
+    paths = [pack.path(predictors[-1]) for _, predictors, _ in pack.rows]
+    rows = torch.tensor([path + [path[-1]] * (length - len(path)) for path in paths])
+    owners = torch.empty(len(pack.ids), dtype=torch.long)
+    for number, path in enumerate(paths):
+        owners[path] = torch.arange(len(path)) + number * length
+    return {"input_ids": torch.tensor([pack.ids]), "position_ids": torch.tensor([pack.positions]),
+            "attention_mask": torch.zeros(1, 1, 1, 1), "rows": rows, "owners": owners}
 
 
 def _shared(path: list[int], pack: Pack, ids: list[int]) -> int:

@@ -1,6 +1,6 @@
-"""Memory: what a run needs, and what it took."""
+"""Memory: frozen modules that cost nothing, gradients and states that do not stay, and what a run took."""
 
 from .peak import PeakMemory
-from .planner import MemoryPlan, fake_model, plan_memory
+from .settings import MemorySettings
 
-__all__ = ["MemoryPlan", "PeakMemory", "fake_model", "plan_memory"]
+__all__ = ["MemorySettings", "PeakMemory"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,15 +35,39 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters, then the persistent buffers, under their normalised names; each tensor once."""
+    """The parameters, then the persistent buffers, under their normalised names; each tensor once.
+
+    With a weight that bitsandbytes quantised comes its quantisation state (scales and codes), as WEIGHT.NAME.
+    """
     yield from named_parameters(model)
     seen: set[int] = set()
     for prefix, module in model.named_modules():
+        for key, tensor in _quantization_state(module):
+            yield normalize_name(f"{prefix}.weight.{key}" if prefix else f"weight.{key}"), tensor
         for key, buffer in module._buffers.items():
             if buffer is None or key in module._non_persistent_buffers_set or id(buffer) in seen:
                 continue
             seen.add(id(buffer))
             yield normalize_name(f"{prefix}.{key}" if prefix else key), buffer
+
+
+def element_count(parameter: torch.Tensor) -> int:
+    """How many numbers a weight holds; a 4-bit one is packed, so its own count of elements is half of that."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def _quantization_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    weight = getattr(module, "weight", None)
+    if (state := getattr(weight, "quant_state", None)) is not None:  # 4 bits; the scales are in 8 bits themselves
+        yield from (("absmax", state.absmax), ("code", state.code))
+        if (nested := getattr(state, "state2", None)) is not None:
+            yield from (("offset", state.offset), ("nested_absmax", nested.absmax), ("nested_code", nested.code))
+    scales = getattr(weight, "SCB", None)  # 8 bits; the first forward moves the scales from the weight to its module
+    if scales is None:
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+    if isinstance(scales, torch.Tensor):
+        yield "SCB", scales
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -65,7 +90,7 @@ def digest_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:
-    """Name -> sha256 (hex) of dtype, shape and bytes, for every parameter and persistent buffer of `model`.
+    """Name -> sha256 (hex) of dtype, shape and bytes, for every tensor of `model` (`named_tensors`).
 
     Tied parameters appear once. Names carry no wrapper prefixes. Memory: at most 64 MB per thread beyond the model.
 
@@ -89,3 +114,22 @@ def fingerprint(model: nn.Module) -> str:
     The same checkpoint loaded in another dtype has another fingerprint, for its bytes differ.
     """
     return combine_digests(tensor_digests(model))
+
+
+def base_digests(model: nn.Module, digests: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The digests of a model's full-precision base: its own, except that a weight quantised by `load_quantized` counts
+    with the bytes it had in the checkpoint. `digests` are `tensor_digests(model)` where they are known already."""
+    digests = tensor_digests(model) if digests is None else digests
+    originals = getattr(getattr(getattr(model, "module", model), "hf_quantizer", None), "original_digests", {})
+    return {
+        name: originals.get(name, digest) for name, digest in digests.items()
+        if name.rpartition(".")[0] not in originals  # no quantisation state
+    }
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """The fingerprint of a model's full-precision base, to which deltas are bound, also of one partly quantised.
+
+    Of a model without a quantised part it is `fingerprint(model)`.
+    """
+    return combine_digests(base_digests(model))

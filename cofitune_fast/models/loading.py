@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
 from ..files import atomic_folder
+from .quantized import Keep, load_quantized
 
 DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -45,12 +46,16 @@ def load_model(
     device: torch.device | str | None = None,
     gguf_file: str | None = None,
     attn_implementation: str | None = None,
+    quantize: str = "none",
+    keep: Keep = (),
 ) -> LoadedModel:
     """Load a causal language model in eval mode, with its tokenizer (a pad token is chosen where none is set).
 
     path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
     dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
     device: default is the first GPU, else the CPU.
+    quantize: "nf4" or "int8" quantises all projections but those `keep` names, e.g. `keep=region.modules`; see
+        `load_quantized`.
     Raises CofituneError when nothing loadable is there. A GGUF file is dequantised once; the ordinary folder that
     comes of it is kept in the cache (COFITUNE_CACHE, else ~/.cache/cofitune_fast) and used from then on.
     """
@@ -58,18 +63,26 @@ def load_model(
         raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
     location = plain_folder(path, gguf_file, dtype)
+    device = torch.device(device) if device is not None else default_device()
     try:
         with _no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(location)
-            model = AutoModelForCausalLM.from_pretrained(
-                location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
-            )
+            if quantize == "none":
+                model = AutoModelForCausalLM.from_pretrained(
+                    location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
+                ).to(device)
+            else:
+                model = load_quantized(
+                    location, quantize, keep, dtype=DTYPES[dtype], device=device,
+                    attn_implementation=attn_implementation,
+                )
+    except CofituneError:
+        raise
     except Exception as error:
         raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.to(torch.device(device) if device is not None else default_device()).eval()
-    return LoadedModel(model, tokenizer, source)
+    return LoadedModel(model.eval(), tokenizer, source)
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .masked_adamw import MaskedAdamW
+from .one_by_one import OneByOne
 
-__all__ = ["MaskedAdamW"]
+__all__ = ["MaskedAdamW", "OneByOne"]

@@ -32,6 +32,16 @@ def check_options(group: Mapping[str, Any]) -> None:
             f"{NAME}: storage must be one of {', '.join(('auto', *STORAGES))}, not {group['storage']!r}.")
 
 
+def named_pairs(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """The (name, parameter) pairs under "params" of a group as it is given."""
+    pairs = list(group["params"])
+    require(
+        all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs),
+        f"{NAME}: parameters must come as (name, parameter) pairs, as Region.apply or named_parameters give them.",
+    )
+    return pairs
+
+
 def resolved_storage(name: str, p: Tensor, storage: str) -> str:
     """The storage of one parameter, "auto" looked up.
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ..ops._checks import require
 from . import state as states
-from .arguments import NAME, Factors, Given, check_options, resolved_storage
+from .arguments import NAME, Factors, Given, check_options, named_pairs, resolved_storage
 from .batch import Batch
 from .sharding import global_grad_norm, spread
 
@@ -105,11 +105,7 @@ class MaskedAdamW(Optimizer):
         Masks, anchors and pulls are for parameters given to the constructor, but one pull for all "initial" anchors
         holds for later groups too.
         """
-        pairs = list(param_group["params"])
-        require(
-            all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs),
-            f"{NAME}: parameters must come as (name, parameter) pairs, as Region.apply or named_parameters give them.",
-        )
+        pairs = named_pairs(param_group)
         names = [name for name, _ in pairs]
         repeated = sorted({name for name in names if names.count(name) > 1} | set(names) & set(self._by_name()))
         require(not repeated, f"{NAME}: the parameter {', '.join(repeated)} is given twice.")

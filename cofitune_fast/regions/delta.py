@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ from .. import __version__
 from ..errors import CofituneError
 from ..files import atomic_folder, atomic_path, writable_folder, write_json, write_text
 from ..models.fingerprint import (
+    base_digests,
+    base_fingerprint,
     combine_digests,
     digest_all,
-    fingerprint,
     named_parameters,
-    named_tensors,
     tensor_digest,
 )
 from ..models.loading import LoadedModel, dtype_name, load_model
@@ -38,7 +38,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """The base of an artefact: hub id or folder, fingerprint (sha256 hex; "" if unknown), dtype such as "bfloat16"."""
+    """The base of an artefact: hub id or folder, fingerprint (sha256 hex; "" if unknown), dtype such as "bfloat16".
+
+    The base is always in full precision: beside a quantised part (`load_model(quantize=...)`) it is what was quantised.
+    """
 
     model: str
     fingerprint: str
@@ -47,7 +50,7 @@ class BaseInfo:
     @classmethod
     def of(cls, model: nn.Module, source: str | None = None) -> BaseInfo:
         """Describe `model` as it is now, before training; reads all its bytes."""
-        return cls(source or _model_name(model), fingerprint(model), dtype_name(model))
+        return cls(source or _model_name(model), base_fingerprint(model), dtype_name(model))
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,7 @@ def save_delta(
     tensors = {name: parameter.detach().contiguous() for name, parameter in region.parameters(model)}
     frozen = ""
     if base is None:
-        outside = {name: tensor for name, tensor in named_tensors(model) if name not in tensors}
-        base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), combine_digests(digest_all(outside))
+        base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), _frozen_fingerprint(model, tensors)
     info = DeltaInfo(
         _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}), dict(scores or {}), _versions()
     )
@@ -156,6 +158,11 @@ def load_delta(
     with _opened(path) as file:
         for name, digest in info.parameters.items():
             tensor = file.get_tensor(name)
+            if name in targets and not targets[name].is_floating_point():
+                raise CofituneError(
+                    f"The delta {path} trains {name}, which is quantised in this model; load the model with the region "
+                    f"{info.region} in full precision."
+                )
             if name not in targets or targets[name].shape != tensor.shape or targets[name].dtype != tensor.dtype:
                 there = _form(targets[name]) if name in targets else "none of that name"
                 raise CofituneError(
@@ -232,16 +239,19 @@ def merge(
 
 def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str | None) -> None:
     if info.base.fingerprint:
-        expected, found = info.base.fingerprint, known or fingerprint(model)
+        expected, found = info.base.fingerprint, known or base_fingerprint(model)
     else:
-        outside = {name: tensor for name, tensor in named_tensors(model) if name not in info.parameters}
-        expected, found = info.frozen_fingerprint, combine_digests(digest_all(outside))
+        expected, found = info.frozen_fingerprint, _frozen_fingerprint(model, info.parameters)
     if found != expected:
         raise CofituneError(
             f"The delta {path} belongs to the base {info.base.model} ({expected[:12]}, {info.base.dtype}), but the "
             f"model given is {_model_name(model)} ({found[:12]}, {dtype_name(model)}); load that base, unchanged and "
             "in that dtype."
         )
+
+
+def _frozen_fingerprint(model: nn.Module, trained: Container[str]) -> str:
+    return combine_digests({name: digest for name, digest in base_digests(model).items() if name not in trained})
 
 
 @contextmanager

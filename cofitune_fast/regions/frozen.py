@@ -21,7 +21,10 @@ class FrozenSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class FrozenProof:
-    """The digests of every parameter and persistent buffer that is not trained, taken before training."""
+    """The digests of every parameter and persistent buffer that is not trained, taken before training.
+
+    Of a quantised weight the packed bytes count, and its scales and codes with them.
+    """
 
     trained: frozenset[str]
     digests: dict[str, str]

@@ -12,7 +12,7 @@ from fractions import Fraction
 from torch import nn
 
 from ..errors import CofituneError
-from ..models.fingerprint import named_parameters
+from ..models.fingerprint import element_count, named_parameters
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 
 _GROUPS = {**GROUPS, "all": ROLES}
@@ -205,6 +205,10 @@ class Region:
                 pairs.append(bias)
         return pairs
 
+    def modules(self, model: nn.Module) -> list[str]:
+        """The full names of the projections the region trains; `model` may lie on the meta device."""
+        return [cell.parameter.removesuffix(".weight") for cell in self.cells(resolve_layout(model))]
+
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """Freeze everything else: requires_grad is True for the region's parameters and False for all others.
 
@@ -218,7 +222,7 @@ class Region:
             if not parameter.is_floating_point():
                 raise CofituneError(
                     f"Region '{self}' trains {name}, which is quantised ({parameter.dtype}); "
-                    "load the region's weights unquantised."
+                    "load the model with this region in full precision."
                 )
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -228,11 +232,11 @@ class Region:
 
     def count(self, model: nn.Module) -> int:
         """How many numbers the region trains in `model`."""
-        return sum(parameter.numel() for _, parameter in self.parameters(model))
+        return sum(element_count(parameter) for _, parameter in self.parameters(model))
 
     def describe(self, model: nn.Module) -> str:
         """One line for people, such as "ffn.up+ffn.down, layers 7-14 of 30, 14.2 M of 134.5 M parameters (10.5 %)"."""
-        trained, total = self.count(model), sum(parameter.numel() for parameter in model.parameters())
+        trained, total = self.count(model), sum(element_count(parameter) for parameter in model.parameters())
         amount = f"{_amount(trained)} of {_amount(total)} parameters ({trained / total:.1%})".replace("%", " %")
         if self.is_full:
             return f"the full model, {amount}"

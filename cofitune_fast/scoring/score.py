@@ -21,6 +21,7 @@ from ..data import (
 )
 from ..data.encode import encode_continuation, encode_text, prompt_text
 from ..errors import CofituneError
+from ..models.attention import takes_packs
 from ..models.head import response_logits, select_positions
 from ..models.mode import evaluation_mode
 from .results import ItemScore, Score, SuiteScores, make_score
@@ -103,7 +104,8 @@ def answer_scores(
 
     What rows share from their begin on is computed once (`data.packing`), where the attention takes a mask for it.
     """
-    results = _packed_results if _takes_packs(model, rows) else _padded_results
+    packable = takes_packs(model, max(len(row.input_ids) for row in rows))
+    results = _packed_results if packable else _padded_results
     scores: list[ItemScore | None] = [None] * len(rows)
     with evaluation_mode(model), torch.no_grad():
         for index, nll, hit in results(model, rows, pad_token_id, max_tokens_per_batch):
@@ -114,14 +116,6 @@ def answer_scores(
                 )
             scores[index] = ItemScore(nll.sum().item(), len(nll), bool(hit.all()))
     return scores
-
-
-def _takes_packs(model: nn.Module, rows: Sequence[Encoded]) -> bool:
-    """A pack needs an attention with an explicit mask, and no row may outgrow a sliding window, which it ignores."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    longest = max(len(row.input_ids) for row in rows)
-    return config._attn_implementation in ("sdpa", "eager") and (not window or longest <= window)
 
 
 def _packed_results(

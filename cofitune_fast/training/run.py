@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from transformers import TrainerCallback, TrainingArguments
 from ..data import Encoded
 from ..errors import CofituneError
 from ..memory import PeakMemory
+from ..memory.prefix import FrozenPrefix
+from ..memory.prefix_cache import PrefixCache, why_not
+from ..memory.settings import MemorySettings, parse_size, prefix_cache_folder
+from ..planning.out_of_memory import advice, is_out_of_memory
+from ..planning.planner import Settings
 from ..regions import BaseInfo, FrozenProof, Region
+from .batching import KeyedRows
 from .checkpoint import OPTIMIZER_FILE, STATE_FILE
 from .trainer import CoFiTuneTrainer, StopOnInterrupt
 
@@ -38,7 +45,10 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class TrainResult:
-    """What a training run did and cost. `peak_memory` says of what `peak_memory_bytes` is the peak."""
+    """What a training run did and cost. `peak_memory` says of what `peak_memory_bytes` is the peak.
+
+    cached_rows: rows whose frozen prefix was in the cache before the run. notes: what it could not do, in sentences.
+    """
 
     region: str
     trained_parameters: int
@@ -53,6 +63,8 @@ class TrainResult:
     frozen_tensors: int
     frozen_bytes: int
     interrupted: bool = False
+    cached_rows: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,6 +107,7 @@ def train_region(
     masks: Mapping[str, Tensor] | None = None,
     mask_mode: str = "update",
     storage: str = "auto",
+    memory: MemorySettings = MemorySettings(),  # noqa: B008  (frozen)
     callbacks: Sequence[TrainerCallback] = (),
     on_last_good: Callable[[], Any] | None = None,
     interruptible: bool = False,
@@ -103,8 +116,8 @@ def train_region(
 
     training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
     last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights
-    still are. interruptible: the first Ctrl-C then ends training after its step, with a checkpoint. Raises
-    LossNotFinite and CofituneError.
+    still are. memory: see MemorySettings. interruptible: the first Ctrl-C then ends training after its step, with a
+    checkpoint. Raises LossNotFinite and CofituneError.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
@@ -115,9 +128,13 @@ def train_region(
     arguments = training_arguments(training, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
+    data, notes = KeyedRows(list(rows)), []
+    cache = _prefix_cache(model, region, data, arguments, memory, proof, notes)
+    cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     trainer = CoFiTuneTrainer(
-        model, arguments, region, list(rows), base=base, pad_token_id=pad_token_id, masks=masks, mask_mode=mask_mode,
-        storage=storage, callbacks=[*callbacks, *([interrupt] if interruptible else [])],
+        model, arguments, region, data, base=base, pad_token_id=pad_token_id, masks=masks, mask_mode=mask_mode,
+        storage=storage, memory=memory, prefix_cache=cache,
+        callbacks=[*callbacks, *([interrupt] if interruptible else [])],
     )
     try:
         with PeakMemory() as peak:
@@ -126,6 +143,13 @@ def train_region(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CofituneError(
+            f"Out of memory at step {trainer.state.global_step + 1}. "
+            f"{advice(model, region, _plan_settings(arguments, data, memory, trainer))}"
+        ) from error
     except CofituneError:
         if on_last_good is not None and all(bool(p.isfinite().all()) for _, p in trainer.trained):
             on_last_good()
@@ -135,6 +159,10 @@ def train_region(
         model.eval()
         for _, parameter in trainer.trained:
             parameter.grad = None
+        if cache is not None:
+            cache.close()
+            if cache.store.failure is not None:
+                _note(notes, f"The prefix cache takes no more rows: {cache.store.failure}; training went on without.")
     frozen_tensors, frozen_bytes = proof.check(model)
     return TrainResult(
         region=str(region),
@@ -150,7 +178,54 @@ def train_region(
         frozen_tensors=frozen_tensors,
         frozen_bytes=frozen_bytes,
         interrupted=interrupt.interrupted,
+        cached_rows=cached_rows,
+        notes=notes,
     )
+
+
+def _plan_settings(
+    arguments: TrainingArguments, data: KeyedRows, memory: MemorySettings, trainer: CoFiTuneTrainer
+) -> Settings:
+    """The settings of a run as the planner knows them, of its longest rows."""
+    steps = arguments.gradient_accumulation_steps
+    storages = {group["storage"] for group in trainer.optimizer.param_groups} if trainer.optimizer else {"auto"}
+    storage = storages.pop()
+    return Settings(
+        batch_size=arguments.per_device_train_batch_size * steps, accumulation=steps,
+        length=max(len(row.input_ids) for row in data.rows),
+        response_length=max(len(row.input_ids) - row.response_start for row in data.rows),
+        storage=storage if storage != "auto" else "fp32" if trainer.model.dtype == torch.float32 else "bf16_sr",
+        masked=bool(trainer.masks), gradient_checkpointing=arguments.gradient_checkpointing,
+        gradient_release=memory.gradient_release, optimizer_states=memory.optimizer_states,
+        prefix="computed" if trainer.prefix_cache is None else "cached",
+        prefix_weights=memory.prefix_weights if trainer.prefix_cache is not None else "device",
+    )
+
+
+def _prefix_cache(
+    model: nn.Module, region: Region, data: KeyedRows, arguments: TrainingArguments, memory: MemorySettings,
+    proof: FrozenProof, notes: list[str],
+) -> PrefixCache | None:
+    """The open cache of the layers below the region, or None where there is nothing to cache or reason not to."""
+    prefix = FrozenPrefix.of(model, region)
+    if memory.prefix_cache == "off" or prefix is None or prefix.layer == 0:
+        return None
+    if (reason := why_not(model, prefix, arguments)) is not None:
+        _note(notes, f"The prefix cache is off: {reason}.")
+        return None
+    limit = parse_size(memory.prefix_cache_limit, "memory.prefix_cache_limit")
+    hidden, size = model.config.get_text_config().hidden_size, next(model.parameters()).dtype.itemsize
+    wanted = hidden * size * sum(len(row.input_ids) - 1 for row in data.rows)
+    if wanted > limit:
+        _note(notes, f"The prefix cache is off: these rows need {wanted / 2**30:.1f} GiB, and "
+                     f"memory.prefix_cache_limit is {memory.prefix_cache_limit}.")
+        return None
+    return PrefixCache.open(prefix_cache_folder(), model, prefix, proof.digests, limit)
+
+
+def _note(notes: list[str], sentence: str) -> None:
+    notes.append(sentence)
+    logging.getLogger("cofitune_fast").warning(sentence)
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

@@ -20,7 +20,7 @@ from ..data import Encoded, batches, encode_examples, pad_token_id, read_example
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..models import LoadedModel, dtype_name
-from ..models.fingerprint import combine_digests, tensor_digests
+from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
 from ..regions import BaseInfo, Layout, Region, resolve_layout, restore
 from ..scoring import Suite, SuiteScores, read_suite, score_suite
 from ..training import TrainResult, train_region
@@ -58,14 +58,18 @@ def content_digest(path: Path) -> str:
 
 
 class Workbench:
-    """The base model, its fingerprint, its training rows and its suites, each made when first asked for."""
+    """The base model, its fingerprint, its training rows and its suites, each made when first asked for.
+
+    `digests` are those of the model as it is loaded; `base` names the full-precision base, also of a quantised model.
+    """
 
     def __init__(self, loaded: LoadedModel, data: TrialData):
         self.model, self.tokenizer, self.source = loaded.model, loaded.tokenizer, loaded.source
         self.data = data
         self.layout: Layout = resolve_layout(self.model)
         self.digests = tensor_digests(self.model)
-        self.base = BaseInfo(self.source, combine_digests(self.digests), dtype_name(self.model))
+        base = combine_digests(base_digests(self.model, self.digests))
+        self.base = BaseInfo(self.source, base, dtype_name(self.model))
         self.pad_token_id = pad_token_id(self.tokenizer)
 
     @cached_property
@@ -84,7 +88,7 @@ class Workbench:
 
     @cached_property
     def total_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(element_count(parameter) for parameter in self.model.parameters())
 
     def suite(self, split: str) -> Suite:
         """The speciality and versatility tasks of `split` ("valid" or "test")."""

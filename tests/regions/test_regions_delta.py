@@ -131,7 +131,7 @@ def test_keep_base_and_restore(saved):
 def test_known_fingerprint_saves_the_hashing(saved, monkeypatch):
     model = make_tiny_model()
     known = fingerprint(model)
-    monkeypatch.setattr(delta_module, "fingerprint", lambda model: pytest.fail("hashed all the same"))
+    monkeypatch.setattr(delta_module, "base_fingerprint", lambda model: pytest.fail("hashed all the same"))
     load_delta(model, saved[0], base_fingerprint=known)
     with pytest.raises(CofituneError, match="belongs to the base"):
         load_delta(model, saved[0], base_fingerprint="0" * 64)

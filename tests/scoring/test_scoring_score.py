@@ -219,9 +219,9 @@ def test_a_suite_is_the_sum_of_its_tasks(tiny_model, tiny_tokenizer):
 def test_rows_score_the_same_with_and_without_packing(family, tiny_tokenizer, monkeypatch):
     model = make_tiny_model(family)
     rows = encode_examples(EXAMPLES * 2, tiny_tokenizer)
-    assert scoring._takes_packs(model, rows)
+    assert scoring.takes_packs(model, max(len(row.input_ids) for row in rows))
     packed = answer_scores(model, rows, 0)
-    monkeypatch.setattr(scoring, "_takes_packs", lambda *_: False)
+    monkeypatch.setattr(scoring, "takes_packs", lambda *_: False)
     for one, other in zip(packed, answer_scores(model, rows, 0), strict=True):
         assert (one.tokens, one.correct) == (other.tokens, other.correct)
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
@@ -230,7 +230,7 @@ def test_rows_score_the_same_with_and_without_packing(family, tiny_tokenizer, mo
 def test_a_row_longer_than_a_sliding_window_is_not_packed(tiny_tokenizer):
     rows = encode_examples(EXAMPLES, tiny_tokenizer)
     model = make_tiny_model("mistral", sliding_window=8)
-    assert not scoring._takes_packs(model, rows)
+    assert not scoring.takes_packs(model, max(len(row.input_ids) for row in rows))
     expected = [plain(model, row.input_ids, row.response_start)[0] for row in rows]
     for score, wanted in zip(answer_scores(model, rows, 0), expected, strict=True):
         assert score.nll == pytest.approx(-wanted.sum().item(), rel=1e-5)

@@ -1,0 +1,168 @@
+"""The frozen prefix: the embeddings and the layers below the first trained one.
+
+They need no graph and keep no activations, under gradient checkpointing either; and what they give for a row never
+changes, so it can be put in their place. Both by hooks on the first trained layer's input: the model's own forward
+makes masks, positions and rotary tables as ever, for every family the layout resolver knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..regions import Region, resolve_layout
+
+
+class FrozenPrefix:
+    """The layers of `model` below `layer`, as a context: inside it they run without a graph.
+
+    layer: index of the first trained decoder layer; with 0 only the embeddings lie below it.
+    """
+
+    def __init__(self, model: nn.Module, layer: int):
+        layout = resolve_layout(model)
+        self.layer = layer
+        self._decoder = getattr(model, "module", model).get_decoder()
+        self._below = [layout.decoder_layer(index) for index in range(layer)]
+        self._first = layout.decoder_layer(layer)
+        self._handles: list[Any] = []
+        self._checkpointed: list[nn.Module] = []
+        self._outer_grad = True
+        self._states: Tensor | None = None
+        self._replacing = False
+        self._wanted: list[Tensor] | None = None
+        self._stops = False
+        self._parked: dict[nn.Parameter, torch.device] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, region: Region) -> FrozenPrefix | None:
+        """The prefix of `region` in `model`; None where the embeddings are trained too."""
+        if region.is_full:
+            return None
+        return cls(model, min(cell.layer for cell in region.cells(resolve_layout(model))))
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The decoder layers of the prefix."""
+        return list(self._below)
+
+    def __enter__(self) -> FrozenPrefix:
+        for layer in self._below:
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.gradient_checkpointing = False
+                self._checkpointed.append(layer)
+        self._handles = [
+            self._decoder.register_forward_pre_hook(self._begin),
+            self._first.register_forward_pre_hook(self._reach, with_kwargs=True),
+            self._decoder.register_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for layer in self._checkpointed:
+            layer.gradient_checkpointing = True
+        self._handles, self._checkpointed, self._states = [], [], None
+
+    def _begin(self, module: nn.Module, inputs: tuple) -> None:
+        self._outer_grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        if not self._replacing:
+            self._states = None
+
+    def _reach(self, module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        torch.set_grad_enabled(self._outer_grad)
+        states = inputs[0] if inputs else keywords["hidden_states"]
+        if self._wanted is not None:
+            self._wanted.append(states)
+            self._wanted = None  # a layer that is recomputed reaches this hook again in some releases
+        if self._stops:
+            raise _Reached
+        if self._states is not None:
+            states = self._states
+        return ((states, *inputs[1:]), keywords) if inputs else (inputs, {**keywords, "hidden_states": states})
+
+    def _end(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        torch.set_grad_enabled(self._outer_grad)
+
+    @contextmanager
+    def keeping(self) -> Iterator[list[Tensor]]:
+        """The next forward puts the states at the first trained layer's input [batch, tokens, hidden] into the list."""
+        self._wanted = []
+        kept = self._wanted
+        try:
+            yield kept
+        finally:
+            self._wanted = None
+
+    @contextmanager
+    def replaced_by(self, states: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The next forward starts at the first trained layer, with `states` [batch, tokens, hidden] as its input.
+
+        Yields what the model's forward takes instead of `input_ids`. The states stay until the next forward, for the
+        backward may recompute the layer.
+        """
+        self._states, self._replacing = states, True
+        former = [layer.__dict__.get("forward") for layer in self._below]
+        for layer in self._below:
+            layer.forward = _pass
+        try:
+            yield {"inputs_embeds": states}
+        finally:
+            self._replacing = False
+            for layer, forward in zip(self._below, former, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
+
+
+    @torch.no_grad()
+    def states(self, model: nn.Module, call: dict[str, Tensor]) -> Tensor:
+        """The states [batch, tokens, hidden] at the first trained layer's input; the forward of `call` ends there."""
+        self._stops = True
+        try:
+            with self.keeping() as kept:
+                model(**call, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            self._stops = False
+        return kept[0]
+
+    def park(self) -> None:
+        """Move the weights of the prefix's layers to the host; only `replaced_by` works until `bring_back`."""
+        for parameter in (parameter for layer in self._below for parameter in layer.parameters()):
+            self._parked[parameter] = parameter.device
+            parameter.data = parameter.data.to("cpu")
+
+    def bring_back(self) -> None:
+        for parameter, device in self._parked.items():
+            parameter.data = parameter.data.to(device)
+        self._parked = {}
+
+
+class _Reached(Exception):
+    """The first trained layer is reached, and nothing above it is wanted."""
+
+
+def _pass(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    return hidden_states
+
+
+def randomness(model: nn.Module, prefix: FrozenPrefix) -> str | None:
+    """What makes the prefix give other states every time, in words; None where nothing does."""
+    inside = [module for layer in prefix.modules for module in layer.modules()]
+    for module in (*inside, getattr(model, "module", model).get_input_embeddings()):
+        rates = {"dropout": module.p} if isinstance(module, nn.Dropout) else {
+            name: value for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)
+        }
+        for name, rate in rates.items():
+            if rate > 0:
+                return f"{name} {rate} in {type(module).__name__}"
+    return None

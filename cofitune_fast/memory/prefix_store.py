@@ -1,0 +1,169 @@
+"""What a frozen prefix gave for rows of tokens, in files that processes share and that a crash cannot spoil.
+
+A folder holds `states.bin`, the states of row after row, and `index.bin`, a record per row: the row's key, where its
+states begin, how many bytes they are, and their checksum. A record is written after its states and carries a checksum
+of its own, so whatever a killed process leaves behind is seen and made anew. Rows are read through a memory map.
+"""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ..files import write_json
+
+STATES, INDEX, ABOUT = "states.bin", "index.bin", "about.json"
+KEY_BYTES = 16
+_RECORD = struct.Struct(f"<{KEY_BYTES}sQQII")  # key, offset, bytes, checksum of the states, checksum of the record
+
+
+class PrefixStore:
+    """Rows of states [tokens, hidden] by key, in `folder`; made if it is not there.
+
+    dtype, hidden: of every row. limit: bytes that all stores beside this one may hold together; before more is written,
+    those that were not used for the longest time are deleted. about: written to about.json for people to read.
+
+    `failure` says in words why no more rows are written: the disk is full, or the limit is reached.
+    """
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype, hidden: int, limit: int, about: dict | None = None):
+        self.folder, self.dtype, self.hidden, self.limit = Path(folder), dtype, hidden, limit
+        self.failure: str | None = None
+        self._rows: dict[bytes, tuple[int, int, int]] = {}
+        self._read_bytes = 0
+        self._map: mmap.mmap | None = None
+        self._guard = threading.RLock()
+        self._lock = FileLock(self.folder.parent / f".{self.folder.name}.lock", thread_local=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / ABOUT).exists():
+                write_json(self.folder / ABOUT, about or {})
+            (self.folder / INDEX).touch()  # its time says when the store was last used
+        except OSError as error:
+            self.failure = f"{self.folder} cannot be written ({error.strerror})"
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    def has_all(self, keys: Iterable[bytes]) -> bool:
+        return all(key in self._rows for key in keys)
+
+    def read(self, key: bytes) -> Tensor | None:
+        """The states of a row, a copy; None where they are not there or not whole, which forgets them."""
+        with self._guard:
+            place = self._rows.get(key)
+            if place is None:
+                return None
+            start, size, checksum = place
+            if self._map is None or len(self._map) < start + size:
+                self._open_map()
+            raw = self._map[start : start + size] if self._map is not None else b""
+        if len(raw) != size or zlib.crc32(raw) != checksum:
+            self._rows.pop(key, None)
+            return None
+        return torch.frombuffer(bytearray(raw), dtype=self.dtype).view(-1, self.hidden)
+
+    def write(self, rows: Sequence[tuple[bytes, Tensor]]) -> None:
+        """Append rows (key, states [tokens, hidden] in the store's dtype, any device) that are not there yet.
+
+        Never raises for want of room: `failure` then says why, and nothing is written any more.
+        """
+        if self.failure is not None:
+            return
+        try:
+            with self._guard, self._lock:
+                self._refresh()
+                rows = [(key, states) for key, states in rows if key not in self._rows]
+                blocks = [states.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, states in rows]
+                if not self._make_room(sum(map(len, blocks))):
+                    self.failure = f"its limit of {self.limit / 2**30:.3g} GiB is reached"
+                    return
+                with (self.folder / STATES).open("ab") as states_file, (self.folder / INDEX).open("ab") as index_file:
+                    records = []
+                    start = states_file.tell()
+                    for (key, _), block in zip(rows, blocks, strict=True):
+                        states_file.write(block)
+                        records.append(_record(key, start, len(block), zlib.crc32(block)))
+                        start += len(block)
+                    states_file.flush()
+                    if gap := -index_file.tell() % _RECORD.size:  # what a killed writer left of a record
+                        index_file.write(b"\0" * gap)
+                    index_file.write(b"".join(records))
+                self._refresh()
+        except OSError as error:
+            self.failure = f"{self.folder} cannot be written ({error.strerror})"
+
+    def close(self) -> None:
+        with self._guard:
+            if self._map is not None:
+                self._map.close()
+                self._map = None
+
+    def _refresh(self) -> None:
+        """Take in the records that came since, also those of other processes."""
+        try:
+            with (self.folder / INDEX).open("rb") as file:
+                file.seek(self._read_bytes)
+                new = file.read()
+        except OSError:
+            return
+        size = (self.folder / STATES).stat().st_size if (self.folder / STATES).exists() else 0
+        whole = len(new) - len(new) % _RECORD.size
+        for start in range(0, whole, _RECORD.size):
+            key, offset, length, checksum, own = _RECORD.unpack_from(new, start)
+            if own == _record_checksum(key, offset, length, checksum) and offset + length <= size:
+                self._rows[key] = (offset, length, checksum)
+        self._read_bytes += whole
+
+    def _open_map(self) -> None:
+        self.close()
+        try:
+            with (self.folder / STATES).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # an empty file has no map
+            self._map = None
+
+    def _make_room(self, wanted: int) -> bool:
+        """Delete the stores used longest ago until `wanted` more bytes fit under the limit; False where they cannot."""
+        sizes = {folder: _size(folder) for folder in self.folder.parent.iterdir() if (folder / ABOUT).exists()}
+        if sizes.get(self.folder, 0) + wanted > self.limit:
+            return False
+        others = sorted(sizes.keys() - {self.folder}, key=lambda folder: _used(folder))
+        while sum(sizes.values()) + wanted > self.limit and others:
+            oldest = others.pop(0)
+            try:
+                with FileLock(self.folder.parent / f".{oldest.name}.lock", timeout=0):
+                    shutil.rmtree(oldest, ignore_errors=True)
+                del sizes[oldest]
+            except Timeout:  # somebody is writing to it
+                continue
+        return sum(sizes.values()) + wanted <= self.limit
+
+
+def _record(key: bytes, offset: int, length: int, checksum: int) -> bytes:
+    return _RECORD.pack(key, offset, length, checksum, _record_checksum(key, offset, length, checksum))
+
+
+def _record_checksum(key: bytes, offset: int, length: int, checksum: int) -> int:
+    return zlib.crc32(struct.pack(f"<{KEY_BYTES}sQQI", key, offset, length, checksum))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _used(folder: Path) -> float:
+    return (folder / INDEX).stat().st_mtime if (folder / INDEX).exists() else 0.0

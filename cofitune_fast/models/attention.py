@@ -1,0 +1,104 @@
+"""What a model's attention can take, and attention over rows whose tokens stand once for all rows that share them.
+
+Rows of a batch often begin alike: a system prompt, an instruction. In a trie of the rows each distinct token stands
+once, and all of a layer but attention works on tokens alone, so it can work on the trie. Attention takes the rows
+apart, [rows, tokens], runs as ever, causal and without a mask, and puts each token's result back in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "cofitune_rows"
+SHORT = 256  # tokens
+
+
+def takes_packs(model: nn.Module, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens can be packed: see data.packing.
+
+    A pack needs an attention with an explicit mask, and no row may outgrow a sliding window, which the mask ignores.
+    """
+    return model.config.get_text_config()._attn_implementation in ("sdpa", "eager") and _in_window(model, longest)
+
+
+def takes_tries(model: nn.Module, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens can be given as a trie (`trie_attention`): with SDPA, in the window."""
+    return model.config.get_text_config()._attn_implementation in ("sdpa", NAME) and _in_window(model, longest)
+
+
+def _in_window(model: nn.Module, longest: int) -> bool:
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return not window or longest <= window
+
+
+@contextmanager
+def trie_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block a forward may take a trie: input_ids and position_ids [1, tokens], attention_mask [1, 1, 1, 1]
+    (of no meaning, but a mask that is there is not made), and
+
+    rows: int64 [rows, length], the place in the trie of each row's tokens, padded with any place;
+    owners: int64 [tokens], a place in the flattened rows for each token of the trie.
+
+    A forward without them is that of SDPA.
+    """
+    former = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(former)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    rows: Tensor | None = None, owners: Tensor | None = None, **options: Any,
+) -> tuple[Tensor, Any]:
+    """query, key, value: [1, heads, tokens, head_dim]; the result [1, tokens, heads, head_dim]."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if rows is None:
+        return attend(module, query, key, value, attention_mask, **options)
+
+    def apart(states: Tensor) -> Tensor:
+        tokens = states[0].transpose(0, 1).index_select(0, rows.flatten())
+        return tokens.unflatten(0, rows.shape).transpose(1, 2)
+
+    query, key, value = apart(query), apart(key), apart(value)
+    if _by_products(query, options):
+        output, weights = _causal_products(query, key, value, options.get("scaling")), None
+    else:
+        output, weights = attend(module, query, key, value, None, **{**options, "is_causal": True})
+    return output.flatten(0, 1).index_select(0, owners).unsqueeze(0), weights
+
+
+def _by_products(query: Tensor, options: dict[str, Any]) -> bool:
+    """PyTorch's flash attention on a CPU takes 3.5 times as long in bfloat16 as plain products, forward and backward of
+    8 rows of 121 tokens; those keep the probabilities [rows, heads, tokens, tokens], so they are for short rows."""
+    short = query.shape[2] <= SHORT and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return short and not options.get("dropout")
+
+
+def _causal_products(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Causal attention of [rows, heads, tokens, head_dim] by matrix products; [rows, tokens, heads, head_dim].
+
+    Heads that share keys and values are one product. Scores are rounded to bfloat16, as in transformers' eager form;
+    softmax is in float32.
+    """
+    (count, heads, length, width), groups = query.shape, query.shape[1] // key.shape[1]
+    query = query.reshape(-1, groups * length, width)
+    key, value = key.reshape(-1, length, width), value.reshape(-1, length, value.shape[-1])
+    future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1).repeat(groups, 1)
+    scores = torch.baddbmm(future, query, key.transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
+    output = torch.bmm(scores.softmax(-1), value)
+    return output.view(count, heads, length, -1).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

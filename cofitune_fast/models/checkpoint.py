@@ -1,0 +1,99 @@
+"""What a checkpoint says without being loaded: the model's structure, the dtype of its weights and their digests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
+
+from ..errors import CofituneError
+from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
+
+
+def checkpoint_fingerprint(location: str | Path, dtype: torch.dtype | str = "auto") -> str:
+    """The fingerprint (sha256, hex) that the model at `location` has when it is loaded in `dtype`.
+
+    It equals `fingerprint(load_model(location, dtype=...).model)`; see `checkpoint_digests` for what it costs.
+    """
+    return combine_digests(checkpoint_digests(location, dtype))
+
+
+def checkpoint_digests(
+    location: str | Path, dtype: torch.dtype | str = "auto", only: Collection[str] | None = None
+) -> dict[str, str]:
+    """Name -> digest of each tensor of the model at `location` (with `only`, of these), as if loaded in `dtype`.
+
+    location: a folder as `save_pretrained` writes it, or a hub id. The safetensors files are read one tensor at a time,
+    at most four at once. Where transformers renames or converts what a checkpoint holds, or it is no safetensors, the
+    whole model is loaded on the CPU for the time being.
+    """
+    dtype = checkpoint_dtype(location, dtype)
+    wanted = {
+        name: tensor.dtype for name, tensor in named_tensors(skeleton(location, dtype)) if only is None or name in only
+    }
+    files = _tensor_files(location)
+    if not wanted.keys() <= files.keys():
+        digests = tensor_digests(AutoModelForCausalLM.from_pretrained(location, dtype=dtype))
+        return {name: digests[name] for name in wanted}
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=4) as pool:
+        opened = {
+            file: stack.enter_context(safe_open(file, framework="pt")) for file in {files[name] for name in wanted}
+        }
+
+        def digest(name: str) -> str:
+            return tensor_digest(opened[files[name]].get_tensor(name).to(wanted[name]))
+
+        return dict(zip(wanted, pool.map(digest, wanted), strict=True))
+
+
+def checkpoint_dtype(location: str | Path, dtype: torch.dtype | str = "auto") -> torch.dtype:
+    """The dtype of the weights at `location` when loaded: `dtype`, or for "auto" the checkpoint's own.
+
+    Raises:
+        CofituneError: "auto", and neither the config nor a safetensors file says it.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    own = getattr(AutoConfig.from_pretrained(location), "dtype", None)
+    if own is not None:
+        return own if isinstance(own, torch.dtype) else getattr(torch, own)
+    for file in sorted(set(_tensor_files(location).values())):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (the file is no mapping)
+                if (tensor := opened.get_tensor(name)).is_floating_point():
+                    return tensor.dtype
+    raise CofituneError(f"The checkpoint {location} does not say its dtype; set the model's dtype.")
+
+
+def skeleton(location: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model at `location` on the meta device: all modules, names, shapes and dtypes, and no weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location), dtype=dtype)
+    model.tie_weights()
+    return model
+
+
+def _tensor_files(location: str | Path) -> dict[str, str]:
+    """Name of each tensor in the checkpoint's safetensors -> its file; empty where there are none."""
+    try:
+        file = cached_file(location, "model.safetensors")
+        with safe_open(file, framework="pt") as opened:
+            return dict.fromkeys(opened.keys(), file)
+    except OSError:
+        pass
+    try:
+        index = Path(cached_file(location, "model.safetensors.index.json"))
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {shard: cached_file(location, shard) for shard in set(shards.values())}
+    except OSError:
+        return {}
+    return {name: files[shard] for name, shard in shards.items()}

@@ -1,0 +1,144 @@
+"""Models whose frozen part is quantised by bitsandbytes, while a region's projections stay in full precision.
+
+Trainer refuses a quantised model unless an adapter is trained. It asks the model's quantizer, so a subclass of that
+answers: what is trained here is not quantised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..errors import CofituneError
+from .checkpoint import checkpoint_digests, checkpoint_dtype, skeleton
+
+METHODS = ("nf4", "int8")
+
+Keep = Collection[str] | Callable[[nn.Module], Iterable[str]]
+
+
+class _FullPrecisionRegion:
+    """`original_digests`: the digest that each quantised weight had in the checkpoint, by parameter name."""
+
+    method: str
+
+    def __init__(self, config: QuantizationConfigMixin, original_digests: dict[str, str]):
+        super().__init__(config, pre_quantized=False)
+        self.original_digests = original_digests
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Trainer's question whether a model without adapters may be trained: yes, for no quantised weight is."""
+        return True
+
+
+class _Nf4Quantizer(_FullPrecisionRegion, Bnb4BitHfQuantizer):
+    method = "nf4"
+
+
+class _Int8Quantizer(_FullPrecisionRegion, Bnb8BitHfQuantizer):
+    method = "int8"
+
+
+def quantization(model: nn.Module) -> str:
+    """How `load_quantized` holds the frozen part of `model`: "nf4", "int8", or "none" for an ordinary model."""
+    return getattr(getattr(getattr(model, "module", model), "hf_quantizer", None), "method", "none")
+
+
+def load_quantized(
+    location: str | Path,
+    method: str,
+    keep: Keep = (),
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, in eval mode, whose projections are quantised except those named in `keep`.
+
+    location: a full-precision checkpoint: a folder as `save_pretrained` writes it, or a hub id.
+    method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
+        row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
+    keep: full names of the modules to stay ordinary `nn.Linear`, or a function that gives them for the model on the
+        meta device, such as `Region.modules`. Embeddings, norms and the head always stay.
+    dtype: of all that is not quantised, and of the arithmetic: "auto" (the checkpoint's) or a dtype or its name.
+    The weights are read once more for their digests, by which `base_fingerprint` knows the full-precision base.
+
+    Raises:
+        CofituneError: bitsandbytes is missing, an unknown method or name, a checkpoint that is quantised already, or
+            nothing is left to quantise.
+    """
+    if method not in METHODS:
+        raise CofituneError(f"Unknown quantisation {method!r}; choose one of {', '.join(METHODS)}.")
+    bitsandbytes = _bitsandbytes()
+    dtype, device = checkpoint_dtype(location, dtype), _indexed(torch.device(device))
+    plan = skeleton(location, dtype)
+    if getattr(plan.config, "quantization_config", None) is not None:
+        raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
+    linear = {name: module for name, module in plan.named_modules() if type(module) is nn.Linear}
+    kept = set(keep(plan) if callable(keep) else keep)
+    if unknown := sorted(kept - linear.keys()):
+        raise CofituneError(f"The model {location} has no projection named {unknown[0]}; only these can be kept.")
+    kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
+    if not (chosen := linear.keys() - kept):
+        raise CofituneError(
+            f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
+            "smaller region or load the model unquantised."
+        )
+    config = _config(method, dtype, sorted(kept))
+    model = AutoModelForCausalLM.from_pretrained(
+        location, dtype=dtype, device_map={"": device}, quantization_config=config,
+        attn_implementation=attn_implementation,
+    )
+    layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    quantised = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
+    if wrong := sorted(quantised.keys() ^ chosen):
+        raise CofituneError(
+            f"The layers of {location} were not quantised as asked for ({wrong[0]}); use the versions of transformers "
+            "and bitsandbytes that constraints.txt names, or load the model unquantised."
+        )
+    if method == "nf4":
+        for module in quantised.values():
+            # Else the first forward in eval mode on a CPU with AVX512-BF16 packs the weight anew, for a product that
+            # has no backward: gradients would be silently wrong from then on, and the weight beyond dequantising.
+            module.support_avx512bf16_for_cpu = False
+    digests = checkpoint_digests(location, dtype, {f"{name}.weight" for name in quantised})
+    model.hf_quantizer = (_Nf4Quantizer if method == "nf4" else _Int8Quantizer)(config, digests)
+    return model.eval()
+
+
+def _config(method: str, dtype: torch.dtype, skipped: list[str]) -> BitsAndBytesConfig:
+    if method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def _bitsandbytes() -> ModuleType:
+    # It warns at import about kernels of another package, and in int8 once per matrix product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise CofituneError(
+            "Quantising the frozen part needs bitsandbytes: pip install 'cofitune-fast[quantize]'."
+        ) from None
+    return bitsandbytes
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """`cuda` as `cuda:0`: accelerate compares the device of a quantised model with its own, number included."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,6 @@
+"""Planning: what a run will need in memory and time, from a model's configuration alone."""
+
+from .plan import MemoryPlan
+from .planner import fake_model, plan_memory
+
+__all__ = ["MemoryPlan", "fake_model", "plan_memory"]

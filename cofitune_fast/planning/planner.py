@@ -1,0 +1,238 @@
+"""What a training run will need, predicted from a model's configuration alone.
+
+A step is followed through its phases with what the parts of the model hold in each (pieces.py):
+
+forward    the layers in turn: what those before it have saved, and what the layer at hand needs for its time. Below the
+           first trained layer nothing is saved; with the states there read from the cache, nothing runs.
+loss       all saved activations, and final norm, head and loss.
+backward   loss and layers in turn, from the last to the first trained one: the activations that are left, the gradients
+           that are made, and what the layer at hand needs for its time.
+step       all gradients, and no activation any more.
+
+Weights, optimizer states and the batch are there throughout. The peak is the largest moment of all phases, not the sum
+of the largest parts. Sizes are those that tensors ask for: a GPU's allocator rounds up, keeps free blocks (reserved
+memory) and lends cuBLAS its workspace, and all that comes on top.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.initialization import no_init_weights
+
+from ..errors import CofituneError
+from ..ops._storage import STORAGES, new_state
+from ..regions import Region
+from .follow import ACTIVATIONS, GRADIENTS, Piece
+from .pieces import Pieces
+from .plan import PARTS, PHASES, QUANTIZE, MemoryPlan, Settings
+from .quantized_layers import is_quantizable, quantized_bytes
+from .tracker import MADE
+from .work import WorkCount
+
+
+def fake_model(
+    source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
+) -> nn.Module:
+    """The model of a config, folder or hub id without its weights (fake tensors).
+
+    attention: "eager" for that implementation. Any other is planned as sdpa, whose kernels keep what flash-attn keeps:
+    the output and one number per token and head.
+    """
+    if not isinstance(source, PretrainedConfig):
+        try:
+            source = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise CofituneError(f"No model configuration at {source}: {str(error).splitlines()[0]}") from None
+    try:
+        with FakeTensorMode(), no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                source, dtype=dtype, **({"attn_implementation": "eager"} if attention == "eager" else {}))
+            model.tie_weights()
+    except ValueError:
+        raise CofituneError(
+            f"A {source.model_type} model is no causal language model; only those can be planned."
+        ) from None
+    return model
+
+
+def plan_memory(
+    model: nn.Module, region: Region, *, batch_size: int, length: int, response_length: int | None = None,
+    storage: str = "bf16_sr", masked: bool = False, **settings: Any,
+) -> MemoryPlan:
+    """Predict the memory of training `region` on batches of [batch_size, length] tokens.
+
+    model: as `fake_model` gives it; its requires_grad flags are set to the region's. response_length: response tokens
+    per row (default: half of `length`); only these need logits. Further settings: see `Settings`.
+    """
+    return Planner(model, region).plan(Settings(
+        batch_size=batch_size, length=length, response_length=response_length or max(1, length // 2), storage=storage,
+        masked=masked, **settings,
+    ))
+
+
+class Planner:
+    """Plans of one model and region under many settings; what they have in common is measured once."""
+
+    def __init__(self, model: nn.Module, region: Region):
+        self.region, self.model = region, model
+        self.trained = [parameter for _, parameter in region.apply(model)]
+        self.pieces = Pieces(model)
+        self._region_bytes = sum(parameter.nbytes for parameter in self.trained)
+        self._total = sum(parameter.numel() for parameter in model.parameters())
+        self._frozen = {method: self._frozen_bytes(method) for method in QUANTIZE}
+        self._states = {storage: sum(_state_bytes(p, storage) for p in self.trained) for storage in STORAGES}
+
+    @property
+    def prefix_layers(self) -> int:
+        """How many layers lie below the first trained one."""
+        return self.pieces.first
+
+    def plan(self, settings: Settings) -> MemoryPlan:
+        there, step = self._there(settings), settings.step()
+        phases: dict[str, int] = dict.fromkeys(PHASES, 0)
+        parts: Counter[str] = Counter()
+        for phase, moment in self._moments(settings):
+            total = there.total() + moment.total()
+            if total > max(phases.values()):
+                parts = moment
+            phases[phase] = max(phases[phase], total)
+        host: dict[str, int] = {}
+        if settings.optimizer_states == "host":
+            host["optimizer"] = self._states[settings.storage] + 2 * self._region_bytes
+        if settings.prefix_weights == "host":
+            host["prefix_weights"] = self._frozen[settings.quantize][1]
+        count, form = sum(parameter.numel() for parameter in self.trained), STORAGES[settings.storage]
+        return MemoryPlan(
+            region=str(self.region),
+            settings=settings,
+            trained_parameters=count,
+            total_parameters=self._total,
+            parts={part: there[part] + parts[part] for part in PARTS},
+            phases=phases,
+            host=host,
+            cache_per_row=self.pieces.surroundings(step).states // step.rows if self.prefix_layers else 0,
+            filling=self._filling(settings) if settings.prefix == "cached" else 0,
+            work=self._work(settings),
+            optimizer_bytes=count * (form.moved + form.weight.itemsize),  # the norm reads the gradients once more
+        )
+
+    def _filling(self, settings: Settings) -> int:
+        before = replace(settings, prefix="filled", prefix_weights="device")
+        there = self._there(before)
+        if settings.prefix_weights == "device":
+            return there.total() + max(moment.total() for _, moment in self._moments(before))
+        weights = there.total() - there["gradients"] - there["optimizer"]
+        layers = islice(self._moments(before), self.prefix_layers)
+        # After the run the weights come back, and the optimizer is still there.
+        return weights + max([there["optimizer"], *(moment.total() for _, moment in layers)])
+
+    # What is there throughout ---------------------------------------------------------------------------------------
+
+    def _there(self, settings: Settings) -> Counter[str]:
+        step, largest = settings.step(), max(parameter.nbytes for parameter in self.trained)
+        accumulating = settings.accumulation > 1
+        gradients, optimizer = self._region_bytes * accumulating, self._states[settings.storage]
+        if settings.masked:
+            optimizer += sum(4 * parameter.shape[0] for parameter in self.trained)
+        if settings.optimizer_states == "host":
+            # Two wait for the end of their copy (host_states.py), and one more is there while they are added up.
+            gradients, optimizer = largest * (3 if accumulating else 2), 0
+        frozen, prefix = self._frozen[settings.quantize]
+        return Counter(
+            frozen_weights=frozen - (prefix if settings.prefix_weights == "host" else 0),
+            region_weights=self._region_bytes,
+            gradients=gradients,
+            optimizer=optimizer,
+            prefix_stream=self.pieces.surroundings(step).states if settings.prefix != "computed" else 0,
+            workspace=8 * (2 * step.rows * step.length + 2 * step.responses),  # ids, mask, labels and their places
+        )
+
+    def _frozen_bytes(self, quantize: str) -> tuple[int, int]:
+        """Of all that is frozen, and of the layers below the first trained one."""
+        layers = [_layer_bytes(layer, quantize) for layer in self.pieces.layers]
+        inside = {id(p) for layer in self.pieces.layers for p in layer.parameters()}
+        outside = [p for p in self.model.parameters() if id(p) not in inside and not p.requires_grad]
+        return (sum(layers) + sum(tensor.nbytes for tensor in (*outside, *self.model.buffers())),
+                sum(layers[: self.prefix_layers]))
+
+    # What comes and goes --------------------------------------------------------------------------------------------
+
+    def _moments(self, settings: Settings) -> Iterator[tuple[str, Counter[str]]]:
+        """(phase, {part: bytes}) of every layer in every phase, beyond what is there throughout."""
+        step, pieces = settings.step(), self.pieces
+        around = pieces.surroundings(step)
+        cached = settings.prefix == "cached"
+        start = pieces.first if cached else 0
+        layers = {index: pieces.layer(index, step) for index in range(start, len(pieces.layers))}
+        # The input of the first layer that runs is the embeddings' output, or the states from the cache.
+        same_input = cached or not around.embeddings_apart
+        embeddings = 0 if cached or (same_input and layers[start].keeps_input) else around.states
+        holding = sum(around.shared.values()) + embeddings
+
+        saved: list[tuple[int, Piece]] = []  # what each part keeps for the backward
+        kept: set[int] = set()
+        activations = 0
+        for index, piece in layers.items():
+            own_input = 0 if index == start and same_input else around.states
+            yield "forward", Counter(activations=activations, workspace=holding + own_input + piece.forward)
+            activations += piece.saved - (around.states if cached and index == start and piece.keeps_input else 0)
+            saved.append((activations, piece))
+            kept |= piece.shared
+        shared = sum(around.shared[number] for number in kept)
+        loss = pieces.loss(step)
+        yield "loss", Counter(activations=activations, workspace=shared, loss=around.states + loss.forward)
+        saved.append((activations + loss.saved, loss))
+        if pieces.trains_embedding:
+            saved.insert(0, (0, pieces.embedding(step)))
+
+        everything, gradients, stale = saved[-1][0], 0, 0
+        tied = self.model.get_output_embeddings().weight.nbytes if pieces.tied else 0
+        for number in range(len(saved) - 1, -1, -1):
+            left, piece = saved[number]
+            if not piece.backward:
+                break
+            both = tied if number == 0 else 0  # autograd makes a third tensor of both gradients of a tied weight
+            below = left - piece.saved
+            for peak, stays in ((piece.backward, below + stale), (piece.first_backward, everything - piece.saved)):
+                if peak:
+                    yield "backward", Counter(activations=stays + peak.get(ACTIVATIONS, 0),
+                                              gradients=gradients + peak.get(GRADIENTS, 0),
+                                              workspace=shared + peak.get(MADE, 0) + both)
+            gradients, stale = gradients + piece.gradients, stale + piece.stale
+            if piece is loss and step.release:  # the head's half is complete only with that of the embeddings
+                gradients += tied
+        yield "step", Counter(gradients=0 if step.release else self._region_bytes)
+
+    def _work(self, settings: Settings) -> WorkCount:
+        """Of a whole step. Of the two backwards of "exact" both count; "lagged" has two in the first step only."""
+        step, pieces = settings.step(), self.pieces
+        parts = [pieces.layer(index, step)
+                 for index in range(pieces.first if settings.prefix == "cached" else 0, len(pieces.layers))]
+        parts += [pieces.loss(step), *([pieces.embedding(step)] if pieces.trains_embedding else [])]
+        backwards = 2 if settings.gradient_release == "exact" else 1
+        total = WorkCount()
+        for piece in parts:
+            total = total + piece.forward_work + piece.backward_work * backwards
+        return total * settings.accumulation
+
+
+def _layer_bytes(layer: nn.Module, quantize: str) -> int:
+    """The frozen parameters of a decoder layer."""
+    packed = {module.weight for module in layer.modules() if is_quantizable(module)}
+    return sum(quantized_bytes(p, quantize if p in packed else "none")
+               for p in layer.parameters() if not p.requires_grad)
+
+
+def _state_bytes(parameter: Tensor, storage: str) -> int:
+    state = new_state(torch.empty(parameter.shape, device="meta"), storage)
+    return sum(tensor.nbytes for tensor in state.values())

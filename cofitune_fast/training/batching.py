@@ -1,0 +1,117 @@
+"""The batches of a run: which rows come together, and what a step needs of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
+from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
+
+
+class FixedBatches(Sampler[list[int]]):
+    """Batches that hold the same rows in every epoch, in another order each time.
+
+    The same rows together give the same padding and so the same bits, whether the frozen prefix is computed or cached.
+    by_length: rows of like length together, so that padding is rare; else at random. shuffle: False keeps rows and
+    batches in the order of the data.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool, shuffle: bool = True,
+                 drop_last: bool = False):
+        planned = plan_batches(lengths, max_tokens=None, batch_size=batch_size, sort=by_length and shuffle,
+                               seed=seed if shuffle else None)
+        self.batches = [batch for batch in planned if len(batch) == batch_size or not drop_last]
+        self.batch_size, self.drop_last = batch_size, drop_last  # accelerate asks for them
+        self._seed, self._shuffle, self._epoch = seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.batches)))
+        if self._shuffle:
+            random.Random(f"{self._seed} {self._epoch}").shuffle(order)
+        return iter([self.batches[index] for index in order])
+
+
+class KeyedRows(Dataset):
+    """Rows with their keys in the prefix cache: items are (key, row)."""
+
+    def __init__(self, rows: Sequence[Encoded]):
+        self.rows = rows
+        self.keys = row_keys(row.input_ids[:-1] for row in rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Encoded]:
+        return self.keys[index], self.rows[index]
+
+
+@dataclass
+class TrainingCollator:
+    """Rows to the tensors of a step; see `__call__`. packed: each distinct token stands once (data.packing)."""
+
+    pad_token_id: int
+    packed: bool
+    cache: PrefixCache | None = None
+
+    def __call__(self, items: Sequence[tuple[bytes, Encoded]]) -> dict[str, Any]:
+        """input_ids, attention_mask and, if packed, position_ids, rows and owners, as the model takes them, with
+
+        predictors: int64 [N], the places in the flattened [batch, tokens] that predict the response tokens;
+        labels: int64 [1, N + 1], the response tokens behind one -100, so that Trainer counts N of them;
+        placed: where each row's tokens are, for the prefix cache (without the last, which predicts nothing);
+        states: the cached prefix being read, where there is a cache.
+        """
+        keys, rows = zip(*items, strict=True)
+        batch = self._packed(keys, rows) if self.packed else self._padded(keys, rows)
+        if self.cache is not None and get_worker_info() is None:
+            batch["states"] = self.cache.request(batch["placed"], tuple(batch["input_ids"].shape))
+        return batch
+
+    def _padded(self, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[str, Any]:
+        batch = collate(rows, self.pad_token_id)
+        length = batch["input_ids"].shape[1]
+        targets = batch["labels"][:, 1:]
+        chosen = torch.nn.functional.pad(targets != IGNORED_LABEL, (0, 1))
+        batch["predictors"] = chosen.flatten().nonzero().squeeze(1)
+        batch["labels"] = _labels(targets[targets != IGNORED_LABEL])
+        batch["placed"] = [
+            PlacedRow(key, torch.arange(len(row.input_ids) - 1) + number * length)
+            for number, (key, row) in enumerate(zip(keys, rows, strict=True))
+        ]
+        return batch
+
+    def _packed(self, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[str, Any]:
+        (pack,) = pack_rows(rows, capacity=None)
+        batch: dict[str, Any] = collate_trie(pack, max(len(row.input_ids) for row in rows) - 1)
+        batch["predictors"] = torch.tensor([place for _, places, _ in pack.rows for place in places])
+        batch["labels"] = _labels(torch.tensor([token for _, _, response in pack.rows for token in response]))
+        batch["placed"] = [
+            PlacedRow(keys[index], torch.tensor(pack.path(places[-1]))) for index, places, _ in pack.rows
+        ]
+        return batch
+
+
+def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> float:
+    """Tokens of padded batches of like length over those of the given batches, each distinct token counted once."""
+    lengths = [len(row.input_ids) for row in rows]
+    size = max(map(len, batches))
+    padded = sum(len(batch) * max(lengths[index] for index in batch)
+                 for batch in plan_batches(lengths, max_tokens=None, batch_size=size))
+    packed = sum(len(pack_rows([rows[index] for index in batch], capacity=None)[0].ids) for batch in batches)
+    return padded / packed
+
+
+def _labels(targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(targets, (1, 0), value=IGNORED_LABEL)[None]
