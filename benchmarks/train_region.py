@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import command, provenance
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -265,7 +265,9 @@ def main() -> None:
         print(f"{row['side']:42}{row['tokens_per_second']:>9.0f}{ratios}{row['memory']['peak'] / 1e6:>9.0f}"
               f"{row['memory']['training'] / 1e6:>9.0f}{worst:>15}")
     if options.json:
-        write_json(options.json, {"provenance": provenance(), "region": str(setup.region), "dtype": options.dtype,
+        places = {options.model: "MODEL", options.data: "DATA.jsonl"}
+        told = {**provenance(), "command": " ".join(places.get(word, word) for word in command().split())}
+        write_json(options.json, {"provenance": told, "region": str(setup.region), "dtype": options.dtype,
                                   "steps": options.steps, "batch": BATCH, "tokens": tokens, "sides": table})
 
 
