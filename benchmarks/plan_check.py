@@ -23,7 +23,7 @@ from torch._guards import detect_fake_mode
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "planning"))
 from plan_cases import TrainingStep, make_batch
 
 from cofitune_fast.data.encode import Encoded
