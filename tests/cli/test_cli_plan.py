@@ -1,13 +1,11 @@
 """`cofitune plan` as a user types it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cofitune_fast import cli
 from cofitune_fast.config import load_config
 from cofitune_fast.errors import CofituneError
 
@@ -23,18 +21,8 @@ MACHINE = ("--plan.flops", "400e12", "--plan.bandwidth", "3.0e12")
 
 
 @pytest.fixture
-def plan(monkeypatch, capsys):
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["cofitune", "plan", *map(str, argv)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capsys.readouterr()
-        return status, out, " ".join(err.split())
-
-    return run
+def plan(command_line):
+    return lambda *argv: command_line("plan", *argv)
 
 
 @pytest.fixture

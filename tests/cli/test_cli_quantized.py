@@ -1,12 +1,10 @@
 """`model.quantize` on the command line: train, evaluate, importance and merge; refused where regions change."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from cofitune_fast import cli
 from cofitune_fast.importance import Importance
 from cofitune_fast.models import load_model
 from cofitune_fast.models.fingerprint import fingerprint
@@ -19,19 +17,11 @@ REGION = "ffn.up+ffn.down@50%-75%"
 
 
 @pytest.fixture
-def cofitune(monkeypatch, capsys, tiny_run):
-    """Runs a command on the tiny run, quantised; returns (status, standard output, standard error in one line)."""
+def cofitune(command_line, tiny_run):
+    """Runs a command on the tiny run, quantised."""
     def run(command, method, *extra, **overrides):
         settings = {**tiny_run, "model.quantize": method, **{k.replace("__", "."): v for k, v in overrides.items()}}
-        pairs = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-        monkeypatch.setattr(sys, "argv", ["cofitune", command, *extra, *pairs])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capsys.readouterr()
-        return status, out, " ".join(err.split())
+        return command_line(command, *extra, *(part for key, value in settings.items() for part in (f"--{key}", value)))
 
     return run
 
