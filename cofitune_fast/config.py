@@ -117,11 +117,25 @@ class PlanSection(Section):
 
 
 class SearchSection(Section):
-    """The tree search: a named `space` or its levels, and training arguments for its nodes."""
+    """The tree search: a named `space`, a YAML file or levels; a strategy; training arguments for its nodes over those
+    of `training`; and where the nodes run. docs/search.md explains each."""
 
     _main = "space"
     space: str | list[dict[str, Any]] = "paper"
+    strategy: str = "racing"
+    rungs: list[float] | None = None
+    beam: int | None = Field(None, ge=1)
+    confidence: float | None = Field(None, ge=0.5, lt=1)
+    learning_rate: Literal["size", "fixed"] = "size"
+    rate_factors: list[float] = Field(default_factory=lambda: [1.0])
+    prior: Literal["none", "gradient", "kl", "spectrum"] = "none"
+    prior_keep: float = Field(1.0, gt=0, le=1)
+    budget: str | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    checkpoint_minutes: float = Field(5.0, ge=0)
+    executor: Literal["in-process", "processes", "ray"] = "in-process"
+    workers: int | None = Field(None, ge=1)
+    ray_address: str | None = None
 
 
 class CompareSection(Section):

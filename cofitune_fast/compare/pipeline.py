@@ -2,7 +2,7 @@
 
 Everything is kept in one folder, and a second call with the same settings goes on where the first one stopped:
 
-    journal.jsonl            the search's nodes            importance.safetensors   scores of the units
+    journal.jsonl            the search (see search.run)   importance.safetensors   scores of the units
     methods/NAME.json        the scores of each method     delta/, delta-coarse/    what was trained
     merged/                  base and delta in one model   report.json              all of it, for the report
 """
@@ -26,8 +26,8 @@ from ..models import load_model
 from ..models.fingerprint import fingerprint
 from ..regions import Region, load_delta, merge, save_delta
 from ..scoring.results import SUMMARY
-from ..search import Candidate, Journal, Level, SearchResult, children, tree_search
-from ..training import MemorySettings, TrainResult, training_arguments
+from ..search import Journal, Search, SearchResult
+from ..training import MemorySettings, TrainResult, planned_epochs, training_arguments
 from ..trials import Workbench
 from .methods import BASE, Method, method_row
 from .progress import Clock, PipelineObserver, Quiet
@@ -37,15 +37,13 @@ from .progress import Clock, PipelineObserver, Quiet
 class PipelineSettings:
     """What decides a run's results; a folder holds the results of one such set of settings.
 
-    levels: the search space (empty: train `region` without a search). training: arguments of the final runs.
-    search_training, full_sft_training: go over `training` in the search's nodes and in full SFT. preset: the mask's
-    normaliser, or "none". importance: arguments of `Workbench.importance`; importance_file: measured before.
+    region: what to train where there is no search. training: arguments of the final runs; full_sft_training goes over
+    them in full SFT. preset: the mask's normaliser, or "none". importance: arguments of `Workbench.importance`;
+    importance_file: measured before.
     """
 
-    levels: tuple[Level, ...] = ()
     region: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
-    search_training: Mapping[str, Any] = field(default_factory=dict)
     full_sft_training: Mapping[str, Any] = field(default_factory=dict)
     importance: Mapping[str, Any] = field(default_factory=dict)
     importance_file: str | None = None
@@ -53,19 +51,19 @@ class PipelineSettings:
     mask_mode: str = "update"
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
-    space: str = "paper"
 
 
 class Pipeline:
-    """One run in one folder; `run()` does everything, the other methods are its steps."""
+    """One run in one folder; `run()` does everything, the other methods are its steps. tree_search: on the same bench
+    and in the same folder, unless the settings have a region."""
 
     def __init__(
         self, bench: Workbench, settings: PipelineSettings, output: str | Path,
-        observer: PipelineObserver | None = None,
+        observer: PipelineObserver | None = None, tree_search: Search | None = None,
     ):
-        if not settings.levels and settings.region is None:
+        if tree_search is None and settings.region is None:
             raise CofituneError("Nothing to train: give a region, or a search space.")
-        self.bench, self.settings = bench, settings
+        self.bench, self.settings, self.tree_search = bench, settings, tree_search
         self.output = writable_folder(output)
         self.observer = observer or Quiet()
         self.clock = Clock()
@@ -77,12 +75,14 @@ class Pipeline:
         start = time.perf_counter()
         with Journal(self.output, self._identity()) as journal:
             self._plan_time()
+            search = self._search(journal)
+            # From here on the test part is read; the search is over and has not seen it.
             base = self._base_row()
             importance = self._importance()
-            search = self._search(journal)
             region = search.region if search else Region.parse(self.settings.region)
-            coarse = self._method(Method("CoFiTune coarse", region, self.settings.training), "delta-coarse")
-            fine, checks = self._fine(region, importance)
+            training = self._final_training(search)
+            coarse = self._method(Method("CoFiTune coarse", region, training), "delta-coarse")
+            fine, checks = self._fine(region, training, importance)
             full = self._method(Method(
                 "full SFT", Region.full(), {**self.settings.training, **self.settings.full_sft_training}))
             report = {
@@ -92,7 +92,7 @@ class Pipeline:
                 "base": {"model": _shown(self.bench.source), "fingerprint": self.bench.base.fingerprint,
                          "dtype": self.bench.base.dtype, "parameters": self.bench.total_parameters},
                 "methods": [base, full, coarse, *([fine] if fine else [])],
-                "search": self.search_part(search) if search else None,
+                "search": search.to_dict() if search else None,
                 "importance": self._importance_part(importance),
                 "checks": checks,
                 "split": {"search": "valid", "report": "test"},
@@ -103,12 +103,14 @@ class Pipeline:
         return report
 
     def search(self) -> SearchResult:
-        """The search alone, in the same journal that `run` uses."""
+        """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part."""
         with Journal(self.output, self._identity()) as journal:
-            self._plan_time(finals=False)
             result = self._search(journal)
             if result is None:
                 raise CofituneError("No search space is set; give search.space.")
+            if self.bench.data.test and self.bench.data.versatility_test:
+                self.observer.stage("Base and chosen node (test)")
+                self.tree_search.test(result)
             return result
 
     # Steps ---------------------------------------------------------------------------------------------------------
@@ -134,38 +136,31 @@ class Pipeline:
         return importance
 
     def _search(self, journal: Journal) -> SearchResult | None:
-        if not self.settings.levels:
+        if self.tree_search is None:
             return None
         self.observer.stage("Tree search (valid)")
-        if "base" not in journal.nodes:
-            scores = self.bench.score("valid").to_dict()
-            scores.pop("tasks")
-            journal.append({"id": "base", "scores": scores})
-        base = journal.nodes["base"]["scores"]
-        self.observer.note(f"base on valid: Spec {base['spec']:.3f}  Vers {base['vers']:.3f}  Uni {base['uni']:.3f}")
-        timed = _Timed(self)
-        result = tree_search(self.settings.levels, self.bench.layout.num_layers, self._trial, journal, timed)
-        timed.done()
+        self.tree_search.observer = _WithFinals(self.observer, self.tree_search, self.clock)
+        result = self.tree_search.run(journal)
+        spent = self.tree_search.spent()
+        self.clock.learn(spent["flops"], spent["seconds"])
         return result
 
-    def _trial(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
-        start = time.perf_counter()
-        with self.bench.trial(candidate.region):
-            run = self.bench.train(
-                candidate.region, self.output / "nodes",
-                {**self.settings.training, **self.settings.search_training, "save_strategy": "no"},
-                storage=self.settings.storage, memory=self.settings.memory,
-            )
-            scores = self.bench.score("valid").to_dict()
-        scores.pop("tasks")
-        cost = run.to_dict()
-        return scores, {**cost, "training_seconds": cost["seconds"], "seconds": time.perf_counter() - start}
+    def _final_training(self, search: SearchResult | None) -> dict[str, Any]:
+        """The final runs' arguments, at the learning rate that the search's rule gives the chosen region."""
+        training = dict(self.settings.training)
+        if search is None:
+            return training
+        rates = [training_arguments(values, self.output).learning_rate
+                 for values in (training, self.tree_search.setup.training)]
+        return {**training, "learning_rate": search.chosen.learning_rate * rates[0] / rates[1]}
 
-    def _fine(self, region: Region, importance: Importance | None) -> tuple[dict[str, Any] | None, list[dict]]:
+    def _fine(
+        self, region: Region, training: Mapping[str, Any], importance: Importance | None
+    ) -> tuple[dict[str, Any] | None, list[dict]]:
         if importance is None:
             return None, []
         masks = self.bench.masks(importance, region, self.settings.preset)
-        method = Method("CoFiTune fine", region, self.settings.training, masks, self.settings.mask_mode)
+        method = Method("CoFiTune fine", region, training, masks, self.settings.mask_mode)
         row = self._method(method, "delta")
         checks_file = self.output / "methods" / "checks.json"
         if not checks_file.is_file():
@@ -243,9 +238,8 @@ class Pipeline:
             "data": {key: value for key, value in vars(data).items() if value is not None},
             "data_sha256": self.bench.data_digests,
             "region": settings.region,
-            "space": [[level.name, level.layers, level.roles] for level in settings.levels],
+            "search": self.tree_search.identity() if self.tree_search else None,
             "training": dict(settings.training),
-            "search_training": dict(settings.search_training),
             "full_sft_training": dict(settings.full_sft_training),
             "importance": {**settings.importance, **({"file": settings.importance_file} if settings.importance_file
                                                      else {})},
@@ -255,26 +249,15 @@ class Pipeline:
             "gradient_release": settings.memory.gradient_release,
         }
 
-    def _plan_time(self, finals: bool = True) -> None:
-        """Weights in passes over the training rows: full SFT costs about 2.5 times a region, scoring half a pass."""
-        scoring, settings = 0.5, self.settings
-        self.clock.waiting = {}
-        if finals:
-            epochs = self._epochs(settings.training)
-            full = self._epochs({**settings.training, **settings.full_sft_training})
-            self.clock.waiting = {"cofitune-coarse": epochs + 2 * scoring, "full-sft": 2.5 * full + 2 * scoring}
-            if settings.preset != "none":
-                self.clock.waiting["cofitune-fine"] = epochs + 4 * scoring
-        node = self._epochs({**settings.training, **settings.search_training}) + scoring
-        for number in range(_most_nodes(settings.levels, self.bench.layout.num_layers)):
-            self.clock.waiting[f"node {number}"] = node
-
-    def _epochs(self, training: Mapping[str, Any]) -> float:
-        arguments = training_arguments(training, self.output)
-        if arguments.max_steps <= 0:
-            return float(arguments.num_train_epochs)
-        batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        return arguments.max_steps * batch / len(self.bench.train_rows)
+    def _plan_time(self) -> None:
+        """What the final runs will take, in operations of full SFT: a region about 0.4 of it, a scoring about 0.2."""
+        epochs, full = (planned_epochs(values, len(self.bench.train_rows)) for values in (
+            self.settings.training, {**self.settings.training, **self.settings.full_sft_training}))
+        unit = self.tree_search.work.full_sft / full if self.tree_search else 1.0
+        self.clock.waiting = {"base": 0.2 * unit, "cofitune-coarse": (0.4 * epochs + 0.2) * unit,
+                              "full-sft": (full + 0.2) * unit}
+        if self.settings.preset != "none":
+            self.clock.waiting["cofitune-fine"] = (0.4 * epochs + 0.4) * unit
 
     def _delta_settings(self, method: Method, run: TrainResult) -> dict[str, Any]:
         return {
@@ -282,13 +265,6 @@ class Pipeline:
             "mask": {"preset": self.settings.preset, "mode": method.mask_mode} if method.masks else None,
             "storage": self.settings.storage,
             "run": run.to_dict(),
-        }
-
-    def search_part(self, search: SearchResult) -> dict[str, Any]:
-        """The search as report.json has it."""
-        return {
-            "space": self.settings.space, "split": "valid", "chosen": search.chosen.id, "seconds": search.seconds,
-            "nodes": [node.to_report() for node in search.nodes],
         }
 
     def _importance_part(self, importance: Importance | None) -> dict[str, Any] | None:
@@ -317,41 +293,19 @@ class Pipeline:
         ]
 
 
-class _Timed:
-    """Passes a search's news on and keeps the clock."""
+class _WithFinals:
+    """Passes a search's news on; to the time it has left comes that of the final runs."""
 
-    def __init__(self, pipeline: Pipeline):
-        self.clock, self.observer, self.count = pipeline.clock, pipeline.observer, 0
+    def __init__(self, observer: PipelineObserver, search: Search, clock: Clock):
+        self._observer, self._search, self._clock = observer, search, clock
 
-    def done(self) -> None:
-        """Nodes that were expected and did not come (a best region with fewer parts) wait no longer."""
-        for job in [job for job in self.clock.waiting if job.startswith("node ")]:
-            self.clock.drop(job)
-        self.observer.remaining(self.clock.remaining)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observer, name)
 
-    def level(self, level: Level, candidates: list[Candidate]) -> None:
-        self.observer.level(level, candidates)
-
-    def start(self, candidate: Candidate) -> None:
-        self.clock.start(f"node {self.count}")
-        self.observer.start(candidate)
-
-    def finish(self, node: Any, best: Any, from_journal: bool) -> None:
-        job = f"node {self.count}"
-        self.clock.drop(job) if from_journal else self.clock.finish(job)
-        self.count += 1
-        self.observer.finish(node, best, from_journal)
-        self.observer.remaining(self.clock.remaining)
-
-
-def _most_nodes(levels: tuple[Level, ...], num_layers: int) -> int:
-    """How many nodes a search has, taking the first child as the best of each level."""
-    count, best = 0, None
-    for number, level in enumerate(levels):
-        found = children(level, number, best, num_layers)
-        count += len(found)
-        best = found[-1] if found else best
-    return count
+    def remaining(self, seconds: float | None) -> None:
+        spent = self._search.spent()
+        self._clock.learn(spent["flops"], spent["seconds"])
+        self._observer.remaining((seconds or 0.0) + (self._clock.remaining or 0.0))
 
 
 def _shown(source: str) -> str:

@@ -13,21 +13,17 @@ class PipelineObserver(Observer, Protocol):
     """A search's observer that is told of the other stages too; the display of the command line is one."""
 
     def stage(self, title: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def remaining(self, seconds: float | None) -> None: ...
 
 
 class Quiet(Silent):
     """Says nothing."""
 
     def stage(self, title: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def remaining(self, seconds: float | None) -> None: ...
 
 
 @dataclass
 class Clock:
-    """Time left from the work left: jobs have weights, and finished ones tell the seconds per weight."""
+    """Time left from the work left: jobs have weights (operations), and work done tells the seconds per weight."""
 
     waiting: dict[str, float] = field(default_factory=dict)
     _running: tuple[str, float] | None = None
@@ -43,6 +39,10 @@ class Clock:
             self._seconds += time.perf_counter() - self._running[1]
             self._weight += weight
         self._running = None
+
+    def learn(self, weight: float, seconds: float) -> None:
+        """All that is known of the speed: `weight` took `seconds`."""
+        self._weight, self._seconds = weight, seconds
 
     def drop(self, job: str) -> None:
         self.waiting.pop(job, None)

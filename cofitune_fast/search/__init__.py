@@ -1,8 +1,15 @@
-"""The tree search over regions: its space, the search itself and its journal."""
+"""The tree search over regions: its space, strategies and executors, the race itself, and its journal."""
 
+from .budget import Budget, Work
+from .choice import Choice
 from .journal import Journal
+from .nodes import Node, Rung
+from .observer import Observer, Silent
+from .results import SearchResult
+from .run import Search, SearchSettings, node_rate, search_work
 from .space import SPACES, Candidate, Level, children, space_levels
-from .tree import Node, Observer, SearchResult, Silent, tree_search
+from .strategy import STRATEGIES, Strategy, named_strategy
 
-__all__ = ["SPACES", "Candidate", "Journal", "Level", "Node", "Observer", "SearchResult", "Silent", "children",
-           "space_levels", "tree_search"]
+__all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Node", "Observer", "Rung",
+           "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children", "named_strategy",
+           "node_rate", "search_work", "space_levels"]

@@ -1,4 +1,4 @@
-"""The journal of a search: JSON Lines, append-only, on the disk before the next node starts."""
+"""The journal of a search: JSON Lines, append-only, on the disk before what comes next begins."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
 
-VERSION = 1
+VERSION = 2
 
 
 class Journal:
-    """One search's finished nodes. The first line holds the settings; a changed setting is refused on reopening.
+    """What one search has finished: `records`, each with its "kind". The file's first line holds the settings; a
+    changed setting is refused on reopening.
 
     A process killed while writing leaves a line without its end; such a line is cut off when the journal is opened.
     The lock file beside it keeps a second search out of the folder; it is freed by the system when a process dies.
@@ -32,7 +33,7 @@ class Journal:
                 f"Another search is running in {self.path.parent}; wait for it or choose another output folder."
             ) from None
         try:
-            self.nodes = self._open(settings)
+            self.records = self._open(settings)
         except BaseException:
             self._lock.release()
             raise
@@ -43,34 +44,34 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def append(self, node: dict[str, Any]) -> None:
-        """Write one finished node ({"id": ..., ...}); it is on the disk when this returns."""
-        self._write({"kind": "node", **node})
-        self.nodes[node["id"]] = node
+    def append(self, kind: str, record: dict[str, Any]) -> None:
+        """Write one record; it is on the disk when this returns."""
+        record = {"kind": kind, **record}
+        self._write(record)
+        self.records.append(record)
 
-    def _open(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["kind"] == kind]
+
+    def _open(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
         settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
         records = self._read()
         if not records:
             self._write({"kind": "search", "version": VERSION, "settings": settings})
-            return {}
+            return []
         header, *rest = records
         if header.get("kind") != "search" or header.get("version") != VERSION:
             raise CofituneError(
                 f"The journal {self.path} is of version {header.get('version')}, this program writes {VERSION}; "
                 "choose another output folder."
             )
-        changed = [
-            f"{key} was {json.dumps(header['settings'].get(key))}, is {json.dumps(settings.get(key))}"
-            for key in sorted({*header["settings"], *settings})
-            if header["settings"].get(key) != settings.get(key)
-        ]
+        changed = _differences(header["settings"], settings)
         if changed:
             raise CofituneError(
                 f"The search in {self.path.parent} was begun with other settings ({'; '.join(changed)}); restore them "
                 "or choose another output folder."
             )
-        return {node["id"]: {k: v for k, v in node.items() if k != "kind"} for node in rest}
+        return rest
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -83,8 +84,9 @@ class Journal:
         records = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+                records.append({**record, "kind": record["kind"]})
+            except (json.JSONDecodeError, TypeError, KeyError):
                 raise CofituneError(
                     f"Line {number} of the journal {self.path} is broken; remove that line or choose another folder."
                 ) from None
@@ -95,3 +97,11 @@ class Journal:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _differences(was: Any, now: Any, where: str = "") -> list[str]:
+    """What changed, down to the key: "training.learning_rate was 0.0004, is 0.0001"."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [text for key in sorted({*was, *now})
+                for text in _differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]
+    return [] if was == now else [f"{where} was {json.dumps(was)}, is {json.dumps(now)}"]

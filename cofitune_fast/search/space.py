@@ -1,22 +1,29 @@
-"""The space of a tree search, as data: levels that say which regions to try inside the best one so far.
+"""The space of a tree search, as data: levels that say which regions to try inside the best ones so far.
 
-A level has candidate `layers` and candidate `roles`; its children are all pairs of the two.
-`layers`: a list of layer texts (`25%-50%`, `8-15`), `parent` (the best region's own) or `halves` (of those).
-`roles`: a list of role texts (`ffn.up+ffn.down`, `mha`), `parent`, or `each` (every role of the best region by itself).
+A level has candidate `layers` and candidate `roles`; its children are all pairs of the two. Each is a list (or one
+item) of texts and words:
+
+    layers   a range (`25%-50%`, `8-15`, `all`), or of the parent: `parent` (its own), `halves`, `thirds`
+    roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or of the parent: `parent` (its own), `each` (every one by itself)
+
+Below the first level, roles that the parent lacks are no candidate.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
-from ..regions import Region
+from ..regions import Layout, Region
 
 BROAD = ("0%-50%", "25%-75%", "50%-100%")
+_WORDS = {"layers": ("parent", "halves", "thirds"), "roles": ("parent", "each")}
 
 
 @dataclass(frozen=True)
@@ -24,18 +31,19 @@ class Level:
     """One level of the tree; see the module's text for what `layers` and `roles` may be."""
 
     name: str
-    layers: tuple[str, ...] | str = "parent"
-    roles: tuple[str, ...] | str = "parent"
+    layers: tuple[str, ...] = ("parent",)
+    roles: tuple[str, ...] = ("parent",)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node to try: `region` is `roles@layers`; `parent` is the id of the node it refines."""
+    """A node to try: the region `roles@layers`, refining the node `parent`, its learning rate times `rate_factor`."""
 
     level: int
     roles: str
     layers: str
     parent: str | None = None
+    rate_factor: float = 1.0
 
     @property
     def region(self) -> Region:
@@ -43,91 +51,151 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """Stable: made from what the node is, not from when it was tried."""
-        content = f"{self.level}|{self.region}|{self.parent or ''}"
-        return hashlib.sha256(content.encode()).hexdigest()[:10]
+        """Made from what is trained and how, not from when or from where in the tree it was reached."""
+        return hashlib.sha256(f"{self.region}|{self.rate_factor:g}".encode()).hexdigest()[:10]
+
+    def seed(self, search_seed: int) -> int:
+        """The node's own seed, from its id and the search's seed."""
+        return int.from_bytes(hashlib.sha256(f"{search_seed}|{self.id}".encode()).digest()[:4], "big") >> 1
 
 
 # The paper's ranges and modules (halves of the depth, then quarters, then single projections). As in its released
-# scripts MHA means q, k, v and FFN means up, down; `extended` adds the gate and the attention output.
+# scripts MHA means q, k, v and FFN means up, down. `extended` adds the gate and the attention output, three quarters of
+# the depth (the upper ones freeze only the bottom), thirds, and the pairs that later studies recommend.
 SPACES: dict[str, tuple[Level, ...]] = {
     "paper": (
         Level("broad range × module", BROAD, ("attn.q+attn.k+attn.v", "ffn.up+ffn.down")),
-        Level("narrow range", "halves"),
-        Level("projection", roles="each"),
+        Level("narrow range", ("halves",)),
+        Level("projection", roles=("each",)),
     ),
     "extended": (
-        Level("broad range × module", BROAD, ("mha", "ffn")),
-        Level("narrow range", "halves"),
-        Level("projection", roles="each"),
+        Level("broad range × module", ("0%-75%", "25%-100%", *BROAD), ("mha", "ffn", "all")),
+        Level("module", roles=("mha", "ffn", "ffn.gate+ffn.up", "ffn.up+ffn.down")),
+        Level("narrow range", ("halves", "thirds")),
+        Level("projection", roles=("each",)),
     ),
 }
 
 
 def space_levels(space: str | Sequence[dict[str, Any]]) -> tuple[Level, ...]:
-    """The levels of a named space, or of a user's own list of {name, layers, roles}."""
+    """The levels of a named space, of a YAML file with a list of {name, layers, roles}, or of such a list."""
     if isinstance(space, str):
-        if space not in SPACES:
-            nearest = difflib.get_close_matches(space, SPACES, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(SPACES)}."
-            raise CofituneError(f"Unknown search space {space!r}; {hint}")
-        return SPACES[space]
+        if space in SPACES:
+            return SPACES[space]
+        if Path(space).suffix.lower() in (".yaml", ".yml"):
+            return space_levels(_read(Path(space)))
+        nearest = difflib.get_close_matches(space, SPACES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(SPACES)}, or give a YAML file."
+        raise CofituneError(f"Unknown search space {space!r}; {hint}")
     if not space:
         raise CofituneError("The search space has no level; give at least one with layers and roles.")
-    levels = []
-    for number, level in enumerate(space, 1):
-        unknown = set(level) - {"name", "layers", "roles"}
-        if unknown:
-            raise CofituneError(f"Level {number} of the search space has the unknown key {sorted(unknown)[0]!r}; "
-                                "known are name, layers, roles.")
-        layers, roles = level.get("layers", "parent"), level.get("roles", "parent")
-        for key, value, words in (("layers", layers, ("parent", "halves")), ("roles", roles, ("parent", "each"))):
-            if isinstance(value, str) and value not in words:
-                raise CofituneError(f"Level {number} of the search space: {key} is {value!r}; give a list, or one of "
-                                    f"{', '.join(words)}.")
-        if number == 1 and (isinstance(layers, str) or isinstance(roles, str)):
-            raise CofituneError("The first level of the search space must list its layers and its roles.")
-        levels.append(Level(
-            str(level.get("name", f"level {number}")),
-            layers if isinstance(layers, str) else tuple(map(str, layers)),
-            roles if isinstance(roles, str) else tuple(map(str, roles)),
-        ))
-    return tuple(levels)
+    return tuple(_level(number, level) for number, level in enumerate(space, 1))
 
 
-def children(level: Level, number: int, best: Candidate | None, num_layers: int) -> list[Candidate]:
-    """The candidates of a level (`number` counts from 0) inside `best`; the best region itself is not repeated."""
-    layers = _layers(level, best, num_layers)
-    roles = _roles(level, best)
-    found = [Candidate(number, role, layer, best.id if best else None) for layer in layers for role in roles]
-    return [item for item in found if best is None or (item.roles, item.layers) != (best.roles, best.layers)]
+def _read(path: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        levels = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CofituneError(f"No search space at {path}: the file does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CofituneError(f"The search space {path} cannot be read as YAML ({reason}).") from None
+    if not isinstance(levels, list):
+        raise CofituneError(f"The search space {path} must be a list of levels, each with name, layers and roles.")
+    return levels
 
 
-def _layers(level: Level, best: Candidate | None, num_layers: int) -> list[str]:
-    if not isinstance(level.layers, str):
-        return list(level.layers)
-    assert best is not None  # space_levels refuses a first level without lists
-    return _halves(best.layers, num_layers) if level.layers == "halves" else [best.layers]
+def _level(number: int, level: Any) -> Level:
+    where = f"Level {number} of the search space"
+    if not isinstance(level, dict):
+        raise CofituneError(f"{where} is {level!r}; it must be a mapping with name, layers, roles.")
+    if unknown := set(level) - {"name", "layers", "roles"}:
+        raise CofituneError(f"{where} has the unknown key {sorted(map(str, unknown))[0]!r}; "
+                            "known are name, layers, roles.")
+    values: dict[str, tuple[str, ...]] = {}
+    for key, words in _WORDS.items():
+        given = level.get(key, "parent")
+        items = tuple(map(str, given if isinstance(given, list | tuple) else [given]))
+        if not items:
+            raise CofituneError(f"{where} has an empty list of {key}; give at least one.")
+        for item in items:
+            if item in words:
+                if number == 1:
+                    raise CofituneError("The first level of the search space must list its layers and its roles; "
+                                        f"{item!r} is of a parent, and it has none.")
+                continue
+            try:
+                Region.parse(f"ffn@{item}" if key == "layers" else f"{item}@all")
+            except CofituneError:
+                raise CofituneError(f"{where}: {key} has {item!r}, which is neither a {_KIND[key]} nor one of "
+                                    f"{', '.join(words)}.") from None
+        values[key] = items
+    return Level(str(level.get("name", f"level {number}")), **values)
 
 
-def _roles(level: Level, best: Candidate | None) -> list[str]:
-    if not isinstance(level.roles, str):
-        return list(level.roles)
-    assert best is not None
-    if level.roles == "each":
-        names = [role for role, _ in best.region.layers]
-        return names if len(names) > 1 else []
-    return [best.roles]
+_KIND = {"layers": "range of layers such as 25%-50%", "roles": "sum of roles such as ffn.up+ffn.down"}
 
 
-def _halves(layers: str, num_layers: int) -> list[str]:
-    """Both halves of a percent range (`25%-75%` -> `25%-50%`, `50%-75%`) or of an inclusive range of layers."""
+def check_space(levels: Sequence[Level], layout: Layout) -> None:
+    """Refuse a space that names layers or roles which the model of `layout` does not have."""
+    for level in levels:
+        layers = [item for item in level.layers if item not in _WORDS["layers"]] or ["all"]
+        roles = [item for item in level.roles if item not in _WORDS["roles"]] or ["all"]
+        for text in (f"{role}@{layer}" for role in roles for layer in layers):
+            Region.parse(text).cells(layout)
+
+
+def children(level: Level, number: int, parent: Candidate | None, num_layers: int) -> list[Candidate]:
+    """The candidates of a level (`number` counts from 0) inside `parent`, each region once; never the parent's own."""
+    found: dict[str, Candidate] = {}
+    for layers in _layers(level, parent, num_layers):
+        for roles in _roles(level, parent):
+            factor = parent.rate_factor if parent else 1.0
+            candidate = Candidate(number, roles, layers, parent.id if parent else None, factor)
+            if parent is None or str(candidate.region) != str(parent.region):
+                found.setdefault(str(candidate.region), candidate)
+    return list(found.values())
+
+
+def _layers(level: Level, parent: Candidate | None, num_layers: int) -> list[str]:
+    found: list[str] = []
+    for item in level.layers:
+        if item == "parent":
+            found.append(parent.layers)
+        elif item in ("halves", "thirds"):
+            found += _parts(parent.layers, num_layers, 2 if item == "halves" else 3)
+        else:
+            found.append(item)
+    return found
+
+
+def _roles(level: Level, parent: Candidate | None) -> list[str]:
+    there = [role for role, _ in parent.region.layers] if parent else []
+    found: list[str] = []
+    for item in level.roles:
+        if item == "parent":
+            found.append(parent.roles)
+        elif item == "each":
+            found += there if len(there) > 1 else []
+        elif parent is None or {role for role, _ in Region.parse(f"{item}@all").layers} <= set(there):
+            found.append(item)
+    return found
+
+
+def _parts(layers: str, num_layers: int, count: int) -> list[str]:
+    """Equal parts of a percent range (`25%-75%` -> `25%-50%`, `50%-75%`) or of an inclusive range of layers."""
+    if "," in layers:
+        raise CofituneError(f"The layers {layers} of the search space are several ranges, which have no halves or "
+                            "thirds; list the parts themselves.")
     if "%" in layers:
         low, high = (float(part.rstrip("%")) for part in layers.split("-"))
-        middle = (low + high) / 2
-        return [f"{low:g}%-{middle:g}%", f"{middle:g}%-{high:g}%"]
+        edges = [f"{low + (high - low) * part / count:.6g}%" for part in range(count + 1)]
+        return [f"{begin}-{end}" for begin, end in itertools.pairwise(edges)]
     low, high = (0, num_layers - 1) if layers == "all" else (int(part) for part in (layers.split("-") * 2)[:2])
-    if high <= low:
+    size = high - low + 1
+    if size < count:
         return []
-    middle = (low + high + 1) // 2
-    return [f"{low}-{middle - 1}" if middle - 1 > low else f"{low}", f"{middle}-{high}" if high > middle else f"{high}"]
+    cuts = [low + size * part // count for part in range(count + 1)]
+    return [f"{begin}-{end - 1}" if end - 1 > begin else f"{begin}" for begin, end in itertools.pairwise(cuts)]

@@ -1,7 +1,8 @@
 """Training: the trainer on top of transformers.Trainer, its checkpoints, and one run of a region."""
 
 from ..memory import MemorySettings
-from .run import TrainResult, train_region, training_arguments
+from .run import TrainResult, last_complete_checkpoint, planned_epochs, train_region, training_arguments
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
-__all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "TrainResult", "train_region", "training_arguments"]
+__all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "TrainResult", "last_complete_checkpoint",
+           "planned_epochs", "train_region", "training_arguments"]

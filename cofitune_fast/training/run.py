@@ -21,12 +21,15 @@ from ..memory import PeakMemory
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache, why_not
 from ..memory.settings import MemorySettings, parse_size, prefix_cache_folder
+from ..models.sharded import all_ranks, broadcast_object, is_sharded
+from ..optim.sharding import local
 from ..planning.out_of_memory import advice, is_out_of_memory
 from ..planning.planner import Settings
 from ..regions import BaseInfo, FrozenProof, Region
 from .batching import KeyedRows
+from .callbacks import StopOnInterrupt
 from .checkpoint import OPTIMIZER_FILE, STATE_FILE
-from .trainer import CoFiTuneTrainer, StopOnInterrupt
+from .trainer import CoFiTuneTrainer, LossNotFinite
 
 # Trainer's own defaults except where they do not suit a command-line run or a region.
 DEFAULTS: dict[str, Any] = {
@@ -95,6 +98,14 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
         raise CofituneError(f"The training settings are not accepted by transformers: {error}") from None
 
 
+def planned_epochs(training: Mapping[str, Any], rows: int) -> float:
+    """How often a training on one device would see each of `rows` rows; training: arguments as for `train_region`."""
+    arguments = training_arguments(training, "planned")
+    if arguments.max_steps <= 0:
+        return float(arguments.num_train_epochs)
+    return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps / rows
+
+
 def train_region(
     model: nn.Module,
     region: Region,
@@ -122,7 +133,7 @@ def train_region(
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
     if resume is True:
-        resume = last_complete_checkpoint(output_dir)
+        resume = broadcast_object(last_complete_checkpoint(output_dir))
     if model.device.type == "cpu":
         training.setdefault("use_cpu", True)  # Trainer would move the model to a GPU that is there
     arguments = training_arguments(training, output_dir)
@@ -150,8 +161,9 @@ def train_region(
             f"Out of memory at step {trainer.state.global_step + 1}. "
             f"{advice(model, region, _plan_settings(arguments, data, memory, trainer))}"
         ) from error
-    except CofituneError:
-        if on_last_good is not None and all(bool(p.isfinite().all()) for _, p in trainer.trained):
+    except CofituneError as error:
+        together = isinstance(error, LossNotFinite) or not is_sharded(model)  # another error may be one rank's alone
+        if on_last_good is not None and together and _finite(trainer.trained):
             on_last_good()
         raise
     finally:
@@ -181,6 +193,11 @@ def train_region(
         cached_rows=cached_rows,
         notes=notes,
     )
+
+
+@torch.no_grad()
+def _finite(parameters: Sequence[tuple[str, Tensor]]) -> bool:
+    return all_ranks(all(bool(local(parameter).isfinite().all()) for _, parameter in parameters))
 
 
 def _plan_settings(

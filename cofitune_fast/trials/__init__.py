@@ -1,5 +1,7 @@
 """Trials: train a region from the base, score it, put the base back."""
 
+from .job import clean_node, run_job
+from .setup import TrialSetup
 from .workbench import TrialData, Workbench
 
-__all__ = ["TrialData", "Workbench"]
+__all__ = ["TrialData", "TrialSetup", "Workbench", "clean_node", "run_job"]

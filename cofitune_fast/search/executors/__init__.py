@@ -1,0 +1,21 @@
+"""Where the nodes of a search run. Executors move jobs and results, which are plain data, and know nothing of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from .in_process import InProcess
+
+__all__ = ["Executor", "InProcess"]
+
+
+class Executor(Protocol):
+    """slots: how many jobs run at once."""
+
+    slots: int
+
+    def run(self, jobs: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Pairs of a job and its result as they end, in any order. Raises CofituneError when a job fails."""
+
+    def close(self) -> None: ...

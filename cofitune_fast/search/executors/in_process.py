@@ -1,0 +1,24 @@
+"""Jobs one after another, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Job = dict[str, Any]
+
+
+class InProcess:
+    """work: does a job and gives its result."""
+
+    slots = 1
+
+    def __init__(self, work: Callable[[Job], Job]):
+        self._work = work
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+        for job in jobs:
+            yield job, self._work(job)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,74 @@
+"""What a search knows of a region it tried: its scores after each rung, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .space import Candidate
+
+
+@dataclass
+class Rung:
+    """Scores on the validation part after `fraction` of the node's training budget, and what this rung alone cost.
+
+    scores: spec, vers, knowledge, reasoning, instruction and uni, each with NAME_se. cost: seconds, training_seconds,
+    scoring_seconds, tokens, flops, full_sft and what the trial adds.
+    """
+
+    fraction: float
+    scores: dict[str, float]
+    cost: dict[str, Any]
+
+
+@dataclass
+class Node:
+    """A region that was tried. dropped: why it was not trained further, in words."""
+
+    id: str
+    parent: str | None
+    level: int
+    level_name: str
+    label: str
+    region: str
+    roles: str
+    layers: str
+    learning_rate: float
+    rate_factor: float
+    trained_parameters: int
+    rungs: list[Rung] = field(default_factory=list)
+    dropped: str | None = None
+    best_of_level: bool = False
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.level, self.roles, self.layers, self.parent, self.rate_factor)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.rungs[-1].scores
+
+    @property
+    def uni(self) -> float:
+        return self.scores["uni"]
+
+    @property
+    def fraction(self) -> float:
+        """Of its training budget that the node got."""
+        return self.rungs[-1].fraction if self.rungs else 0.0
+
+    def total(self, key: str) -> float:
+        """A cost over all rungs: seconds, tokens, flops or full_sft."""
+        return sum(rung.cost[key] for rung in self.rungs)
+
+    @property
+    def seconds(self) -> float:
+        return self.total("seconds")
+
+
+def short_label(roles: str, layers: str) -> str:
+    """"attn q+k+v 0%-50%" for "attn.q+attn.k+attn.v"; other roles as they are."""
+    parts = [role.strip().split(".") for role in roles.split("+")]
+    if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) == 1:
+        roles = f"{parts[0][0]} {'+'.join(part[1] for part in parts)}"
+    return f"{roles} {layers}"

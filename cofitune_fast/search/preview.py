@@ -1,0 +1,96 @@
+"""The space before it is searched: its nodes, and what a search will cost at most and about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import CofituneError
+from ..regions import Layout
+from .budget import Work
+from .space import Candidate, Level, children
+from .strategy import Strategy
+
+_SURVIVING = 0.5  # of a level's children after each rung of a race, for estimates only
+
+
+def walk(
+    levels: Sequence[Level], layout: Layout, refined: Callable[[list[Candidate]], list[Candidate]] = list
+) -> list[list[Candidate]]:
+    """The nodes of each level, each region once, as a search tries them that refines `refined` of a level's nodes."""
+    seen, parents, tree = set(), [None], []
+    for number, level in enumerate(levels):
+        found = []
+        for child in (child for parent in parents for child in children(level, number, parent, layout.num_layers)):
+            try:
+                cells = frozenset((cell.layer, cell.role) for cell in child.region.cells(layout))
+            except CofituneError:  # a part in which no layer lies
+                continue
+            if cells not in seen:
+                seen.add(cells)
+                found.append(child)
+        if found:
+            parents = refined(found)
+            tree.append(found)
+    return tree
+
+
+def likely_walk(levels: Sequence[Level], layout: Layout, strategy: Strategy) -> list[list[Candidate]]:
+    """The nodes of each level if the last of each were the best; a stand-in for what is not known yet."""
+    return walk(levels, layout, (lambda found: found) if strategy.beam is None else lambda f: f[-strategy.beam:])
+
+
+def level_work(
+    candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, count: Callable[[Candidate], int],
+    *, surviving: float = _SURVIVING,
+) -> float:
+    """Operations of racing one level if the share `surviving` goes on after each rung; count: trained parameters."""
+    total = 0.0
+    for candidate in candidates:
+        lowest, share, begin = lowest_layer(candidate, layout), 1.0, 0.0
+        for end in strategy.rungs:
+            step = work.training(lowest, count(candidate), begin, end, first=False) + work.scoring(lowest, first=False)
+            total += share * step
+            begin, share = end, share * (surviving if strategy.race else 1.0)
+    return total
+
+
+def lowest_layer(candidate: Candidate, layout: Layout) -> int:
+    return min(cell.layer for cell in candidate.region.cells(layout))
+
+
+def preview(
+    levels: Sequence[Level], strategy: Strategy, layout: Layout, total_parameters: int,
+    count: Callable[[Candidate], int], rate: Callable[[Candidate], float], work: Work | None,
+) -> dict[str, Any]:
+    """{"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
+
+    full_sft of a node: training it to the end and scoring it once, layers below it cached. Totals: nodes of the whole
+    space; full_sft_most: the search if no child is ever dropped; full_sft_likely: if half of them are after each rung;
+    full_sft_paper: every child of a level trained and scored to the end, nothing cached or dropped.
+    """
+    rows = []
+    for found in walk(levels, layout):
+        for candidate in found:
+            trained = count(candidate)
+            cost = None
+            if work is not None:
+                lowest = lowest_layer(candidate, layout)
+                cost = (work.training(lowest, trained, 0.0, 1.0, first=False) + work.scoring(lowest, first=False))
+                cost /= work.full_sft
+            rows.append({"id": candidate.id, "parent": candidate.parent, "level": candidate.level,
+                         "level_name": levels[candidate.level].name, "region": str(candidate.region),
+                         "trained_parameters": trained, "share": trained / total_parameters, "full_sft": cost,
+                         "learning_rate": rate(candidate), "kind": "node"})
+    totals: dict[str, Any] = {"nodes": len(rows), "strategy": strategy.name}
+    tree = likely_walk(levels, layout, strategy)
+    totals["nodes_likely"] = sum(map(len, tree))
+    if work is not None:
+        paper = Strategy("greedy", (1.0,), race=False)
+        uncached = Work(**{**vars(work), "cached": False})
+        for key, way, base in (("full_sft_most", 1.0, work), ("full_sft_likely", _SURVIVING, work)):
+            spent = sum(level_work(found, strategy, base, layout, count, surviving=way) for found in tree)
+            totals[key] = (spent + work.scoring()) / work.full_sft
+        greedy = sum(level_work(found, paper, uncached, layout, count) for found in likely_walk(levels, layout, paper))
+        totals["full_sft_paper"] = (greedy + work.scoring()) / work.full_sft
+    return {"nodes": rows, "totals": totals}

@@ -1,0 +1,360 @@
+"""A search on one base: it gives the tree's nodes to an executor, and keeps what comes back in the journal.
+
+    journal.jsonl             settings, then the base, priors and rungs in the order they were finished
+    scores/NODE-RUNG.json     per-item values, for paired comparisons
+    nodes/NODE/               a node's last checkpoint while it races; the chosen one's delta at the end
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CofituneError
+from ..files import read_json, write_json
+from ..regions import Region
+from ..scoring import SuiteScores, resampled_figures, suite_tokens
+from ..training import planned_epochs, training_arguments
+from ..trials import TrialSetup, Workbench, clean_node
+from .budget import Budget, Work
+from .choice import choose
+from .executors import Executor
+from .journal import Journal
+from .nodes import Node, Rung, short_label
+from .observer import Observer, Silent
+from .preview import level_work, likely_walk, lowest_layer
+from .race import OutOfBudget, tree_search
+from .results import COSTS, SearchResult
+from .space import Candidate, Level, check_space
+from .strategy import STRATEGIES, Strategy
+from .uncertainty import Estimate
+
+BASE = "base"
+RATE_RULES = ("size", "fixed")
+Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """levels: the space, and its name. full_training: arguments of a full fine-tuning, the unit of the costs.
+
+    learning_rate: "fixed" gives every node the rate of the nodes' training; "size" scales it, see `node_rate`.
+    rate_factors: the first level tries each region at each of these multiples of its rate, and what is below the winner
+    inherits its factor. prior: a name of `trials.PRIORS`; the children of a level are tried in its order, and only the
+    share `prior_keep` of them.
+    """
+
+    levels: tuple[Level, ...]
+    space: str = "paper"
+    strategy: Strategy = STRATEGIES["racing"]
+    learning_rate: str = "size"
+    rate_factors: tuple[float, ...] = (1.0,)
+    prior: str = "none"
+    prior_keep: float = 1.0
+    budget: Budget | None = None
+    full_training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate not in RATE_RULES:
+            raise CofituneError(f"search.learning_rate is {self.learning_rate!r}; choose one of "
+                                f"{', '.join(RATE_RULES)}.")
+        if not self.rate_factors or min(self.rate_factors) <= 0:
+            raise CofituneError("search.rate_factors must be a list of numbers above 0, such as [0.5, 1, 2].")
+        if not 0 < self.prior_keep <= 1:
+            raise CofituneError(f"search.prior_keep is {self.prior_keep}; it must be above 0 and at most 1.")
+
+    def identity(self) -> dict[str, Any]:
+        """What the nodes depend on; the budget may be raised later."""
+        return {**asdict(self), "budget": None, "levels": [[vars(level)[key] for key in ("name", "layers", "roles")]
+                                                           for level in self.levels]}
+
+
+def node_rate(rate: float, trained: int, reference: int) -> float:
+    """The learning rate of a region of `trained` parameters, where `rate` is that of `reference` parameters.
+
+    rate * sqrt(reference / trained), our own rule: Adam moves every parameter by about the rate, so the length of a
+    step is the rate times the root of their number; this keeps that length the same for all regions.
+    """
+    return rate * math.sqrt(reference / trained)
+
+
+class Search:
+    """One search; `run` does all of it. Also the `Laboratory` of `race.tree_search`.
+
+    bench: the base, for its layout and rows; whatever is trained or scored goes through the executor.
+    """
+
+    def __init__(
+        self, bench: Workbench, setup: TrialSetup, settings: SearchSettings, executor: Executor,
+        observer: Observer | None = None, prior: Prior | None = None,
+    ):
+        check_space(settings.levels, bench.layout)
+        self.bench, self.setup, self.settings = bench, setup, settings
+        self.executor, self.observer, self.prior = executor, observer or Silent(), prior
+        self.output = Path(setup.output)
+        self.nodes: dict[str, Node] = {}
+        self.work = search_work(bench, setup, settings.full_training)
+        arguments = training_arguments(setup.training, self.output)
+        self._rate, self._seed = arguments.learning_rate, arguments.seed
+        self._reference = self.reference_size(bench)
+        self._estimates: dict[str, dict[float, Estimate]] = {}
+        self._regions: set[Any] = set()
+        self._started: set[int] = set()
+        self._seconds_per_flop = 0.0
+        self._left = {  # operations that each level may still take, for the time that is left
+            found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count)
+            for found in likely_walk(settings.levels, bench.layout, settings.strategy)
+        }
+
+    @staticmethod
+    def reference_size(bench: Workbench) -> int:
+        """The size of the region to which the configured learning rate belongs: up and down in a quarter of the layers,
+        the paper's answer."""
+        return Region.parse("ffn.up+ffn.down@all").count(bench.model) // 4
+
+    def _count(self, candidate: Candidate) -> int:
+        return candidate.region.count(self.bench.model)
+
+    @property
+    def left(self) -> float:
+        """Operations that are about to come, by guess."""
+        return sum(self._left.values())
+
+    def run(self, journal: Journal) -> SearchResult:
+        """Search, or go on with the search that `journal` holds the beginning of."""
+        self.journal = journal
+        self._rungs = {(record["id"], record["end"]): record for record in journal.of_kind("rung")}
+        base = self._score_base()
+        stopped = None
+        try:
+            tree_search(self.settings.levels, self.bench.layout.num_layers, self.settings.strategy, self)
+        except OutOfBudget as reason:
+            stopped = str(reason)
+            self.observer.note(stopped)
+        tried = [node for node in self.nodes.values() if node.rungs]
+        if not tried and stopped:
+            raise CofituneError(f"The search ended before its first node: {stopped}")
+        if not tried:
+            raise CofituneError("The search space has no node for this model; give levels with layers and roles.")
+        ends = {node.id: self.estimate(node.id, node.fraction) for node in tried}
+        choice = choose({node.id: node for node in tried}, ends, self.settings.strategy.confidence)
+        result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
+                              self._estimates, base["cost"], stopped)
+        for node in tried:
+            if node.id != choice.chosen and stopped is None:
+                clean_node(self.setup, node.id, delta=True)
+        self._left = {}
+        self.observer.chosen(result.chosen, choice.sentence)
+        self.observer.remaining(0.0)
+        return result
+
+    def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
+        """Scores of the base and of the chosen node on the test part, read once and kept in test.json."""
+        path = self.output / "test.json"
+        known = read_json(path, "test scores") if path.is_file() else {}
+        if known.get("node") != result.choice.chosen:
+            node = result.chosen
+            job = {"id": node.id, "region": node.region, "split": "test", "learning_rate": node.learning_rate,
+                   "seed": node.candidate.seed(self._seed), "begin": 0.0, "end": node.fraction, "last": True}
+            jobs = [{**job, "id": BASE, "region": None}, job]
+            known = {"node": node.id, **{"base" if job["id"] == BASE else "chosen": answer["scores"]
+                                         for job, answer in self.executor.run(jobs)}}
+            write_json(path, known)
+        result.test = {key: known[key] for key in ("base", "chosen")}
+        return result.test
+
+    def identity(self) -> dict[str, Any]:
+        """What the nodes depend on, besides the base and the data."""
+        return {**self.settings.identity(), "training": dict(self.setup.training)}
+
+    # Laboratory ------------------------------------------------------------------------------------------------------
+
+    def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """New nodes: regions of this model that no other node trains, in the order of the prior."""
+        layout, new = self.bench.layout, []
+        for candidate in candidates:
+            try:
+                cells = frozenset((cell.layer, cell.role) for cell in candidate.region.cells(layout))
+            except CofituneError as error:  # a part of a range in which no layer lies
+                self.observer.note(str(error))
+                continue
+            if cells not in self._regions:
+                self._regions.add(cells)
+                new.append(candidate)
+        new = self._by_prior(level, new)
+        if new and new[0].parent is None:
+            new = [Candidate(one.level, one.roles, one.layers, None, factor)
+                   for one in new for factor in self.settings.rate_factors]
+        for candidate in new:
+            self.nodes[candidate.id] = self._node(level, candidate)
+        if new:
+            number, strategy = new[0].level, self.settings.strategy
+            self._left = {key: value for key, value in self._left.items() if key > number}
+            self._left[number] = level_work(new, strategy, self.work, layout, self._count)
+            self.observer.level(level, new)
+        return new
+
+    def train(self, candidates: Sequence[Candidate], begin: float, end: float) -> None:
+        self.observer.rung(end, list(candidates))
+        waiting = []
+        for candidate in candidates:
+            if record := self._rungs.get((candidate.id, end)):
+                self._finish(candidate, record, from_journal=True)
+            else:
+                waiting.append(candidate)
+        by_id = {candidate.id: candidate for candidate in waiting}
+        jobs = [self._job(candidate, begin, end) for candidate in waiting]
+        while jobs:
+            batch = self._affordable(jobs)
+            for job in batch[: self.executor.slots]:
+                self.observer.start(by_id[job["id"]], end)
+            started = len(batch[: self.executor.slots])
+            for job, answer in self.executor.run(batch):
+                self._keep(job, answer)
+                self._finish(by_id[job["id"]], self._rungs[job["id"], end], from_journal=False)
+                if started < len(batch):
+                    self.observer.start(by_id[batch[started]["id"]], end)
+                    started += 1
+            jobs = jobs[len(batch):]
+
+    def estimate(self, node: str, fraction: float) -> Estimate | None:
+        """The node's Uni after `fraction` of its training and its bootstrap draws; None if it was not scored there."""
+        known = self._estimates.setdefault(node, {})
+        if fraction not in known:
+            path = self._scores_file(node, fraction)
+            if node != BASE and (node, fraction) not in self._rungs:
+                return None
+            scores = SuiteScores.from_dict(read_json(path, "scores of a node"))
+            draws = resampled_figures(scores, self.settings.strategy.resamples)["uni"]
+            known[fraction] = Estimate(scores.uni, draws)
+        return known[fraction]
+
+    def drop(self, node: str, reason: str) -> None:
+        self.nodes[node].dropped = reason
+        clean_node(self.setup, node, delta=True)
+        self.observer.drop(self.nodes[node])
+
+    # Bookkeeping -----------------------------------------------------------------------------------------------------
+
+    def _score_base(self) -> dict[str, Any]:
+        known = self.journal.of_kind(BASE)
+        if not known:
+            self.observer.note("scoring the base (valid)")
+            job = {"id": BASE, "region": None, "split": "valid"}
+            ((_, answer),) = self.executor.run([job])
+            write_json(self._scores_file(BASE, 0.0), {**answer["scores"], "tasks": answer["tasks"]})
+            flops = self.work.scoring()
+            cost = {**answer["cost"], "tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft}
+            self.journal.append(BASE, {"scores": answer["scores"], "cost": cost})
+            known = self.journal.of_kind(BASE)
+        scores = known[0]["scores"]
+        self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
+                           f"Uni {scores['uni']:.3f}")
+        self.estimate(BASE, 0.0)
+        return known[0]
+
+    def _by_prior(self, level: Level, candidates: list[Candidate]) -> list[Candidate]:
+        if self.prior is None or len(candidates) < 2:
+            return candidates
+        known = {record["level"]: record["values"] for record in self.journal.of_kind("prior")}
+        if level.name not in known:
+            rates = [self._node(level, candidate).learning_rate for candidate in candidates]
+            values = self.prior([candidate.region for candidate in candidates], rates)
+            known[level.name] = {str(candidate.region): value
+                                 for candidate, value in zip(candidates, values, strict=True)}
+            self.journal.append("prior", {"level": level.name, "values": known[level.name]})
+        values = known[level.name]
+        order = sorted(candidates, key=lambda candidate: -values[str(candidate.region)])
+        kept = order[: math.ceil(self.settings.prior_keep * len(order))]
+        for candidate in order[len(kept):]:
+            self.observer.note(f"{candidate.region} is not tried: last in the prior ({self.settings.prior})")
+        return kept
+
+    def _node(self, level: Level, candidate: Candidate) -> Node:
+        trained = self._count(candidate)
+        rate = self._rate if self.settings.learning_rate == "fixed" else node_rate(self._rate, trained, self._reference)
+        factor = f" ×{candidate.rate_factor:g}" if candidate.rate_factor != 1 else ""
+        return Node(
+            candidate.id, candidate.parent, candidate.level, level.name,
+            short_label(candidate.roles, candidate.layers) + factor, str(candidate.region), candidate.roles,
+            candidate.layers, rate * candidate.rate_factor, candidate.rate_factor, trained,
+        )
+
+    def _job(self, candidate: Candidate, begin: float, end: float) -> dict[str, Any]:
+        node = self.nodes[candidate.id]
+        return {"id": node.id, "region": node.region, "split": "valid", "learning_rate": node.learning_rate,
+                "seed": candidate.seed(self._seed), "begin": begin, "end": end, "last": end == 1.0}
+
+    def _predicted(self, job: Mapping[str, Any]) -> dict[str, float]:
+        """tokens, flops and full_sft of a job; the first to start at a layer pays for the layers below it."""
+        node = self.nodes[job["id"]]
+        lowest = lowest_layer(node.candidate, self.bench.layout)
+        first = lowest not in self._started
+        flops = self.work.training(lowest, node.trained_parameters, job["begin"], job["end"], first=first)
+        flops += self.work.scoring(lowest, first=first)
+        tokens = round(self.work.tokens * self.work.epochs * (job["end"] - job["begin"]))
+        return {"tokens": tokens, "flops": flops, "full_sft": flops / self.work.full_sft}
+
+    def _affordable(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The first of `jobs` that the budget pays for; one at a time in hours, which cannot be foretold."""
+        budget = self.settings.budget
+        if budget is None:
+            return jobs
+        spent = self.spent()
+        total = budget.used(**{key: spent[key] for key in ("seconds", "tokens", "full_sft")})
+        paid: list[dict[str, Any]] = []
+        for job in jobs[: self.executor.slots] if budget.unit == "hours" else jobs:
+            predicted = self._predicted(job)
+            total += budget.used(predicted["flops"] * self._seconds_per_flop, predicted["tokens"],
+                                 predicted["full_sft"])
+            if total > budget.amount:
+                break
+            paid.append(job)
+        if not paid:
+            need = f"; {self.nodes[jobs[0]['id']].region} would need {total:.3g}" if budget.unit != "hours" else ""
+            raise OutOfBudget(f"the budget of {budget} is spent{need}.")
+        return paid
+
+    def spent(self) -> dict[str, float]:
+        """Seconds, tokens, flops and full_sft of everything in the journal."""
+        records = [*self.journal.of_kind(BASE), *self.journal.of_kind("rung")]
+        return {key: sum(record["cost"][key] for record in records) for key in COSTS}
+
+    def _keep(self, job: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        write_json(self._scores_file(job["id"], job["end"]), {**answer["scores"], "tasks": answer["tasks"]})
+        cost = {**answer["cost"], **self._predicted(job)}
+        self.journal.append("rung", {**job, "scores": answer["scores"], "cost": cost})
+        self._rungs[job["id"], job["end"]] = self.journal.records[-1]
+
+    def _finish(self, candidate: Candidate, record: Mapping[str, Any], *, from_journal: bool) -> None:
+        self._started.add(lowest_layer(candidate, self.bench.layout))
+        node = self.nodes[candidate.id]
+        node.rungs.append(Rung(record["end"], record["scores"], record["cost"]))
+        if record["last"]:
+            clean_node(self.setup, node.id)
+        rivals = [other for other in self.nodes.values() if other.fraction == node.fraction]
+        self.observer.finish(node, max(rivals, key=lambda other: other.uni), from_journal)
+        spent = self.spent()
+        self._seconds_per_flop = spent["seconds"] / spent["flops"]
+        self._left[candidate.level] = max(0.0, self._left[candidate.level] - record["cost"]["flops"])
+        self.observer.remaining(self.left * self._seconds_per_flop)
+
+    def _scores_file(self, node: str, fraction: float) -> Path:
+        return self.output / "scores" / (f"{node}-{fraction:g}.json" if node != BASE else "base.json")
+
+
+def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:
+    """The counted work of searching with these settings."""
+    layout, rows = bench.layout, bench.train_rows
+    per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
+    embedding = bench.model.get_input_embeddings().weight
+    scored = suite_tokens(bench.model, bench.tokenizer, bench.suite("valid"))
+    return Work(
+        layout.num_layers, sum(per_layer.values()), embedding.numel(),
+        sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
+        planned_epochs(setup.training, len(rows)), planned_epochs(full_training or setup.training, len(rows)),
+        *scored, cached=setup.memory.prefix_cache != "off",
+    )

@@ -1,0 +1,52 @@
+"""Strategies: how much of its training each child of a level gets, and who goes on."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from dataclasses import dataclass, replace
+
+from ..errors import CofituneError
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The children of a level are trained in `rungs`, rising fractions of the nodes' budget that end with 1.
+
+    beam: how many nodes of a level are refined in the next one (None: all). race: after each rung the children
+    that are behind by more than chance, at `confidence` over all comparisons of that rung, are dropped; the best node
+    of the levels above runs in the race, too. resamples: bootstrap draws of the validation items.
+    """
+
+    name: str = "racing"
+    rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
+    beam: int | None = 1
+    race: bool = True
+    confidence: float = 0.95
+    resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        steps = (0.0, *self.rungs)
+        if len(steps) < 2 or steps[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(steps)):
+            raise CofituneError(f"search.rungs is {list(self.rungs)}; give rising fractions of the training that end "
+                                "with 1, such as [0.25, 0.5, 1].")
+        if self.beam is not None and self.beam < 1:
+            raise CofituneError(f"search.beam is {self.beam}; it must be at least 1.")
+        if not 0.5 <= self.confidence < 1:
+            raise CofituneError(f"search.confidence is {self.confidence}; it must be at least 0.5 and below 1.")
+
+
+STRATEGIES = {
+    "greedy": Strategy("greedy", (1.0,), race=False),
+    "exhaustive": Strategy("exhaustive", (1.0,), beam=None, race=False),
+    "racing": Strategy(),
+}
+
+
+def named_strategy(name: str, **changes: object) -> Strategy:
+    """A strategy by name with other settings (those that are None stay)."""
+    if name not in STRATEGIES:
+        nearest = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(STRATEGIES)}."
+        raise CofituneError(f"Unknown search strategy {name!r}; {hint}")
+    return replace(STRATEGIES[name], **{key: value for key, value in changes.items() if value is not None})

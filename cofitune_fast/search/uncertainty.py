@@ -1,0 +1,85 @@
+"""How sure a comparison of nodes is: paired differences on the same items, and many comparisons at once.
+
+What is random here is the sample of validation items. That another seed of the training would give another model is not
+in these errors; docs/search.md has measurements of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two nodes' Uni, its standard error and a percentile interval over bootstrap draws."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A node's Uni, and the same on each bootstrap draw, float64 [draws]."""
+
+    value: float
+    draws: np.ndarray
+
+    def minus(self, other: Estimate, confidence: float = 0.95) -> Difference:
+        drawn = self.draws - other.draws
+        low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Difference(self.value - other.value, float(drawn.std(ddof=1)), float(low), float(high))
+
+
+def ranked(estimates: Mapping[str, Estimate]) -> list[str]:
+    """From the highest Uni to the lowest; equal ones in the order given."""
+    return sorted(estimates, key=lambda name: -estimates[name].value)
+
+
+def clearly_behind(estimates: Mapping[str, Estimate], confidence: float, places: int = 1) -> set[str]:
+    """The nodes that are behind the `places`-th best by more than chance, all comparisons together.
+
+    Each node below that place is compared with it, one-sided; the critical value is the `confidence` quantile of the
+    largest studentised deviation over all of them (simultaneous bounds in the manner of multiple comparisons with the
+    best: Hsu, Multiple Comparisons, 1996, chapter 4, here by the bootstrap as in Westfall and Young, 1993).
+    """
+    order = ranked(estimates)
+    if len(order) <= places:
+        return set()
+    best = estimates[order[places - 1]]
+    deviations, distances = [], {}
+    for name in order[places:]:
+        gap, drawn = best.value - estimates[name].value, best.draws - estimates[name].draws
+        error = drawn.std(ddof=1)
+        if error > 0:
+            distances[name] = gap / error
+            deviations.append((drawn - gap) / error)
+        elif gap > 0:
+            distances[name] = np.inf
+    critical = np.quantile(np.max(deviations, axis=0), confidence) if deviations else 0.0
+    return {name for name, distance in distances.items() if distance > max(critical, 0.0)}
+
+
+def tied_with_best(estimates: Mapping[str, Estimate]) -> list[str]:
+    """The best node and those behind it by no more than one standard error of the paired difference, best first.
+
+    The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3), with the
+    error of the difference.
+    """
+    order = ranked(estimates)
+    best = estimates[order[0]]
+    gaps = {name: best.minus(estimates[name]) for name in order}
+    return [name for name in order if gaps[name].value <= gaps[name].se or name == order[0]]
+
+
+def share_of_wins(estimates: Mapping[str, Estimate], name: str) -> float:
+    """The share of draws in which `name` has the highest Uni."""
+    others = [estimate.draws for other, estimate in estimates.items() if other != name]
+    return float((estimates[name].draws > np.max(others, axis=0)).mean()) if others else 1.0

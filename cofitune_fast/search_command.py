@@ -1,0 +1,94 @@
+"""From the configuration to a search: its setup, its settings, and where its nodes run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .errors import CofituneError
+from .files import writable_folder
+from .search import Budget, Search, SearchSettings, named_strategy, node_rate, search_work, space_levels
+from .search.executors import Executor, InProcess
+from .search.preview import preview
+from .training import MemorySettings, training_arguments
+from .trials import TrialData, TrialSetup, Workbench, run_job
+
+
+def trial_data(settings: Config) -> TrialData:
+    data, versatility = settings.data, settings.versatility
+    return TrialData(
+        data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
+        versatility.limit, data.metric,
+    )
+
+
+def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
+    """What the nodes need, wherever they run; search.training goes over training."""
+    if settings.model.quantize != "none":
+        raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
+                            "around one of them: leave model.quantize out, or use `cofitune train`.")
+    model = {key: value for key, value in settings.model.model_dump().items() if key != "quantize"}
+    return TrialSetup(
+        model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
+        MemorySettings(**settings.memory.model_dump()), settings.search.checkpoint_minutes,
+    )
+
+
+def search_settings(settings: Config) -> SearchSettings:
+    section = settings.search
+    return SearchSettings(
+        levels=space_levels(section.space),
+        space=section.space if isinstance(section.space, str) else "own",
+        strategy=named_strategy(section.strategy, rungs=tuple(section.rungs) if section.rungs else None,
+                                beam=section.beam, confidence=section.confidence),
+        learning_rate=section.learning_rate,
+        rate_factors=tuple(section.rate_factors),
+        prior=section.prior,
+        prior_keep=section.prior_keep,
+        budget=Budget.parse(section.budget) if section.budget is not None else None,
+        full_training={**settings.training, **settings.compare.full_sft},
+    )
+
+
+def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Executor:
+    section = settings.search
+    if section.ray_address is not None and section.executor != "ray":
+        raise CofituneError("search.ray_address is given, but search.executor is not ray; set --search.executor ray.")
+    if section.executor == "processes":
+        from .search.executors.processes import Processes
+
+        return Processes(setup, section.workers)
+    if section.executor == "ray":
+        from .search.executors.ray_cluster import RayCluster
+
+        return RayCluster(setup, section.ray_address)
+    return InProcess(lambda job: run_job(bench, setup, job))
+
+
+def make_search(settings: Config, bench: Workbench, output: str | Path) -> Search:
+    """The search of a configuration on `bench`; its executor is to be closed by the caller."""
+    setup, chosen = trial_setup(settings, writable_folder(output)), search_settings(settings)
+    prior = None
+    if chosen.prior != "none":
+        from .trials.priors import make_prior
+
+        prior = make_prior(chosen.prior, bench)
+    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior)
+
+
+def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
+    """The nodes and costs of a search before it runs; costs need data.train, data.valid and versatility.valid."""
+    setup, chosen = trial_setup(settings, "preview"), search_settings(settings)
+    there = settings.data.train and settings.data.valid and settings.versatility.valid
+    work = search_work(bench, setup, chosen.full_training) if there else None
+    base_rate = training_arguments(setup.training, "preview").learning_rate
+    reference = Search.reference_size(bench)
+
+    def count(candidate: Any) -> int:
+        return candidate.region.count(bench.model)
+
+    def rate(candidate: Any) -> float:
+        return base_rate if chosen.learning_rate == "fixed" else node_rate(base_rate, count(candidate), reference)
+
+    return preview(chosen.levels, chosen.strategy, bench.layout, bench.total_parameters, count, rate, work)

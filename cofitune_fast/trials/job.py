@@ -1,0 +1,108 @@
+"""A job: one rung of one node of a search. It trains a region further, scores it, and puts the base back.
+
+A job and its result are plain data. A job killed anywhere can be run again: it goes on from the node's last
+checkpoint, and its result is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..files import read_json
+from ..regions import Region, load_delta, save_delta
+from ..training import last_complete_checkpoint
+from .setup import TrialSetup
+from .workbench import Workbench
+
+DELTA = "delta"
+_NOTHING_TRAINED = {"peak_memory_bytes": 0, "cached_rows": 0, "notes": []}
+
+
+def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the node `job["id"]` up to `job["end"]` of its budget and score the part `job["split"]`.
+
+    job: id, region (None: the base), split, learning_rate, seed, begin and end (fractions of the budget), last (whether
+    the node is finished then). A node that is to go on leaves a checkpoint, a finished one its delta, and is then not
+    trained again.
+    Returns scores (the figures of SuiteScores), tasks (its per-item values) and cost: seconds, training_seconds,
+    scoring_seconds, trained_parameters, and of the training peak_memory_bytes, cached_rows and notes (0 and none where
+    an earlier run of the job had trained already).
+    """
+    start = trained = time.perf_counter()
+    if job["region"] is None:
+        scores, cost = bench.score(job["split"]), {"trained_parameters": 0, **_NOTHING_TRAINED}
+    else:
+        region = Region.parse(job["region"])
+        with bench.trial(region):
+            cost = {"trained_parameters": region.count(bench.model), **_train(bench, setup, job, region)}
+            trained = time.perf_counter()
+            scores = bench.score(job["split"], region=region, memory=setup.memory)
+    content, end = scores.to_dict(items=True), time.perf_counter()
+    return {
+        "tasks": content.pop("tasks"),
+        "scores": content,
+        "cost": {**cost, "seconds": end - start, "training_seconds": trained - start, "scoring_seconds": end - trained},
+    }
+
+
+def clean_node(setup: TrialSetup, node: str, *, delta: bool = False) -> None:
+    """Remove the checkpoints of a node that will not be trained further, and with `delta` its delta too."""
+    folder = setup.node_folder(node)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    if delta and folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: Region) -> dict[str, Any]:
+    folder = setup.node_folder(job["id"])
+    finished, checkpoint = folder / DELTA, last_complete_checkpoint(folder)
+    if (finished / "cofitune.json").is_file():
+        load_delta(bench.model, finished, base_fingerprint=bench.base.fingerprint)
+        return dict(_NOTHING_TRAINED)
+    if checkpoint is not None:
+        state = read_json(Path(checkpoint) / "trainer_state.json", "state of a training")
+        if state["global_step"] >= _last_step(job["end"], state["max_steps"]):
+            load_delta(bench.model, checkpoint, base_fingerprint=bench.base.fingerprint)
+            return dict(_NOTHING_TRAINED)
+    pause = _Pause(job["end"], 60 * setup.checkpoint_minutes)
+    # The rows come in the same order in every node, so that nodes do not differ by it; what else is random is the
+    # node's own.
+    shared = {"data_seed": setup.training.get("data_seed", setup.training.get("seed", 42))}
+    run = bench.train(
+        region, folder,
+        {**setup.training, **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
+         "save_strategy": "no", "save_total_limit": 1, "resume_from_checkpoint": checkpoint},
+        storage=setup.storage, memory=setup.memory, callbacks=[pause],
+    )
+    if job["last"]:
+        save_delta(bench.model, region, finished, base=bench.base, settings={"node": dict(job)})
+    return {"peak_memory_bytes": run.peak_memory_bytes, "cached_rows": run.cached_rows, "notes": run.notes}
+
+
+def _last_step(fraction: float, steps: int) -> int:
+    return math.ceil(fraction * steps)
+
+
+class _Pause(TrainerCallback):
+    """Stops a training at a fraction of its steps with a checkpoint, and leaves one every `seconds` before."""
+
+    def __init__(self, fraction: float, seconds: float):
+        self.fraction, self.seconds, self.saved = fraction, seconds, time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            return
+        at_rung = state.global_step >= _last_step(self.fraction, state.max_steps)
+        if at_rung or time.monotonic() - self.saved >= self.seconds:
+            control.should_save, self.saved = True, time.monotonic()
+        control.should_training_stop = control.should_training_stop or at_rung

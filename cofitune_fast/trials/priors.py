@@ -1,0 +1,127 @@
+"""Cheap signals that guess, before any node is trained, which regions are worth it. docs/search.md says how well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data import Encoded, collate
+from ..errors import CofituneError
+from ..models.head import response_logits, select_positions
+from ..models.mode import evaluation_mode
+from ..regions import Region
+from .workbench import Workbench
+
+ROWS, BATCH, PROMPT_TOKENS = 32, 8, 16
+Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
+
+
+def make_prior(name: str, bench: Workbench) -> Prior:
+    """A function of regions and their learning rates that gives each a number, larger for those to try first."""
+    priors = {"gradient": first_order_gain, "kl": gain_minus_kl, "spectrum": spare_rank}
+    if name not in priors:
+        raise CofituneError(f"Unknown prior {name!r}; known are {', '.join(priors)}.")
+    return lambda regions, rates: priors[name](bench, regions, rates)
+
+
+def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
+    """rate * sum |dL/dw| over the region, in nats per response token: to first order, what one step of Adam, whose
+    elements are about the rate long, takes off the loss. One backward through the whole model on 32 training rows."""
+    model, sums = bench.model, {}
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+    def add(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            sums[name] = sums.get(name, 0.0) + parameter.grad.float().abs().sum().item()
+            parameter.grad = None  # never more than one gradient at a time
+
+        return hook
+
+    handles = [parameter.register_post_accumulate_grad_hook(add(name)) for name, parameter in model.named_parameters()]
+    groups = _batches(bench)
+    try:
+        with evaluation_mode(model):
+            for rows in groups:
+                _loss(bench, rows).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    return [rate * sum(sums[name] for name, _ in region.parameters(model)) / len(groups)
+            for region, rate in zip(regions, rates, strict=True)]
+
+
+def gain_minus_kl(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
+    """What some steps along the sign of the gradient take off the loss, less the KL divergence from the base's
+    next-token distributions that they cause at the end of the prompts; both in nats per token, on 32 training rows."""
+    groups = _batches(bench)
+    with torch.no_grad(), evaluation_mode(bench.model):
+        before = [(_loss(bench, rows).item(), _prompt_log_probabilities(bench, rows)) for rows in groups]
+    return [_gain_minus_kl(bench, region, rate, groups, before) for region, rate in zip(regions, rates, strict=True)]
+
+
+def _gain_minus_kl(
+    bench: Workbench, region: Region, rate: float, groups: list[list[Encoded]], before: list[tuple[float, Tensor]]
+) -> float:
+    with bench.trial(region), evaluation_mode(bench.model):
+        trained = [parameter for _, parameter in region.apply(bench.model)]
+        for rows in groups:
+            gradients = torch.autograd.grad(_loss(bench, rows), trained)
+            with torch.no_grad():
+                for parameter, gradient in zip(trained, gradients, strict=True):
+                    parameter.sub_(rate * gradient.sign())
+        value = 0.0
+        with torch.no_grad():
+            for rows, (loss, base) in zip(groups, before, strict=True):
+                now = _prompt_log_probabilities(bench, rows)
+                divergence = torch.nn.functional.kl_div(now, base, reduction="batchmean", log_target=True)
+                value += loss - _loss(bench, rows).item() - divergence.item()
+    return value / len(groups)
+
+
+def spare_rank(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
+    """1 - effective rank / full rank, the mean over the region's matrices: how much of them the base leaves unused. The
+    effective rank is the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
+    known: dict[str, float] = {}
+
+    def spare(name: str, weight: Tensor) -> float:
+        if name not in known:
+            values = torch.linalg.svdvals(weight.detach().float())
+            shares = values / values.sum()
+            known[name] = 1 - torch.special.entr(shares).sum().exp().item() / len(values)
+        return known[name]
+
+    result = []
+    for region in regions:
+        spares = [spare(name, weight) for name, weight in region.parameters(bench.model) if weight.dim() == 2]
+        result.append(sum(spares) / len(spares))
+    return result
+
+
+def _batches(bench: Workbench) -> list[list[Encoded]]:
+    rows = sorted(bench.train_rows[:ROWS], key=lambda row: len(row.input_ids))
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+
+def _loss(bench: Workbench, rows: Sequence[Encoded]) -> Tensor:
+    logits, targets = response_logits(bench.model, _on_device(bench, rows))
+    return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device))
+
+
+def _prompt_log_probabilities(bench: Workbench, rows: Sequence[Encoded]) -> Tensor:
+    """float32 [positions, vocabulary] after the last tokens of each prompt."""
+    batch = _on_device(bench, rows)
+    prompt = (batch["attention_mask"] == 1) & (batch.pop("labels") < 0)
+    chosen = prompt & (prompt.flip(1).cumsum(1).flip(1) <= PROMPT_TOKENS)
+    with select_positions(bench.model, chosen):
+        logits = bench.model(**batch, use_cache=False).logits
+    return logits.flatten(0, -2).float().log_softmax(-1)
+
+
+def _on_device(bench: Workbench, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    device = bench.model.get_input_embeddings().weight.device
+    return {name: tensor.to(device) for name, tensor in collate(rows, bench.pad_token_id).items()}

@@ -1,0 +1,45 @@
+"""What a process needs to try regions: as plain data, so that it can be sent to another process or machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..models import load_model
+from ..training import MemorySettings
+from .workbench import TrialData, Workbench
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """The base, the data and how nodes are trained.
+
+    model: arguments of `load_model`, `path` among them. training: of transformers.TrainingArguments, for every node.
+    output: the folder of the search; nodes keep their checkpoints in `nodes/ID` there. checkpoint_minutes: a node
+    that trains longer leaves a checkpoint that often.
+    """
+
+    model: Mapping[str, Any]
+    data: TrialData
+    training: Mapping[str, Any]
+    output: str
+    storage: str = "auto"
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    checkpoint_minutes: float = 5.0
+
+    def workbench(self) -> Workbench:
+        options = dict(self.model)
+        return Workbench(load_model(options.pop("path"), **options), self.data)
+
+    def node_folder(self, node: str) -> Path:
+        return Path(self.output) / "nodes" / node
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrialSetup:
+        return cls(**{**values, "data": TrialData(**values["data"]), "memory": MemorySettings(**values["memory"])})

@@ -1,0 +1,222 @@
+"""The search on made-up scores: what it tries, drops and chooses, its budget, and that finished work stays finished."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from stub_trials import StubExecutor
+
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.models import load_model
+from cofitune_fast.search import Budget, Journal, Search, SearchSettings, named_strategy, node_rate, space_levels
+from cofitune_fast.trials import TrialData, TrialSetup, Workbench
+
+LEVELS = space_levels([
+    {"name": "broad", "layers": ["0-1", "1-2", "2-3"], "roles": ["attn.q+attn.v", "ffn.up+ffn.down"]},
+    {"name": "narrow", "layers": "halves"},
+    {"name": "projection", "roles": "each"},
+])
+# up+down of 2-3 is best, of it layer 3, of that the up projection is as good as both
+SPEC = {"ffn.up+ffn.down@2-3": 0.7, "ffn.up+ffn.down@1-2": 0.6, "ffn.up+ffn.down@3": 0.8, "ffn.up+ffn.down@2": 0.5,
+        "ffn.up@3": 0.8, "ffn.down@3": 0.6}
+FIRST = ["attn.q+attn.v@0-1", "ffn.up+ffn.down@0-1", "attn.q+attn.v@1-2", "ffn.up+ffn.down@1-2", "attn.q+attn.v@2-3",
+         "ffn.up+ffn.down@2-3"]
+
+
+@pytest.fixture
+def make(tiny_run, tmp_path):
+    bench = Workbench(load_model(tiny_run["model"]), TrialData(
+        **{part: tiny_run[f"data.{part}"] for part in ("train", "valid", "test")},
+        **{f"versatility_{part}": tiny_run[f"versatility.{part}"] for part in ("valid", "test")}))
+
+    def build(executor, strategy="greedy", folder="run", observer=None, prior=None, changes=None, **settings):
+        output = tmp_path / folder
+        setup = TrialSetup({"path": tiny_run["model"]}, bench.data,
+                           {"learning_rate": 1e-3, "max_steps": 4, "per_device_train_batch_size": 8}, str(output))
+        search = Search(bench, setup, SearchSettings(
+            LEVELS, strategy=named_strategy(strategy, **(changes or {})), **settings), executor, observer, prior)
+        return search, Journal(output, {"seed": 1})
+
+    return build
+
+
+def run(make, executor, *args, **kwargs):
+    search, journal = make(executor, *args, **kwargs)
+    with journal:
+        return search.run(journal)
+
+
+def regions(executor):
+    return [region for region, _ in executor.done]
+
+
+def test_greedy_tries_every_child_of_the_best_of_a_level(make):
+    executor = StubExecutor(SPEC)
+    result = run(make, executor)
+    assert regions(executor) == [None, *FIRST, "ffn.up+ffn.down@2", "ffn.up+ffn.down@3", "ffn.up@3", "ffn.down@3"]
+    assert result.chosen.region == "ffn.up@3"  # as good as both projections, and smaller
+    assert result.choice.best == next(node.id for node in result.nodes if node.region == "ffn.up+ffn.down@3")
+    assert [node.region for node in result.nodes if node.best_of_level] == [
+        "ffn.up+ffn.down@2-3", "ffn.up+ffn.down@3", "ffn.up@3"]
+    assert all(node.fraction == 1.0 and node.dropped is None for node in result.nodes)
+
+
+def test_exhaustive_refines_every_node_and_tries_a_region_once(make):
+    executor = StubExecutor(SPEC)
+    run(make, executor, "exhaustive")
+    tried = regions(executor)[1:]
+    assert len(tried) == len(set(tried)) == 6 + 8 + 16  # three pairs of layers, four single ones, each of two roles
+    assert {"attn.q@0", "ffn.down@3", "attn.v@1"} <= set(tried)
+
+
+def test_racing_drops_what_is_behind_and_keeps_the_rest_running(make):
+    executor = StubExecutor(SPEC)
+    result = run(make, executor, "racing")
+    quarter = [region for region, end in executor.done if end == 0.25]
+    assert quarter[:6] == FIRST
+    half = [region for region, end in executor.done if end == 0.5]
+    assert set(half) < set(quarter) and "attn.q+attn.v@0-1" not in half and "ffn.up+ffn.down@2-3" in half
+    assert result.chosen.region == "ffn.up@3"
+    dropped = {node.region: node for node in result.nodes if node.dropped}
+    assert "at 25 % of its training behind ffn.up+ffn.down@2-3 by" in dropped["attn.q+attn.v@0-1"].dropped
+    assert all(node.fraction < 1.0 for node in dropped.values() if "25 %" in node.dropped)
+
+
+def test_a_child_that_is_worse_than_its_parent_is_dropped_and_the_parent_refined(make):
+    spec = {"ffn.up+ffn.down@2-3": 0.8, "ffn.up+ffn.down@2": 0.3, "ffn.up+ffn.down@3": 0.3, "ffn.up@2-3": 0.85}
+    executor = StubExecutor(spec)
+    result = run(make, executor, "racing")
+    assert ("ffn.up@2-3", 1.0) in executor.done and ("ffn.up+ffn.down@3", 0.5) not in executor.done
+    assert result.chosen.region == "ffn.up@2-3"
+
+
+def test_a_beam_refines_several(make):
+    executor = StubExecutor(SPEC)
+    run(make, executor, "greedy", changes={"beam": 2})
+    # up+down of 2-3 and of 1-2 are refined; layer 2 is a child of both and is tried once
+    assert regions(executor)[7:10] == ["ffn.up+ffn.down@2", "ffn.up+ffn.down@3", "ffn.up+ffn.down@1"]
+
+
+def test_learning_rates_follow_the_size(make):
+    rates = {node.region: node.learning_rate for node in run(make, StubExecutor(SPEC)).nodes}
+    assert rates["ffn.up+ffn.down@2"] == pytest.approx(1e-3)  # a quarter of the layers
+    assert rates["ffn.up+ffn.down@2-3"] == pytest.approx(1e-3 / 2**0.5)
+    assert rates["ffn.up@3"] == pytest.approx(1e-3 * 2**0.5) == pytest.approx(node_rate(1e-3, 1, 2))
+    fixed = run(make, StubExecutor(SPEC), folder="fixed", learning_rate="fixed").nodes
+    assert {node.learning_rate for node in fixed} == {1e-3}
+
+
+def test_the_first_level_may_try_several_rates_and_the_winners_is_inherited(make):
+    result = run(make, StubExecutor(SPEC), rate_factors=(0.5, 2.0))
+    first = [node for node in result.nodes if node.level == 0]
+    assert len(first) == 12 and len({node.id for node in first}) == 12
+    winner = next(node for node in first if node.best_of_level)
+    below = [node for node in result.nodes if node.level > 0]
+    assert below and all(node.rate_factor == winner.rate_factor for node in below)
+
+
+def test_a_prior_orders_and_prunes(make, tmp_path):
+    asked = []
+
+    def prior(found, rates):
+        asked.append(len(found))
+        return [float(str(region).startswith("ffn")) for region in found]
+
+    executor = StubExecutor(SPEC)
+    run(make, executor, prior=prior, prior_keep=0.5)
+    assert regions(executor)[1:4] == ["ffn.up+ffn.down@0-1", "ffn.up+ffn.down@1-2", "ffn.up+ffn.down@2-3"]
+    assert asked[0] == 6
+    again = StubExecutor(SPEC)
+    run(make, again, prior=lambda *_: pytest.fail("it stands in the journal"), prior_keep=0.5)
+    assert again.done == []
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "racing"])
+@pytest.mark.parametrize("stop_after", [0, 1, 4, 7, 9])
+def test_a_search_broken_off_anywhere_resumes_to_the_same_result(make, tmp_path, strategy, stop_after):
+    whole = run(make, StubExecutor(SPEC), strategy, "whole")
+    first, second = StubExecutor(SPEC, stop_after), StubExecutor(SPEC)
+    with pytest.raises(KeyboardInterrupt):
+        run(make, first, strategy, "broken")
+    resumed = run(make, second, strategy, "broken")
+    done = [*first.done, *second.done]
+    assert len(done) == len(set(done))
+    assert resumed.to_dict() == whole.to_dict()
+    assert (tmp_path / "broken" / "journal.jsonl").read_text() == (tmp_path / "whole" / "journal.jsonl").read_text()
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(make, tmp_path):
+    whole = run(make, StubExecutor(SPEC))
+    path = tmp_path / "run" / "journal.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    again = StubExecutor(SPEC)
+    assert run(make, again).to_dict() == whole.to_dict()
+    assert regions(again) == ["ffn.down@3"] and path.read_bytes() == content
+
+
+def test_a_budget_in_tokens(make):
+    executor = StubExecutor(SPEC)
+    search, journal = make(executor)
+    with journal:
+        tokens = round(search.work.tokens * search.work.epochs)
+    result = run(make, executor, folder="other", budget=Budget(3.5 * tokens, "tokens"))
+    assert len(result.nodes) == 3 and not result.to_dict()["complete"]
+    assert "the budget of" in result.stopped and "would need" in result.stopped
+    more = StubExecutor(SPEC)
+    assert run(make, more, folder="other").to_dict()["complete"]  # a larger budget goes on
+    assert regions(more)[0] == FIRST[3]
+
+
+def test_a_budget_in_hours_ends_the_search_when_it_is_spent(make):
+    executor = StubExecutor(SPEC, seconds=1200.0)
+    result = run(make, executor, budget=Budget.parse("1.2h"))
+    assert 1 <= len(result.nodes) <= 3 and "1.2 hours" in result.stopped
+
+
+def test_a_budget_in_full_fine_tunings(make):
+    executor = StubExecutor(SPEC)
+    result = run(make, executor, "racing", budget=Budget.parse("3 full-sft"))
+    assert result.cost["full_sft"] <= 3
+    assert result.to_dict()["choice"]["fraction"] <= 1.0
+
+
+def test_a_budget_below_one_node(make):
+    with pytest.raises(CofituneError, match=r"The search ended before its first node: the budget of 1 training tokens"):
+        run(make, StubExecutor(SPEC), budget=Budget(1, "tokens"))
+
+
+def test_what_stands_in_search_json(make):
+    content = json.loads(json.dumps(run(make, StubExecutor(SPEC), "racing").to_dict()))
+    assert content["strategy"] == "racing" and content["split"] == "valid" and content["complete"]
+    nodes = {node["id"]: node for node in content["nodes"]}
+    best = nodes[content["choice"]["best"]]
+    assert best["behind"] is None and best["tied"]
+    for node in nodes.values():
+        assert node["difference"]["low"] <= node["difference"]["value"] <= node["difference"]["high"]
+        assert node["difference"]["value"] == pytest.approx(node["uni"] - content["base"]["uni"])
+        assert node["full_sft"] == pytest.approx(sum(rung["full_sft"] for rung in node["rungs"]))
+        assert [rung["fraction"] for rung in node["rungs"]] == [0.25, 0.5, 1.0][: len(node["rungs"])]
+    assert content["cost"]["full_sft"] > sum(node["full_sft"] for node in nodes.values())
+    assert "trains fewer parameters" in content["choice"]["sentence"]
+    assert content["choice"]["comparisons"] == sum(node["fraction"] == 1.0 for node in nodes.values()) - 1
+
+
+class Recorder:
+    def __init__(self):
+        self.events = []
+
+    def __getattr__(self, name):
+        return lambda *values: self.events.append((name, *values))
+
+
+def test_an_observer_is_told_everything_in_order(make):
+    observer = Recorder()
+    run(make, StubExecutor(SPEC), "racing", observer=observer)
+    names = [event[0] for event in observer.events]
+    assert names[:3] == ["note", "note", "level"] and names[3:5] == ["rung", "start"]
+    assert names[-2:] == ["chosen", "remaining"] and observer.events[-1][1] == 0.0
+    assert names.count("start") == names.count("finish") and names.count("drop") > 0
+    best = [event[2].region for event in observer.events if event[0] == "finish"]
+    assert best[-1].startswith("ffn.up")
