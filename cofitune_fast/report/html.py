@@ -12,14 +12,17 @@ from ..errors import CofituneError
 from ..files import writable_folder, write_json, write_text
 from .canvas import INSTALL, inline_svg, require_matplotlib, save_png, style
 from .layers import importance_layers
-from .numbers import byte_size, count, duration, finite, percent, score, score_with_error
+from .numbers import byte_size, count, duration, finite, percent, score
 from .palette import css_variables, method_styles
-from .scatter import search_plane, tradeoff, uni_bars
+from .scatter import tradeoff, uni_bars
 from .schema import GROUPS, checked, plain_json, read_report
-from .sentences import headline, search_sentence
+from .search_cost import search_cost
+from .search_plane import search_plane
+from .search_view import search_headline, search_view
+from .sentences import headline
 from .tables import FOOTNOTE, TITLES, detail_rows, method_rows
 from .tree import search_tree
-from .verdict import searched_on_report_split, share
+from .verdict import searched_on_report_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,16 +31,18 @@ PICTURES = {  # name of the PNG: (drawing, what a reader who cannot see it is to
     "tradeoff": (tradeoff, "Speciality against versatility of every method, with error bars"),
     "uni_bars": (uni_bars, "Uni of every method, split into speciality and versatility"),
     "search_tree": (search_tree, "The tree of searched regions with the Uni of each"),
-    "search_plane": (search_plane, "Speciality against versatility of every searched region"),
+    "search_plane": (search_plane, "Speciality against versatility of every searched region, with the Pareto front"),
+    "search_cost": (search_cost, "The cost of every searched region, rung by rung"),
     "importance": (importance_layers, "Importance of FFN units and attention heads by layer"),
 }
 
 
 def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dict[str, Any]:
-    """Make report.html and its pictures from a report, given as a dictionary or as the path of a report.json.
+    """Make report.html and its pictures from a report, given as a dictionary or as the path that `read_report` takes.
 
     Returns the paths: {"html": Path, "json": Path, "png": [Path, …]}. The JSON is a copy of the report (NaN as null),
-    unless the report already lies in `folder`. A picture without data is left out. Every file is complete or absent.
+    unless the report already lies in `folder`; that of a search alone, without methods, is called search.json.
+    A picture without data is left out. Every file is complete or absent.
 
     Raises:
         CofituneError: the report is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
@@ -46,8 +51,8 @@ def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dic
     raw = checked(report) if source is None else read_report(source)
     require_matplotlib()
     folder = writable_folder(folder)
-    target = folder / "report.json"
-    if source is None or source.resolve() != target.resolve():
+    target = folder / ("search.json" if _search_alone(raw) else "report.json")
+    if source is None or target.resolve() not in (source.resolve(), (source / target.name).resolve()):
         write_json(target, plain_json(raw))
     drawings: dict[str, str] = {}
     written: list[Path] = []
@@ -67,13 +72,16 @@ def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dic
 def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
     """The page of a checked report; `drawings` are finished `<svg>` elements by picture name."""
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError:
         raise CofituneError(f"The report's page needs jinja2; install it with: {INSTALL}") from None
     files = resources.files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"duration": duration, "percent": percent, "count": count, "score": score}
-    template = environment.from_string(files.joinpath("template.html.j2").read_text(encoding="utf-8"))
+    template = environment.get_template("template.html.j2")
     light, dark = css_variables()
     styles = method_styles([method["name"] for method in report["methods"]])
     return template.render(
@@ -81,7 +89,7 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         css=files.joinpath("style.css").read_text(encoding="utf-8"),
         light=light,
         dark=dark,
-        headline=headline(report),
+        headline=search_headline(report["search"]) if _search_alone(report) else headline(report),
         created=_readable_date(report["created"]),
         drawings=dict.fromkeys(PICTURES, "") | drawings,
         titles=TITLES,
@@ -91,30 +99,14 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         footnote=FOOTNOTE,
         details=detail_rows(report),
         failed=[check for check in report["checks"] if not check["passed"]],
-        search_rows=_search_rows(report),
-        choice=search_sentence(report["search"]) if report["search"] else "",
+        search=search_view(report),
         same_split=bool(report["search"]) and searched_on_report_split(report),
         facts=_facts(report),
     )
 
 
-def _search_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    search = report["search"]
-    return [
-        {
-            "level": node["level_name"],
-            "label": node["label"],
-            "region": node["region"],
-            "trained": percent(share(node["trained_parameters"], report["base"]["parameters"])),
-            "spec": score_with_error(node["spec"], node["spec_se"]),
-            "vers": score_with_error(node["vers"], node["vers_se"]),
-            "uni": score_with_error(node["uni"], node["uni_se"]),
-            "seconds": duration(node["seconds"]),
-            "best": node["best_of_level"],
-            "chosen": node["id"] == search["chosen"],
-        }
-        for node in (search["nodes"] if search else [])
-    ]
+def _search_alone(report: dict[str, Any]) -> bool:
+    return bool(report["search"]) and not report["methods"]
 
 
 def _readable_date(text: str) -> str:

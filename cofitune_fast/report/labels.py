@@ -31,28 +31,31 @@ class Labels:
         self.bars: list[Bbox] = []
         self.texts: list[Bbox] = []
 
-    def keep_free(self, entry: dict[str, Any]) -> None:
-        """No text over this entry's marker, nor over its error bars if it can be helped."""
+    def keep_free(self, entry: dict[str, Any], width: float = 1.0) -> None:
+        """No text over this entry's marker, nor, if it can be helped, over its bars of `width` standard errors."""
         from matplotlib.transforms import Bbox
 
         x, y = self.axes.transData.transform((entry["spec"], entry["vers"]))
         reach = 5 * self.point
         self.markers.append(Bbox([[x - reach, y - reach], [x + reach, y + reach]]))
         x, y = entry["spec"], entry["vers"]
-        for dx, dy in ((error_bar(entry, "spec") or 0, 0), (0, error_bar(entry, "vers") or 0)):
+        for dx, dy in ((width * (error_bar(entry, "spec") or 0), 0), (0, width * (error_bar(entry, "vers") or 0))):
             ends = self.axes.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
             self.bars.append(Bbox(ends).padded(self.point))
 
-    def keep_free_line(self, y: float) -> None:
-        """No further text over the horizontal line at y if it can be helped."""
+    def keep_free_line(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """No further text over this level or upright line, in data coordinates, if it can be helped."""
         from matplotlib.transforms import Bbox
 
-        ends = self.axes.transData.transform([(x, y) for x in self.axes.get_xlim()])
-        self.bars.append(Bbox(ends).padded(self.point))
+        self.bars.append(Bbox(self.axes.transData.transform([start, end])).padded(self.point))
 
-    def name_point(self, entry: dict[str, Any], name: str, color: str) -> None:
-        places = [(dx * r, dy * r, ha, va) for r in (1, 1.7, 2.6, 3.6) for dx, dy, ha, va in self.NEAR]
-        self.write(name, (entry["spec"], entry["vers"]), places, fontsize=8.5, color=color, fontweight="bold", zorder=5)
+    def name_point(
+        self, entry: dict[str, Any], name: str, color: str, *, optional: bool = False, fontsize: float = 8.5
+    ) -> None:
+        reach = (1, 1.7) if optional else (1, 1.7, 2.6, 3.6)
+        places = [(dx * r, dy * r, ha, va) for r in reach for dx, dy, ha, va in self.NEAR]
+        look = {"fontsize": fontsize, "color": color, "fontweight": "bold", "zorder": 5}
+        self.write(name, (entry["spec"], entry["vers"]), places, optional=optional, **look)
 
     def write(
         self, text: str, at: tuple[float, float], places: list[tuple[float, float, str, str]], *,

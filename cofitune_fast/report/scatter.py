@@ -1,14 +1,14 @@
-"""Pictures of the scores: the Spec-Vers plane of the methods, that of the search, and the Uni bars."""
+"""Pictures of the methods' scores: their Spec-Vers plane and the Uni bars."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from .canvas import new_figure
 from .labels import Labels, error_bar
-from .numbers import finite, score, shorten
+from .numbers import score, shorten
 from .palette import LIGHT, method_styles
+from .plane import LABEL, iso_uni, limits, name_axes, plottable
 from .schema import BASE
 from .verdict import searched_on_report_split
 
@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABEL = 30  # signs of a method's name that fit into a picture
-LEVEL_LOOKS = (("^", "step3"), ("o", "step4"), ("s", "step6"), ("D", "muted"))  # of the search's levels
 
 
 def tradeoff(report: dict[str, Any]) -> Figure | None:
     """Spec to the right, Vers upward; error bars of one standard error; dotted lines of equal Uni."""
-    points = _plottable(report["methods"])
+    points = plottable(report["methods"])
     if not points:
         return None
     figure = new_figure(6.2, 4.3)
     axes = figure.add_axes((0.1, 0.125, 0.885, 0.86))
-    nodes = _plottable(report["search"]["nodes"]) if searched_on_report_split(report) else []
-    _limits(axes, points + nodes)
-    _name_axes(axes, report["split"].get("report"))
+    nodes = plottable(report["search"]["nodes"]) if searched_on_report_split(report) else []
+    limits(axes, points + nodes)
+    name_axes(axes, report["split"].get("report"))
     if nodes:
         x, y = ([node[key] for node in nodes] for key in ("spec", "vers"))
         axes.scatter(x, y, s=9, color=LIGHT["muted"], alpha=0.45, lw=0)
@@ -46,50 +44,13 @@ def tradeoff(report: dict[str, Any]) -> Figure | None:
     for point in points:
         labels.name_point(point, shorten(point["name"], LABEL), styles[point["name"]].light)
     _base_line(axes, labels, points)
-    _iso_uni(axes, labels)
-    return figure
-
-
-def search_plane(report: dict[str, Any]) -> Figure | None:
-    """The search's nodes in their own plane, as they are scored on another split than the methods."""
-    search = report["search"]
-    nodes = _plottable(search["nodes"]) if search else []
-    if len(nodes) < 2:
-        return None
-    figure = new_figure(6.2, 4.1)
-    axes = figure.add_axes((0.1, 0.132, 0.885, 0.79))
-    _limits(axes, nodes)
-    _name_axes(axes, search["split"])
-    labels = Labels(figure, axes)
-    levels = sorted({node["level"] for node in nodes})
-    for rank, level in enumerate(levels):
-        group = [node for node in nodes if node["level"] == level]
-        marker, color = LEVEL_LOOKS[min(rank, len(LEVEL_LOOKS) - 1)]
-        for node in group:
-            labels.keep_free(node)
-            axes.errorbar(
-                node["spec"], node["vers"], xerr=error_bar(node, "spec"), yerr=error_bar(node, "vers"), fmt=marker,
-                ms=6, color=LIGHT[color], mec=LIGHT["surface"], mew=0.6, elinewidth=0.6, alpha=0.9, zorder=2,
-            )  # fmt: skip
-        axes.plot(
-            [], [], marker, ms=6, color=LIGHT[color], label=shorten(group[0]["level_name"], 72 // (len(levels) + 1))
-        )
-    chosen = next((node for node in nodes if node["id"] == search["chosen"]), None)
-    if chosen:
-        ring = {"color": LIGHT["accent"], "mfc": "none", "mew": 1.8, "zorder": 4, "ls": ""}
-        axes.plot(chosen["spec"], chosen["vers"], "o", ms=13, **ring)
-        axes.plot([], [], "o", ms=8, label="chosen", **ring)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=8, fontsize=8, frameon=False, handletextpad=0.2,
-        columnspacing=1.4,
-    )  # fmt: skip
-    _iso_uni(axes, labels)
+    iso_uni(axes, labels)
     return figure
 
 
 def uni_bars(report: dict[str, Any]) -> Figure | None:
     """Spec and Vers stacked to Uni, one bar a method, in the report's order; the whisker is Uni's standard error."""
-    rows = _plottable(report["methods"])
+    rows = plottable(report["methods"])
     if not rows:
         return None
     styles = method_styles([method["name"] for method in report["methods"]])
@@ -127,41 +88,6 @@ def _longest(rows: list[dict[str, Any]]) -> float:
     return max(row["spec"] + row["vers"] + (error_bar(row, "uni") or 0) for row in rows) or 1.0
 
 
-def _plottable(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if finite(entry["spec"]) and finite(entry["vers"])]
-
-
-def _limits(axes: Axes, points: list[dict[str, Any]]) -> None:
-    """Room for all error bars and labels; never narrower than 0.04, so that noise does not look like an effect."""
-    for key, setter in (("spec", axes.set_xlim), ("vers", axes.set_ylim)):
-        low = min(point[key] - (error_bar(point, key) or 0) for point in points)
-        high = max(point[key] + (error_bar(point, key) or 0) for point in points)
-        pad = max(0.13 * (high - low), (0.04 - (high - low)) / 2, 0.004)
-        setter(low - pad, high + pad)
-
-
-def _name_axes(axes: Axes, split: str | None) -> None:
-    where = f" ({shorten(str(split), LABEL)} split)" if split else ""
-    axes.set_xlabel(f"Spec: speciality{where}")
-    axes.set_ylabel(f"Vers: versatility{where}")
-
-
-def _iso_uni(axes: Axes, labels: Labels) -> None:
-    """Some seven lines Vers = Uni − Spec, each named where it leaves the plane, if there is room."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    step = _round_step((right + top - left - bottom) / 7)
-    digits = max(0, -math.floor(math.log10(step)))
-    for index in range(math.ceil((left + bottom) / step), math.floor((right + top) / step) + 1):
-        uni = index * step
-        start, end = max(left, uni - top), min(right, uni - bottom)
-        axes.plot([start, end], [uni - start, uni - end], color=LIGHT["line"], lw=0.8, ls=(0, (1, 2.5)), zorder=0)
-        # A line that leaves at the right is named left of its end, one that leaves at the bottom right of it.
-        offset, ha = ((-3, 4), "right") if end >= right else ((4, 4), "left")
-        place = [(*offset, ha, "bottom")]
-        look = {"fontsize": 6.5, "color": LIGHT["muted"]}
-        labels.write(f"Uni {uni:.{digits}f}", (end, uni - end), place, optional=True, **look)
-
-
 def _base_line(axes: Axes, labels: Labels, points: list[dict[str, Any]]) -> None:
     base = next((point for point in points if point["name"] == BASE), None)
     if base:
@@ -172,10 +98,4 @@ def _base_line(axes: Axes, labels: Labels, points: list[dict[str, Any]]) -> None
         middle = (base["spec"] + far) / 2
         places = [(dx, dy, "center", "bottom" if dy > 0 else "top") for dx in (0, -60, 60) for dy in (3, -3)]
         labels.write("the base's versatility", (middle, base["vers"]), places, fontsize=7, color=LIGHT["muted"])
-        labels.keep_free_line(base["vers"])
-
-
-def _round_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 × 10^k that is not below `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+        labels.keep_free_line(*((x, base["vers"]) for x in axes.get_xlim()))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CofituneError
 from .numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
-from .schema import BASE, SCORES, checked
+from .schema import BASE, checked
+from .shapes import SCORES
 from .verdict import best, share
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""The search as a drawn tree: levels from left to right, colour by Uni, the chosen path in front."""
+"""The search as a drawn tree: levels from left to right, colour by Uni, the chosen path in front.
+
+Nodes that were dropped are pale; a bar at the foot of a box shows how much of its training the node got.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def search_tree(report: dict[str, Any]) -> Figure | None:
             _edge(axes, start, (x, y), node["id"] in path)
     if origin:
         axes.plot(*start, "o", ms=6, color=LIGHT["accent"] if path else LIGHT["muted"], zorder=3)
-    scores = [node["uni"] for node in nodes if finite(node["uni"])]
+    scores = [node["uni"] for node in nodes if finite(node["uni"]) and not node["dropped"]]
     for node in nodes:
         edge = 2.4 if node["id"] == search["chosen"] else 1.7 if node["id"] in path else 0.0
         trained = share(node["trained_parameters"], report["base"]["parameters"])
@@ -111,20 +114,26 @@ def _box(
     from matplotlib.patches import FancyBboxPatch
 
     x, y = corner
-    known = finite(node["uni"])
-    step = step_of(node["uni"], min(scores), max(scores)) if known else 0
-    fill, ink = (LIGHT[f"step{step}"], LIGHT[f"ink{step}"]) if known else (LIGHT["surface"], LIGHT["muted"])
+    known, dropped = finite(node["uni"]), bool(node["dropped"])
+    colored = known and not dropped
+    step = step_of(node["uni"], min(scores), max(scores)) if colored else 0
+    fill, ink = (LIGHT[f"step{step}"], LIGHT[f"ink{step}"]) if colored else (LIGHT["surface"], LIGHT["muted"])
     edge, line = (LIGHT["accent"], accent) if accent else (LIGHT["line"], 0.8)
     axes.add_patch(FancyBboxPatch(
         (x, y - BOX_HEIGHT / 2), BOX_WIDTH, BOX_HEIGHT, boxstyle="round,pad=0,rounding_size=0.07", fc=fill, ec=edge,
-        lw=line, ls="-" if known else (0, (3, 2)), zorder=4,
+        lw=line, ls="-" if colored else (0, (3, 2)), zorder=4, gid="dropped" if dropped else None,
     ))  # fmt: skip
-    left = x + 0.10
+    left, right = x + 0.10, x + BOX_WIDTH - 0.10
     text = {"color": ink, "va": "center", "zorder": 5}
-    axes.text(left, y - 0.17, shorten(node["label"], LABEL), fontsize=8, fontweight="bold", **text)
+    axes.text(left, y - 0.18, shorten(node["label"], LABEL), fontsize=8, fontweight="bold", **text)
     second = node["region"] if node["region"] and node["region"] != node["label"] else ""
-    axes.text(left, y + 0.005, shorten(second, LABEL + 3), fontsize=7, **text)
+    axes.text(left, y - 0.01, shorten(second, LABEL + 3), fontsize=7, **text)
     error = f" ± {node['uni_se']:.3f}" if known and finite(node["uni_se"]) else ""
-    axes.text(left, y + 0.18, f"Uni {score(node['uni'])}{error}" if known else "no score", fontsize=8, **text)
-    if finite(trained):
-        axes.text(x + BOX_WIDTH - 0.10, y + 0.18, percent(trained), fontsize=7, ha="right", **text)
+    axes.text(left, y + 0.155, f"Uni {score(node['uni'])}{error}" if known else "no score", fontsize=8, **text)
+    corner_text = f"out at {percent(node['fraction'])}" if dropped else percent(trained) if finite(trained) else ""
+    axes.text(right, y + 0.155, corner_text, fontsize=7, ha="right", **text)
+    if node["rungs"]:
+        level = y + BOX_HEIGHT / 2 - 0.045
+        axes.plot([left, right], [level] * 2, lw=2, color=ink, alpha=0.2, zorder=5, solid_capstyle="butt")
+        reached = left + node["fraction"] * (right - left)
+        axes.plot([left, reached], [level] * 2, lw=2, color=ink, zorder=6, solid_capstyle="butt", gid="rung")

@@ -64,3 +64,66 @@ def synthetic_report(**more) -> dict:
         "environment": {"cpu": "made-up", "cores": 2, "memory_bytes": 16 * 2**30, "gpu": None, "torch": "9.9"},
         "notes": ["One seed only."],
     } | more  # fmt: skip
+
+
+def racing_search(**more) -> dict:
+    """A search as races write it: three levels, rungs of 0.25, 0.5 and 1, nodes dropped at the first two."""
+    plan = [  # id, parent, level, what, layers, Spec, Vers, share of its training
+        ("a", None, 0, "attn q+k+v", "0%-50%", 0.271, 0.603, 0.25),
+        ("b", None, 0, "ffn up+down", "0%-50%", 0.352, 0.561, 0.5),
+        ("c", None, 0, "attn q+k+v", "25%-75%", 0.291, 0.606, 0.25),
+        ("d", None, 0, "ffn up+down", "25%-75%", 0.372, 0.592, 1.0),
+        ("e", None, 0, "attn q+k+v", "50%-100%", 0.302, 0.598, 0.5),
+        ("f", None, 0, "ffn up+down", "50%-100%", 0.381, 0.574, 1.0),
+        ("g", "d", 1, "ffn up+down", "25%-50%", 0.344, 0.601, 1.0),
+        ("h", "d", 1, "ffn up+down", "50%-75%", 0.366, 0.603, 1.0),
+        ("i", "h", 2, "ffn up", "50%-75%", 0.331, 0.608, 0.5),
+        ("j", "h", 2, "ffn down", "50%-75%", 0.362, 0.604, 1.0),
+    ]  # fmt: skip
+    names = ("broad range × module", "narrow range", "projection")
+    nodes = []
+    for key, parent, level, roles, layers, spec, vers, fraction in plan:
+        ends = [end for end in (0.25, 0.5, 1.0) if end <= fraction]
+        parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+        rungs = [{"fraction": end, "seconds": 240 * part + 6, "tokens": round(90_000 * part), "flops": 4e13 * part,
+                  "full_sft": 0.32 * part, **_scores(spec - 0.06 * (fraction - end), vers)}
+                 for end, part in zip(ends, parts, strict=True)]  # fmt: skip
+        total = {name: sum(rung[name] for rung in rungs) for name in ("seconds", "tokens", "flops", "full_sft")}
+        uni = spec + vers
+        dropped = None if fraction == 1 else f"at {fraction:.0%} of its training behind d by 0.070 ± 0.020"
+        behind = {"value": 0.969 - uni, "se": 0.009, "low": 0.951 - uni, "high": 0.987 - uni}
+        nodes.append({
+            "id": key, "parent": parent, "level": level, "level_name": names[level], "label": f"{roles} {layers}",
+            "region": "+".join(f"{roles.split()[0]}.{part}" for part in roles.split()[1].split("+")) + f"@{layers}",
+            "learning_rate": 4e-4 if "attn" in roles else 2e-4, "trained_parameters": 26_000_000 >> level, **total,
+            "fraction": fraction, "dropped": dropped, "best_of_level": key in "dhj", "tied": key in "hj",
+            "difference": {"value": uni - 0.723, "se": 0.018, "low": uni - 0.758, "high": uni - 0.688},
+            "behind": None if key == "h" else behind, "rungs": rungs, **_scores(spec, vers),
+        })  # fmt: skip
+    cost = {name: sum(node[name] for node in nodes) for name in ("seconds", "tokens", "flops", "full_sft")}
+    cost |= {"seconds": cost["seconds"] + 30, "full_sft": cost["full_sft"] + 0.04}  # scoring the base
+    return {
+        "space": "paper", "strategy": "racing", "split": "valid", "chosen": "j", "seconds": cost["seconds"],
+        "complete": True, "stopped": None, "cost": cost,
+        "base": _scores(0.111, 0.612), "nodes": nodes,
+        "choice": {
+            "best": "h", "tied": ["h", "j"], "candidates": ["h", "j", "d", "f"], "next_best": "h", "confidence": 0.95,
+            "comparisons": 4, "probability_best": 0.41, "sentence": "ffn.down@50%-75% is tied with the highest Uni.",
+        },
+        "test": {"base": _scores(0.115, 0.618), "chosen": _scores(0.355, 0.607)},
+    } | more  # fmt: skip
+
+
+def search_only(**more) -> dict:
+    """The content of search.json: a search without any method."""
+    report = synthetic_report(search=racing_search(), importance=None, checks=[], command="cofitune search")
+    del report["methods"]
+    return report | more
+
+
+def _scores(spec: float, vers: float) -> dict:
+    row = method("x", spec, vers, se=0.012)
+    return {name: value for name, value in row.items() if name.removesuffix("_se") in SCORES}
+
+
+SCORES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")

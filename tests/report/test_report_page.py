@@ -75,7 +75,7 @@ def test_the_page_stands_alone(tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["'](?!\#)""", text)
     assert "http:" not in text and "https:" not in text and "@import" not in text and "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 6
 
 
 def test_user_text_is_text(tmp_path):
@@ -124,7 +124,7 @@ def test_little_data(tmp_path):
     report["search"].update(chosen="a", seconds=None)
     report["methods"] = [method("full SFT", 0.3, 0.5) | {"vers": None, "uni": float("nan")}]
     text, _ = page_of(report, tmp_path / "one")
-    assert "1 region trained" in text and text.count("<svg") == 1 and ">nan<" not in text.lower()
+    assert "1 region trained" in text and text.count("<svg") == 2 and ">nan<" not in text.lower()
 
 
 def test_the_json_beside_the_page_is_read_back(tmp_path):

@@ -36,7 +36,8 @@ def contrast(one: str, other: str) -> float:
 def test_pictures_are_valid_sharp_and_not_blank(tmp_path):
     paths = write_report(synthetic_report(), tmp_path)["png"]
     assert [path.name for path in paths] == [
-        "tradeoff.png", "uni_bars.png", "search_tree.png", "search_plane.png", "importance.png",
+        "tradeoff.png", "uni_bars.png", "search_tree.png", "search_plane.png", "search_cost.png",
+        "importance.png",
     ]  # fmt: skip
     for path in paths:
         image = pixels(path)
