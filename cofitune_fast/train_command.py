@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .config import Config
 from .errors import CofituneError
 from .files import writable_folder
 from .importance import Importance
+from .models.sharded import rank
 from .regions import Region, save_delta
 from .training import LossNotFinite, MemorySettings
 from .trials import Workbench
@@ -29,11 +31,12 @@ def train_delta(
     region = Region.parse(settings.region)
     lock = FileLock(output / "train.lock")
     try:
-        lock.acquire(timeout=0)
+        if rank() == 0:  # of processes that train together one holds it
+            lock.acquire(timeout=0)
     except Timeout:
         raise CofituneError(f"Another run is training in {output}; wait for it or choose another output folder.") \
             from None
-    with lock:
+    with lock if rank() == 0 else nullcontext():
         delta = output / "delta"
         if delta.exists() and not overwrite and not settings.training.get("resume_from_checkpoint"):
             raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
@@ -88,5 +91,6 @@ def _importance(
     console.print("Measuring the importance of the region's units", highlight=False)
     arguments = {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
     importance = bench.importance(region, **arguments)
-    importance.save(output / "importance.safetensors")
+    if rank() == 0:
+        importance.save(output / "importance.safetensors")
     return importance

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import CofituneError
 from ..models.head import response_logits
+from ..models.sharded import unshard
 
 Batch = dict[str, Tensor]
 
@@ -67,9 +68,10 @@ def task_nll(model: nn.Module, batch: Batch) -> Tensor:
 def _check_head(model: nn.Module, batch: Batch) -> None:
     """The head as `kl_dropout` applies it must give the model's own logits; some families scale theirs in addition."""
     few = {name: batch[name][:1, :8] for name in ("input_ids", "attention_mask")}
-    weight, softcap = _head(model)
     with torch.no_grad():
-        ours = F.linear(_hidden_states(model, few), weight).float()
+        hidden = _hidden_states(model, few)
+        weight, softcap = _head(model)
+        ours = F.linear(hidden, weight).float()
         ours = ours if softcap is None else softcap * torch.tanh(ours / softcap)
         theirs = model(**few, use_cache=False).logits.float()
     if not (ours - theirs).norm() <= 0.05 * theirs.norm():  # also true for NaN
@@ -80,6 +82,7 @@ def _check_head(model: nn.Module, batch: Batch) -> None:
 
 
 def _hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    unshard(model)
     decoder = model.get_decoder()
     output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return output.last_hidden_state

@@ -21,22 +21,12 @@ NAME = "cofitune_rows"
 SHORT = 256  # tokens
 
 
-def takes_packs(model: nn.Module, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can be packed: see data.packing.
-
-    A pack needs an attention with an explicit mask, and no row may outgrow a sliding window, which the mask ignores.
-    """
-    return model.config.get_text_config()._attn_implementation in ("sdpa", "eager") and _in_window(model, longest)
-
-
 def takes_tries(model: nn.Module, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can be given as a trie (`trie_attention`): with SDPA, in the window."""
-    return model.config.get_text_config()._attn_implementation in ("sdpa", NAME) and _in_window(model, longest)
-
-
-def _in_window(model: nn.Module, longest: int) -> bool:
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return not window or longest <= window
+    """Whether rows of up to `longest` tokens can be given as a trie (`trie_attention`): with SDPA, and no row may
+    outgrow a sliding window."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("sdpa", NAME) and (not window or longest <= window)
 
 
 @contextmanager

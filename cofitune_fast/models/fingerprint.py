@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ..errors import CofituneError
+from .sharded import rank, whole, world_size
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # inserted anywhere in a name
 _CHUNK_BYTES = 64 << 20  # what is copied from an accelerator at a time
@@ -71,7 +73,8 @@ def _quantization_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """sha256 (hex) of a tensor's dtype, shape and bytes, on any device and in any dtype."""
+    """sha256 (hex) of a tensor's dtype, shape and bytes, on any device, in any dtype, the whole of a sharded one."""
+    tensor = whole(tensor)
     if tensor.is_meta:
         raise CofituneError("A tensor on the meta device has no bytes to digest; load the model's weights first.")
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -84,9 +87,26 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def digest_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The digest of each tensor. hashlib frees the interpreter lock, so a few threads share the work."""
+    """The digest of each tensor. hashlib frees the interpreter lock, so a few threads share the work.
+
+    Of sharded tensors one at a time is whole, and the ranks share the work: all of them must call it.
+    """
+    if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+        return _digests_of_shards(tensors)
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(tensors, pool.map(tensor_digest, tensors.values()), strict=True))
+
+
+def _digests_of_shards(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    mine = {}
+    for index, (name, tensor) in enumerate(tensors.items()):
+        gathered = whole(tensor)
+        if index % world_size() == rank():
+            mine[name] = tensor_digest(gathered)
+    shares: list[dict[str, str]] = [{}] * world_size()
+    dist.all_gather_object(shares, mine)
+    together = {name: digest for share in shares for name, digest in share.items()}
+    return {name: together[name] for name in tensors}
 
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import CofituneError
 from ..files import atomic_folder
 from .quantized import Keep, load_quantized
+from .sharded import join, rank_0_first, shard, started_by_torchrun
 
 DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -56,21 +57,30 @@ def load_model(
     device: default is the first GPU, else the CPU.
     quantize: "nf4" or "int8" quantises all projections but those `keep` names, e.g. `keep=region.modules`; see
         `load_quantized`.
+    Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights: see `models.sharded.shard`; all of them call it.
     Raises CofituneError when nothing loadable is there. A GGUF file is dequantised once; the ordinary folder that
     comes of it is kept in the cache (COFITUNE_CACHE, else ~/.cache/cofitune_fast) and used from then on.
     """
     if dtype not in DTYPES:
         raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
-    location = plain_folder(path, gguf_file, dtype)
     device = torch.device(device) if device is not None else default_device()
+    sharded = started_by_torchrun()
+    if sharded:
+        if quantize != "none":
+            raise CofituneError("A quantised model cannot be sharded: leave model.quantize out, or start one process "
+                                "without torchrun.")
+        device = join(device)
+    with rank_0_first() if sharded else nullcontext():  # a GGUF file is converted once
+        location = plain_folder(path, gguf_file, dtype)
     try:
         with _no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(location)
             if quantize == "none":
                 model = AutoModelForCausalLM.from_pretrained(
                     location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
-                ).to(device)
+                )
+                model = shard(model.eval(), device) if sharded else model.to(device)
             else:
                 model = load_quantized(
                     location, quantize, keep, dtype=DTYPES[dtype], device=device,

@@ -29,6 +29,7 @@ from ..models.fingerprint import (
     tensor_digest,
 )
 from ..models.loading import LoadedModel, dtype_name, load_model
+from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
 from .card import model_card
 from .region import Region
 
@@ -86,17 +87,29 @@ def save_delta(
     `base` describes the model before training (BaseInfo.of). Without it the tensors outside the region, which training
     left alone, identify the base. `scores` is {name: number} or {row: {column: number}}; both it and `settings` must be
     JSON. A delta that is already there is replaced: a killed process leaves the old one or the new one.
+    Of a sharded model all ranks call it, and rank 0 writes the same files as one process would.
 
     Raises:
         CofituneError: `path` holds something else, or the settings or scores are not JSON.
     """
     region, path = Region.parse(region), Path(path)
-    if path.exists() and not _replaceable(path):
+    if writes(model) and path.exists() and not _replaceable(path):
         raise CofituneError(f"{path} exists and is not a delta; choose another folder for the delta.")
-    tensors = {name: parameter.detach().contiguous() for name, parameter in region.parameters(model)}
+    tensors = {name: whole_on_rank_0(parameter) for name, parameter in region.parameters(model)}
     frozen = ""
     if base is None:
         base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), _frozen_fingerprint(model, tensors)
+    if writes(model):
+        _save(path, region, tensors, base, frozen, settings, scores)
+    if is_sharded(model):
+        barrier()
+    return path
+
+
+def _save(
+    path: Path, region: Region, tensors: dict[str, torch.Tensor], base: BaseInfo, frozen: str,
+    settings: Mapping[str, Any] | None, scores: Mapping[str, Any] | None,
+) -> None:
     info = DeltaInfo(
         _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}), dict(scores or {}), _versions()
     )
@@ -115,7 +128,6 @@ def save_delta(
     else:
         with atomic_folder(path) as building:
             _write(building, tensors, metadata, content)
-    return path
 
 
 def read_delta(path: str | Path) -> DeltaInfo:
@@ -174,17 +186,16 @@ def load_delta(
         for name in info.parameters:
             if keep_base:
                 replaced[name] = targets[name].detach().clone()
-            with torch.no_grad():
-                targets[name].copy_(file.get_tensor(name))
+            copy_whole(targets[name], file.get_tensor(name))
     return replaced if keep_base else None
 
 
 def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put tensors back that load_delta(..., keep_base=True) replaced."""
+    reshard(model)  # whole copies of the weights, which an error in a forward may have left, are not what counts
     targets = dict(named_parameters(model))
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            targets[name].copy_(tensor)
+    for name, tensor in tensors.items():
+        copy_whole(targets[name], tensor)
 
 
 def merge(

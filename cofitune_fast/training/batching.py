@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
+from ..errors import CofituneError
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
 
 
@@ -19,14 +20,20 @@ class FixedBatches(Sampler[list[int]]):
 
     The same rows together give the same padding and so the same bits, whether the frozen prefix is computed or cached.
     by_length: rows of like length together, so that padding is rare; else at random. shuffle: False keeps rows and
-    batches in the order of the data.
+    batches in the order of the data. rank, ranks: of processes that train together each takes every ranks-th row of
+    the batches that one process would have with batch_size * ranks rows; fewer rows than ranks join another batch.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool, shuffle: bool = True,
-                 drop_last: bool = False):
-        planned = plan_batches(lengths, max_tokens=None, batch_size=batch_size, sort=by_length and shuffle,
+                 drop_last: bool = False, rank: int = 0, ranks: int = 1):
+        if len(lengths) < ranks:
+            raise CofituneError(f"There are {len(lengths)} training rows for {ranks} processes, and each needs one; "
+                                "start fewer, or give more rows.")
+        planned = plan_batches(lengths, max_tokens=None, batch_size=batch_size * ranks, sort=by_length and shuffle,
                                seed=seed if shuffle else None)
-        self.batches = [batch for batch in planned if len(batch) == batch_size or not drop_last]
+        if drop_last:
+            planned = [batch for batch in planned if len(batch) == batch_size * ranks]
+        self.batches = [batch[rank::ranks] for batch in _without_small(planned, ranks)]
         self.batch_size, self.drop_last = batch_size, drop_last  # accelerate asks for them
         self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
@@ -41,6 +48,15 @@ class FixedBatches(Sampler[list[int]]):
         if self._shuffle:
             random.Random(f"{self._seed} {self._epoch}").shuffle(order)
         return iter([self.batches[index] for index in order])
+
+
+def _without_small(batches: list[list[int]], least: int) -> list[list[int]]:
+    """The batches, of which one of fewer than `least` rows has joined the one before it (or after, if it is first)."""
+    small = next((index for index, batch in enumerate(batches) if len(batch) < least), None)
+    if small is None:
+        return batches
+    start = max(small - 1, 0)
+    return [*batches[:start], batches[start] + batches[start + 1], *batches[start + 2 :]]
 
 
 class KeyedRows(Dataset):
@@ -93,8 +109,8 @@ class TrainingCollator:
         return batch
 
     def _packed(self, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[str, Any]:
-        (pack,) = pack_rows(rows, capacity=None)
-        batch: dict[str, Any] = collate_trie(pack, max(len(row.input_ids) for row in rows) - 1)
+        pack = pack_rows(rows)
+        batch: dict[str, Any] = collate_trie(pack)
         batch["predictors"] = torch.tensor([place for _, places, _ in pack.rows for place in places])
         batch["labels"] = _labels(torch.tensor([token for _, _, response in pack.rows for token in response]))
         batch["placed"] = [
@@ -109,7 +125,7 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
     size = max(map(len, batches))
     padded = sum(len(batch) * max(lengths[index] for index in batch)
                  for batch in plan_batches(lengths, max_tokens=None, batch_size=size))
-    packed = sum(len(pack_rows([rows[index] for index in batch], capacity=None)[0].ids) for batch in batches)
+    packed = sum(len(pack_rows([rows[index] for index in batch]).ids) for batch in batches)
     return padded / packed
 
 

@@ -21,21 +21,24 @@ from torch import Tensor
 
 from ..errors import CofituneError
 from ..files import atomic_path, read_json, write_json
+from ..models.sharded import rank, whole_on_rank_0
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "training_state.json"
 
 
 def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], scheduler_state: dict[str, Any]) -> None:
-    """optimizer_state: as `MaskedAdamW.state_dict()` gives it."""
+    """optimizer_state: as `MaskedAdamW.state_dict()` gives it. Of a sharded model all ranks call it; rank 0 writes."""
     folder = Path(folder)
     tensors, numbers = {}, {}
     for name, state in optimizer_state["state"].items():
         for key, value in state.items():
             if isinstance(value, Tensor) and key != "step":
-                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+                tensors[f"{name}/{key}"] = whole_on_rank_0(value)
             else:
                 numbers.setdefault(name, {})[key] = _plain(value)
+    if rank() != 0:
+        return
     rest = {key: _plain(value) for key, value in optimizer_state.items() if key != "state"}
     with atomic_path(folder / OPTIMIZER_FILE) as temporary:
         save_file(tensors, temporary)

@@ -18,9 +18,9 @@ from transformers import TrainerCallback, TrainingArguments
 from ..data import Encoded
 from ..errors import CofituneError
 from ..memory import PeakMemory
-from ..memory.prefix import FrozenPrefix
-from ..memory.prefix_cache import PrefixCache, why_not
-from ..memory.settings import MemorySettings, parse_size, prefix_cache_folder
+from ..memory.cached_prefix import open_prefix
+from ..memory.prefix_cache import PrefixCache
+from ..memory.settings import MemorySettings
 from ..models.sharded import all_ranks, broadcast_object, is_sharded
 from ..optim.sharding import local
 from ..planning.out_of_memory import advice, is_out_of_memory
@@ -224,20 +224,11 @@ def _prefix_cache(
     proof: FrozenProof, notes: list[str],
 ) -> PrefixCache | None:
     """The open cache of the layers below the region, or None where there is nothing to cache or reason not to."""
-    prefix = FrozenPrefix.of(model, region)
-    if memory.prefix_cache == "off" or prefix is None or prefix.layer == 0:
-        return None
-    if (reason := why_not(model, prefix, arguments)) is not None:
+    tokens = sum(len(row.input_ids) - 1 for row in data.rows)
+    opened, reason = open_prefix(model, region, proof.digests, memory, tokens, arguments)
+    if reason is not None:
         _note(notes, f"The prefix cache is off: {reason}.")
-        return None
-    limit = parse_size(memory.prefix_cache_limit, "memory.prefix_cache_limit")
-    hidden, size = model.config.get_text_config().hidden_size, next(model.parameters()).dtype.itemsize
-    wanted = hidden * size * sum(len(row.input_ids) - 1 for row in data.rows)
-    if wanted > limit:
-        _note(notes, f"The prefix cache is off: these rows need {wanted / 2**30:.1f} GiB, and "
-                     f"memory.prefix_cache_limit is {memory.prefix_cache_limit}.")
-        return None
-    return PrefixCache.open(prefix_cache_folder(), model, prefix, proof.digests, limit)
+    return opened.cache if opened is not None else None
 
 
 def _note(notes: list[str], sentence: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import (
 
 from ..data import Encoded
 from ..errors import CofituneError
+from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix import FrozenPrefix
@@ -30,9 +30,11 @@ from ..memory.prefix_cache import PrefixCache
 from ..memory.response_loss import response_loss, takes_chunks
 from ..memory.settings import MemorySettings
 from ..models.attention import takes_tries, trie_attention
+from ..models.sharded import all_ranks, barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Region, load_delta, save_delta
 from .batching import FixedBatches, KeyedRows, TrainingCollator, packing_gain
+from .callbacks import SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
 
 
@@ -57,6 +59,9 @@ class CoFiTuneTrainer(Trainer):
     (`max_grad_norm`) happens inside the optimizer; only response positions reach the head, and their logits never stand
     all in memory; the layers below the region run without a graph, or not at all where their output is cached; rows
     that begin alike are packed, others batched by length, and a batch holds the same rows in every epoch.
+
+    A model that `models.sharded.shard` has shared out over ranks is trained as it is: every rank takes
+    per_device_train_batch_size rows of each batch, and a step is that of one process with all of them.
     """
 
     def __init__(
@@ -85,6 +90,8 @@ class CoFiTuneTrainer(Trainer):
         self.release: GradientRelease | None = None
         if memory.gradient_release != "off":
             refuse_accumulation(args.gradient_accumulation_steps)
+        if args.world_size > 1:
+            _check_sharded(model, args, memory)
         self.chunked = False
         args.remove_unused_columns = False  # our collator needs what the model's forward does not name
         _refuse_reentrant(args)
@@ -97,14 +104,33 @@ class CoFiTuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(_FrozenPart(self))
+        self.add_callback(SameOnAllRanks())  # after all that decide
 
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(DataLoader(
+        loader = DataLoader(
             self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-        ))
+        )
+        if self.args.world_size == 1:
+            return self.accelerator.prepare(loader)
+        from accelerate.data_loader import prepare_data_loader
+
+        # The batches are those of this rank already; accelerate would share them out once more.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.world_size > 1:  # FSDP2 holds the model already: no DDP around it
+            prepare_model = self.accelerator.prepare_model
+            self.accelerator.prepare_model = lambda model, **options: prepare_model(
+                model, **{**options, "device_placement": False, "evaluation_mode": True}
+            )
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not is_sharded(model):
+            super()._move_model_to_device(model, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         packed = trie_attention(self.model) if self.data_collator.packed else nullcontext()
@@ -119,6 +145,7 @@ class CoFiTuneTrainer(Trainer):
                 self.prefix.bring_back()
             if self.prefix_cache is not None:
                 self.prefix_cache.flush()
+            reshard(self.model)
 
     def _park_prefix(self) -> None:
         """Fill the cache by a pass over all rows; if it then holds them all, the prefix's weights go to the host."""
@@ -196,44 +223,40 @@ class CoFiTuneTrainer(Trainer):
             raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; score the model with "
                                 "cofitune evaluate.")
         targets = inputs["labels"][0, 1:]
-        scale = 1 / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        # FSDP averages the gradients over the ranks; times their number it is the sum.
+        scale = world_size() / (total(len(targets)) if num_items_in_batch is None else num_items_in_batch)
         with self._forward(inputs) as call:
             loss = response_loss(model, call, inputs["predictors"], targets, scale, chunked=self.chunked,
                                  liger=self.release is None)
-        if model.training and not torch.isfinite(loss):
-            raise LossNotFinite(self.state.global_step, loss.item())
+        value = total(loss.item()) / world_size()
+        if model.training and not math.isfinite(value):
+            raise LossNotFinite(self.state.global_step, value)
         return loss
 
-    @contextmanager
-    def _forward(self, inputs: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+    def _forward(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Tensor]]:
         """What the model's forward takes; the frozen prefix comes from the cache, or goes there."""
         call = _call(inputs)
         if self.prefix_cache is None:
-            yield call
-            return
-        shape = tuple(inputs["input_ids"].shape)
-        states = (inputs["states"].result() if "states" in inputs else
-                  self.prefix_cache.states(inputs["placed"], shape))
-        if states is not None:
-            del call["input_ids"]
-            with self.prefix.replaced_by(states.to(inputs["labels"].device, non_blocking=True)) as substitute:
-                yield {**call, **substitute}
-            return
-        self.prefix.bring_back()  # were its weights on the host, a row of the cache is damaged
-        with self.prefix.keeping() as kept:
-            yield call
-        self.prefix_cache.keep(inputs["placed"], kept[0])
+            return nullcontext(call)
+        return CachedPrefix(self.prefix, self.prefix_cache).forward(call, inputs["placed"], inputs.get("states"))
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._save(output_dir)  # on every rank, for each holds a part of the region
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            save_delta(self.model, self.region, Path(output_dir or self.args.output_dir), base=self.base)
+        save_delta(self.model, self.region, Path(output_dir or self.args.output_dir), base=self.base)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        barrier()  # it is complete for every rank that goes on from here
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            optimizer = (self.release or self._masked_adamw).state_dict()
-            save_training_state(output_dir, optimizer, self.lr_scheduler.state_dict())
+        optimizer = (self.release or self._masked_adamw).state_dict()
+        save_training_state(output_dir, optimizer, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -253,41 +276,6 @@ class CoFiTuneTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C ends training after the step at hand, with a checkpoint; the second ends it at once."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGINT, self._interrupt)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        if hasattr(self, "_former"):
-            signal.signal(signal.SIGINT, self._former)
-            del self._former
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        if self.interrupted:
-            self.restore()
-            raise KeyboardInterrupt
-        self.interrupted = True
 
 
 class _FrozenPart(TrainerCallback):
@@ -316,7 +304,8 @@ class _FrozenPart(TrainerCallback):
             return
         prefix.__enter__()
         weight = trainer.model.get_input_embeddings().weight
-        with prefix.replaced_by(weight.new_zeros(1, 1, weight.shape[1])) as one_token:  # the layers below may be away
+        states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        with prefix.replaced_by(states) as one_token:  # the layers below may be away
             trainer.chunked = takes_chunks(model, one_token)
 
 
@@ -336,7 +325,7 @@ def _batches(
 
     def batches(by_length: bool) -> FixedBatches:
         return FixedBatches(lengths, args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last)
+                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size)
 
     possible = takes_tries(model, max(lengths))
     if packing == "on" and not possible:
@@ -344,9 +333,24 @@ def _batches(
                             f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
                             "than the longest row; set it to auto.")
     at_random = batches(by_length=False)
-    if packing == "on" or (packing == "auto" and possible and packing_gain(rows, at_random.batches) >= 1.1):
+    if packing == "on" or (packing == "auto" and possible
+                           and all_ranks(packing_gain(rows, at_random.batches) >= 1.1)):
         return at_random, True
     return batches(by_length=True), False
+
+
+def _check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
+    if not is_sharded(model):
+        raise CofituneError(f"{args.world_size} processes train together, but the model is not sharded over them: load "
+                            "it by load_model after torchrun has started them, or start one process.")
+    alone = {"memory.gradient_release": (memory.gradient_release, "off"),
+             "memory.optimizer_states": (memory.optimizer_states, "device"),
+             "memory.prefix_weights": (memory.prefix_weights, "device"),
+             "training.average_tokens_across_devices": (args.average_tokens_across_devices, True)}
+    for name, (value, needed) in alone.items():
+        if value != needed:
+            raise CofituneError(f"{name} is {value}, which works in one process only; under torchrun it must be "
+                                f"{needed}, as it is by default.")
 
 
 def _refuse_reentrant(args: TrainingArguments) -> None:
