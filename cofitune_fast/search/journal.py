@@ -104,4 +104,5 @@ def _differences(was: Any, now: Any, where: str = "") -> list[str]:
     if isinstance(was, dict) and isinstance(now, dict):
         return [text for key in sorted({*was, *now})
                 for text in _differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]
-    return [] if was == now else [f"{where} was {json.dumps(was)}, is {json.dumps(now)}"]
+    shown = ["not set" if value is None else json.dumps(value) for value in (was, now)]
+    return [] if was == now else [f"{where} was {shown[0]}, is {shown[1]}"]

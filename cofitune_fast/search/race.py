@@ -19,41 +19,45 @@ class OutOfBudget(Exception):
 
 
 class Laboratory(Protocol):
-    """Where nodes are tried. nodes: all of them, by id. estimates: of the nodes that have been scored at a fraction."""
+    """Where nodes are tried, and known by their ids."""
 
     nodes: Mapping[str, Node]
 
-    def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[str]:
         """Make nodes of the candidates; gives those that are new and worth trying."""
 
-    def train(self, candidates: Sequence[Candidate], begin: float, end: float) -> None:
-        """Train and score the candidates up to the fraction `end`; raises OutOfBudget, keeping what is finished."""
+    def train(self, nodes: Sequence[str], end: float) -> None:
+        """Train and score the nodes up to the fraction `end`; raises OutOfBudget, keeping what is finished."""
 
-    def estimate(self, node: str, fraction: float) -> Estimate | None: ...
+    def estimate(self, node: str, fraction: float) -> Estimate | None:
+        """None if the node was not scored there."""
 
     def drop(self, node: str, reason: str) -> None: ...
 
 
 def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, lab: Laboratory) -> None:
-    """Fill `lab.nodes`; which node is chosen of them is `choice.choose`'s to say."""
+    """Fill `lab.nodes`; which of them is chosen is `choice.choose`'s to say."""
     parents: list[Candidate | None] = [None]
-    incumbents: list[str] = []
+    leaders: list[str] = []
+    winners: list[str] = []
     for number, level in enumerate(levels):
         found = [child for parent in parents for child in children(level, number, parent, num_layers)]
         candidates = lab.admit(level, found)
         if not candidates:
             continue
-        survivors = _race(candidates, incumbents, strategy, lab)
         if strategy.race:
-            pool = {node: lab.estimate(node, 1.0) for node in dict.fromkeys([*incumbents, *survivors])}
-            best = best_first(pool, lab.nodes)
+            leaders = _race([*leaders, *candidates], strategy.rungs[:-1], strategy, lab, until=strategy.beam)
         else:
-            best = ranked({node: lab.estimate(node, 1.0) for node in survivors})
-        if survivors:
-            leader = next(node for node in best if node in survivors)
-            lab.nodes[leader].best_of_level = True
-        incumbents = best[: strategy.beam]
-        parents = [lab.nodes[node].candidate for node in incumbents]
+            for end in strategy.rungs:
+                lab.train(candidates, end)
+            leaders = ranked({node: lab.estimate(node, 1.0) for node in candidates})
+        if (first := next((node for node in leaders if node in candidates), None)) is not None:
+            lab.nodes[first].best_of_level = True
+        leaders = leaders[: strategy.beam]
+        winners += [node for node in leaders if node not in winners]
+        parents = [lab.nodes[node].candidate for node in leaders]
+    if strategy.race:
+        _race([node for node in winners if not lab.nodes[node].dropped], strategy.rungs, strategy, lab)
 
 
 def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> list[str]:
@@ -65,23 +69,24 @@ def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> 
 
 
 def _race(
-    candidates: Sequence[Candidate], incumbents: Sequence[str], strategy: Strategy, lab: Laboratory
+    nodes: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory, until: int = 0
 ) -> list[str]:
-    """The candidates that were trained to the end."""
-    running = {candidate.id: candidate for candidate in candidates}
-    begin = 0.0
-    for end in strategy.rungs:
-        lab.train(list(running.values()), begin, end)
-        begin = end
-        if not strategy.race:
-            continue
-        estimates = {node: lab.estimate(node, end) for node in [*incumbents, *running]}
-        estimates = {node: estimate for node, estimate in estimates.items() if estimate is not None}
-        behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam or len(estimates), len(estimates)))
+    """Train the nodes rung by rung until no more than `until` are left; gives those that are, best first.
+
+    Nodes that have been further already, in an earlier race, wait for the others to come up.
+    """
+    running = list(nodes)
+    estimates: dict[str, Estimate] = {}
+    for end in rungs:
+        lab.train([node for node in running if lab.estimate(node, end) is None], end)
+        estimates = {node: lab.estimate(node, end) for node in running}
+        behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam, len(running)))
         best = ranked(estimates)[0]
-        for node in sorted(behind & set(running)):
+        for node in sorted(behind):
             gap = estimates[best].minus(estimates[node])
-            lab.drop(node, f"at {end:.0%} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
-                           f"± {gap.se:.3f}".replace("%", " %", 1))
-            del running[node]
-    return list(running)
+            lab.drop(node, f"at {end:.3g} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
+                           f"± {gap.se:.3f}")
+        running = [node for node in running if node not in behind]
+        if len(running) <= until:
+            break
+    return best_first({node: estimates[node] for node in running}, lab.nodes)

@@ -139,8 +139,7 @@ class Search:
             raise CofituneError(f"The search ended before its first node: {stopped}")
         if not tried:
             raise CofituneError("The search space has no node for this model; give levels with layers and roles.")
-        ends = {node.id: self.estimate(node.id, node.fraction) for node in tried}
-        choice = choose({node.id: node for node in tried}, ends, self.settings.strategy.confidence)
+        choice = choose({node.id: node for node in tried}, self.estimate, self.settings.strategy.confidence)
         result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
                               self._estimates, base["cost"], stopped)
         for node in tried:
@@ -157,8 +156,7 @@ class Search:
         known = read_json(path, "test scores") if path.is_file() else {}
         if known.get("node") != result.choice.chosen:
             node = result.chosen
-            job = {"id": node.id, "region": node.region, "split": "test", "learning_rate": node.learning_rate,
-                   "seed": node.candidate.seed(self._seed), "begin": 0.0, "end": node.fraction, "last": True}
+            job = {**self._job(node, node.fraction), "split": "test"}
             jobs = [{**job, "id": BASE, "region": None}, job]
             known = {"node": node.id, **{"base" if job["id"] == BASE else "chosen": answer["scores"]
                                          for job, answer in self.executor.run(jobs)}}
@@ -172,7 +170,7 @@ class Search:
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
-    def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[str]:
         """New nodes: regions of this model that no other node trains, in the order of the prior."""
         layout, new = self.bench.layout, []
         for candidate in candidates:
@@ -195,41 +193,44 @@ class Search:
             self._left = {key: value for key, value in self._left.items() if key > number}
             self._left[number] = level_work(new, strategy, self.work, layout, self._count)
             self.observer.level(level, new)
-        return new
+        return [candidate.id for candidate in new]
 
-    def train(self, candidates: Sequence[Candidate], begin: float, end: float) -> None:
-        self.observer.rung(end, list(candidates))
-        waiting = []
-        for candidate in candidates:
-            if record := self._rungs.get((candidate.id, end)):
-                self._finish(candidate, record, from_journal=True)
+    def train(self, nodes: Sequence[str], end: float) -> None:
+        if not nodes:
+            return
+        self.observer.rung(end, [self.nodes[node].candidate for node in nodes])
+        jobs = []
+        for node in nodes:
+            if record := self._rungs.get((node, end)):
+                self._finish(record, from_journal=True)
             else:
-                waiting.append(candidate)
-        by_id = {candidate.id: candidate for candidate in waiting}
-        jobs = [self._job(candidate, begin, end) for candidate in waiting]
+                jobs.append(self._job(self.nodes[node], end))
         while jobs:
             batch = self._affordable(jobs)
+            started = 0
             for job in batch[: self.executor.slots]:
-                self.observer.start(by_id[job["id"]], end)
-            started = len(batch[: self.executor.slots])
+                self._announce(job)
+                started += 1
             for job, answer in self.executor.run(batch):
                 self._keep(job, answer)
-                self._finish(by_id[job["id"]], self._rungs[job["id"], end], from_journal=False)
+                self._finish(self._rungs[job["id"], end], from_journal=False)
                 if started < len(batch):
-                    self.observer.start(by_id[batch[started]["id"]], end)
+                    self._announce(batch[started])
                     started += 1
             jobs = jobs[len(batch):]
 
+    def _announce(self, job: Mapping[str, Any]) -> None:
+        self.observer.start(self.nodes[job["id"]].candidate, job["end"])
+
     def estimate(self, node: str, fraction: float) -> Estimate | None:
         """The node's Uni after `fraction` of its training and its bootstrap draws; None if it was not scored there."""
+        if node != BASE and all(rung.fraction != fraction for rung in self.nodes[node].rungs):
+            return None
         known = self._estimates.setdefault(node, {})
         if fraction not in known:
-            path = self._scores_file(node, fraction)
-            if node != BASE and (node, fraction) not in self._rungs:
-                return None
-            scores = SuiteScores.from_dict(read_json(path, "scores of a node"))
-            draws = resampled_figures(scores, self.settings.strategy.resamples)["uni"]
-            known[fraction] = Estimate(scores.uni, draws)
+            scores = SuiteScores.from_dict(read_json(self._scores_file(node, fraction), "scores of a node"))
+            known[fraction] = Estimate(
+                scores.uni, resampled_figures(scores, self.settings.strategy.resamples)["uni"])
         return known[fraction]
 
     def drop(self, node: str, reason: str) -> None:
@@ -283,10 +284,9 @@ class Search:
             candidate.layers, rate * candidate.rate_factor, candidate.rate_factor, trained,
         )
 
-    def _job(self, candidate: Candidate, begin: float, end: float) -> dict[str, Any]:
-        node = self.nodes[candidate.id]
+    def _job(self, node: Node, end: float) -> dict[str, Any]:
         return {"id": node.id, "region": node.region, "split": "valid", "learning_rate": node.learning_rate,
-                "seed": candidate.seed(self._seed), "begin": begin, "end": end, "last": end == 1.0}
+                "seed": node.candidate.seed(self._seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
     def _predicted(self, job: Mapping[str, Any]) -> dict[str, float]:
         """tokens, flops and full_sft of a job; the first to start at a layer pays for the layers below it."""
@@ -329,9 +329,9 @@ class Search:
         self.journal.append("rung", {**job, "scores": answer["scores"], "cost": cost})
         self._rungs[job["id"], job["end"]] = self.journal.records[-1]
 
-    def _finish(self, candidate: Candidate, record: Mapping[str, Any], *, from_journal: bool) -> None:
-        self._started.add(lowest_layer(candidate, self.bench.layout))
-        node = self.nodes[candidate.id]
+    def _finish(self, record: Mapping[str, Any], *, from_journal: bool) -> None:
+        node = self.nodes[record["id"]]
+        self._started.add(lowest_layer(node.candidate, self.bench.layout))
         node.rungs.append(Rung(record["end"], record["scores"], record["cost"]))
         if record["last"]:
             clean_node(self.setup, node.id)
@@ -339,7 +339,7 @@ class Search:
         self.observer.finish(node, max(rivals, key=lambda other: other.uni), from_journal)
         spent = self.spent()
         self._seconds_per_flop = spent["seconds"] / spent["flops"]
-        self._left[candidate.level] = max(0.0, self._left[candidate.level] - record["cost"]["flops"])
+        self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
         self.observer.remaining(self.left * self._seconds_per_flop)
 
     def _scores_file(self, node: str, fraction: float) -> Path:

@@ -13,13 +13,15 @@ from ..errors import CofituneError
 class Strategy:
     """The children of a level are trained in `rungs`, rising fractions of the nodes' budget that end with 1.
 
-    beam: how many nodes of a level are refined in the next one (None: all). race: after each rung the children
-    that are behind by more than chance, at `confidence` over all comparisons of that rung, are dropped; the best node
-    of the levels above runs in the race, too. resamples: bootstrap draws of the validation items.
+    beam: how many nodes of a level are refined in the next one (None: all). race: a level goes through the rungs below
+    1 only, and together with the best of the levels above; after each rung those that are behind by more than
+    chance, at `confidence` over all comparisons of that rung, are dropped, and once no more than `beam` are left the
+    level is over. At the end the levels' winners race on to the whole training. resamples: bootstrap draws of the
+    validation items.
     """
 
     name: str = "racing"
-    rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
+    rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     beam: int | None = 1
     race: bool = True
     confidence: float = 0.95
@@ -30,6 +32,8 @@ class Strategy:
         if len(steps) < 2 or steps[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(steps)):
             raise CofituneError(f"search.rungs is {list(self.rungs)}; give rising fractions of the training that end "
                                 "with 1, such as [0.25, 0.5, 1].")
+        if self.race and (len(self.rungs) < 2 or self.beam is None):
+            raise CofituneError("A race needs a rung below 1 in search.rungs, and a search.beam.")
         if self.beam is not None and self.beam < 1:
             raise CofituneError(f"search.beam is {self.beam}; it must be at least 1.")
         if not 0.5 <= self.confidence < 1:

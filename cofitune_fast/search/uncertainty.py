@@ -44,19 +44,22 @@ def ranked(estimates: Mapping[str, Estimate]) -> list[str]:
 
 
 def clearly_behind(estimates: Mapping[str, Estimate], confidence: float, places: int = 1) -> set[str]:
-    """The nodes that are behind the `places`-th best by more than chance, all comparisons together.
-
-    Each node below that place is compared with it, one-sided; the critical value is the `confidence` quantile of the
-    largest studentised deviation over all of them (simultaneous bounds in the manner of multiple comparisons with the
-    best: Hsu, Multiple Comparisons, 1996, chapter 4, here by the bootstrap as in Westfall and Young, 1993).
-    """
+    """The nodes that are behind the `places`-th best by more than chance, all comparisons together."""
     order = ranked(estimates)
-    if len(order) <= places:
-        return set()
-    best = estimates[order[places - 1]]
+    reference = estimates[order[min(places, len(order)) - 1]]
+    return surely_less({name: (estimates[name], reference) for name in order[places:]}, confidence)
+
+
+def surely_less(pairs: Mapping[str, tuple[Estimate, Estimate]], confidence: float) -> set[str]:
+    """The names whose first estimate is below the second by more than chance, one-sided, over all pairs together.
+
+    The critical value is the `confidence` quantile of the largest studentised deviation of a pair from its estimate:
+    simultaneous bounds in the manner of multiple comparisons with the best (Hsu, Multiple Comparisons, 1996,
+    chapter 4), by the bootstrap as in Westfall and Young (Resampling-Based Multiple Testing, 1993).
+    """
     deviations, distances = [], {}
-    for name in order[places:]:
-        gap, drawn = best.value - estimates[name].value, best.draws - estimates[name].draws
+    for name, (one, other) in pairs.items():
+        gap, drawn = other.value - one.value, other.draws - one.draws
         error = drawn.std(ddof=1)
         if error > 0:
             distances[name] = gap / error

@@ -12,8 +12,9 @@ from cofitune_fast.compare import Pipeline, PipelineSettings
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
 from cofitune_fast.models.fingerprint import tensor_digests
-from cofitune_fast.search import space_levels
-from cofitune_fast.trials import TrialData, Workbench
+from cofitune_fast.search import Search, SearchSettings, named_strategy, space_levels
+from cofitune_fast.search.executors import InProcess
+from cofitune_fast.trials import TrialData, TrialSetup, Workbench, run_job
 
 TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "max_steps": 2}
 LEVELS = space_levels([{"layers": ["0-1", "2-3"], "roles": ["ffn.up"]}, {"layers": "halves"}])
@@ -37,7 +38,10 @@ class Recorder:
 
     def note(self, text): ...
     def level(self, level, candidates): ...
-    def start(self, candidate): ...
+    def rung(self, fraction, candidates): ...
+    def start(self, candidate, fraction): ...
+    def drop(self, node): ...
+    def chosen(self, node, sentence): ...
 
 
 @pytest.fixture
@@ -51,10 +55,17 @@ def make_bench(tiny_run):
 
 
 @pytest.fixture
-def make(make_bench, tmp_path):
-    def build(observer=None, folder="run", **settings):
+def make(make_bench, tmp_path, tiny_run):
+    def build(observer=None, folder="run", levels=None, search_training=None, learning_rate="fixed", **settings):
         values = {"training": TRAINING, "importance": {"samples": 8}, "preset": "none", **settings}
-        return Pipeline(make_bench(), PipelineSettings(**values), tmp_path / folder, observer)
+        bench, output = make_bench(), tmp_path / folder
+        search = None
+        if levels:
+            setup = TrialSetup({"path": tiny_run["model"]}, bench.data,
+                               {**values["training"], **(search_training or {})}, str(output))
+            search = Search(bench, setup, SearchSettings(levels, "own", named_strategy("greedy"), learning_rate),
+                            InProcess(lambda job: run_job(bench, setup, job)))
+        return Pipeline(bench, PipelineSettings(**values), output, observer, search)
 
     return build
 
@@ -117,11 +128,13 @@ def test_the_rows_tell_what_was_trained_at_what_cost(make):
 
 def test_a_search_trains_its_nodes_then_the_chosen_region(make, trained):
     observer = Recorder()
-    report = make(observer, levels=LEVELS, search_training={"max_steps": 1}, space="own").run()
+    report = make(observer, levels=LEVELS, search_training={"max_steps": 1}).run()
     nodes = report["search"]["nodes"]
     assert trained[:2] == ["ffn.up@0-1", "ffn.up@2-3"] and len(nodes) == 4
     chosen = next(node for node in nodes if node["id"] == report["search"]["chosen"])
-    assert chosen["uni"] == max(node["uni"] for node in nodes)
+    best = next(node for node in nodes if node["id"] == report["search"]["choice"]["best"])
+    assert best["uni"] == max(node["uni"] for node in nodes)
+    assert chosen["trained_parameters"] == min(node["trained_parameters"] for node in nodes if node["tied"])
     assert trained == [*(node["region"] for node in nodes), chosen["region"], "full"]
     assert report["search"]["space"] == "own"
     assert observer.nodes == [(node["region"], False) for node in nodes]
@@ -157,6 +170,23 @@ def test_search_alone_shares_the_journal_with_the_whole_run(make, trained):
     assert report["search"]["chosen"] == result.chosen.id
 
 
+def test_the_test_part_is_read_once_and_after_the_search(make, monkeypatch, tmp_path):
+    pipeline, read, score = make(levels=LEVELS), [], Workbench.score
+    monkeypatch.setattr(Workbench, "score", lambda self, split, *args, **kwargs: (
+        read.append(split), score(self, split, *args, **kwargs))[1])
+    result = pipeline.search()
+    assert read == ["valid"] * (1 + len(result.nodes)) + ["test", "test"]
+    assert set(result.test) == {"base", "chosen"} and result.test["base"] != result.test["chosen"]
+    assert make(levels=LEVELS).search().test == result.test and len(read) == len(result.nodes) + 3
+
+
+def test_the_final_runs_have_the_chosen_nodes_learning_rate(make):
+    report = make(levels=LEVELS, learning_rate="size", search_training={"learning_rate": 5e-3, "max_steps": 1}).run()
+    chosen = next(node for node in report["search"]["nodes"] if node["id"] == report["search"]["chosen"])
+    coarse = next(row for row in report["methods"] if row["name"] == "CoFiTune coarse")
+    assert coarse["learning_rate"] == pytest.approx(2 * chosen["learning_rate"])  # trained at 1e-2 instead of 5e-3
+
+
 def test_after_a_search_alone_nothing_is_left(make):
     observer = Recorder()
     make(observer, levels=LEVELS).search()
@@ -164,13 +194,13 @@ def test_after_a_search_alone_nothing_is_left(make):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"training": {**TRAINING, "learning_rate": 0.5}}, 'training was {"learning_rate": 0.01'),
+    ({"training": {**TRAINING, "learning_rate": 0.5}}, "training.learning_rate was 0.01, is 0.5"),
     ({"preset": "paper"}, 'mask was ["none", "update"], is ["paper", "update"]'),
     ({"region": "ffn.up@3"}, 'region was "ffn.up@2-3", is "ffn.up@3"'),
     ({"storage": "fp32"}, 'storage was "auto", is "fp32"'),
-    ({"full_sft_training": {"learning_rate": 1e-4}}, "full_sft_training was {}"),
-    ({"importance": {"samples": 4}}, 'importance was {"samples": 8}'),
-    ({"region": None, "levels": LEVELS}, "space was []"),
+    ({"full_sft_training": {"learning_rate": 1e-4}}, "full_sft_training.learning_rate was not set, is 0.0001"),
+    ({"importance": {"samples": 4}}, "importance.samples was 8, is 4"),
+    ({"region": None, "levels": LEVELS}, "search was not set, is {"),
 ])
 def test_a_folder_of_other_settings_is_refused_before_anything_is_trained(make, tmp_path, trained, change, words):
     make(**REGION).run()
@@ -192,8 +222,8 @@ def test_a_folder_of_another_base_is_refused(make, tiny_run, trained):
 
 def test_a_method_that_breaks_leaves_no_result_and_the_base_whole(make, tmp_path, monkeypatch, trained):
     pipeline = make(**REGION)
-    monkeypatch.setattr(pipeline.bench, "score", lambda split, _score=pipeline.bench.score: (
-        1 / 0 if trained else _score(split)))
+    monkeypatch.setattr(pipeline.bench, "score", lambda split, _score=pipeline.bench.score, **options: (
+        1 / 0 if trained else _score(split, **options)))
     with pytest.raises(ZeroDivisionError):
         pipeline.run()
     assert [path.name for path in (tmp_path / "run" / "methods").iterdir()] == ["base.json"]

@@ -29,7 +29,7 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
     changed = {**SETTINGS, "training": {"learning_rate": 0.2, "steps": 3}}
     with pytest.raises(CofituneError, match=r"other settings \(training.learning_rate was 0.1, is 0.2\); restore them"):
         Journal(tmp_path, changed)
-    with pytest.raises(CofituneError, match=r"\(seed was 1, is 2; training.steps was 3, is null\)"):
+    with pytest.raises(CofituneError, match=r"\(seed was 1, is 2; training.steps was 3, is not set\)"):
         Journal(tmp_path, {"seed": 2, "training": {"learning_rate": 0.1}})
     assert journal.path.read_bytes() == before
     with Journal(tmp_path, SETTINGS):  # the lock was given back

@@ -70,25 +70,44 @@ def test_exhaustive_refines_every_node_and_tries_a_region_once(make):
     assert {"attn.q@0", "ffn.down@3", "attn.v@1"} <= set(tried)
 
 
-def test_racing_drops_what_is_behind_and_keeps_the_rest_running(make):
+def test_racing_drops_what_is_behind_and_trains_the_levels_winners_to_the_end(make):
     executor = StubExecutor(SPEC)
     result = run(make, executor, "racing")
-    quarter = [region for region, end in executor.done if end == 0.25]
-    assert quarter[:6] == FIRST
-    half = [region for region, end in executor.done if end == 0.5]
-    assert set(half) < set(quarter) and "attn.q+attn.v@0-1" not in half and "ffn.up+ffn.down@2-3" in half
-    assert result.chosen.region == "ffn.up@3"
+    assert [region for region, end in executor.done[1:7]] == FIRST and {end for _, end in executor.done[1:7]} == {0.125}
+    ends = {region: [end for other, end in executor.done if other == region] for region in regions(executor)}
+    assert ends["attn.q+attn.v@0-1"] == [0.125]
+    assert all(max(found) <= 0.5 or found == [0.125, 0.25, 0.5, 1.0] for found in list(ends.values())[1:])
+    assert result.chosen.region == "ffn.up@3" and ends["ffn.up@3"][-1] == 1.0
     dropped = {node.region: node for node in result.nodes if node.dropped}
-    assert "at 25 % of its training behind ffn.up+ffn.down@2-3 by" in dropped["attn.q+attn.v@0-1"].dropped
-    assert all(node.fraction < 1.0 for node in dropped.values() if "25 %" in node.dropped)
+    assert dropped["attn.q+attn.v@0-1"].dropped.startswith("at 0.125 of its training behind ffn.up+ffn.down@2-3 by 0.")
+    assert all(node.fraction < 1.0 for node in dropped.values())
+    assert [node.best_of_level for node in result.nodes if node.region in ("ffn.up+ffn.down@2-3", "ffn.up+ffn.down@3")
+            ] == [True, True]
+
+
+def test_a_level_is_over_when_one_is_left(make):
+    spec = {"ffn.up+ffn.down@2-3": 0.9, "ffn.up+ffn.down@2": 0.1, "ffn.up+ffn.down@3": 0.1, "ffn.up@2-3": 0.1,
+            "ffn.down@2-3": 0.1}
+    executor = StubExecutor(spec)
+    result = run(make, executor, "racing")
+    assert result.chosen.region == "ffn.up+ffn.down@2-3"
+    assert [end for region, end in executor.done if region == result.chosen.region] == [0.125, 0.25, 0.5, 1.0]
+    assert len(executor.done) == 1 + 6 + 2 + 2 + 3  # base; each child once; the winner's further rungs
 
 
 def test_a_child_that_is_worse_than_its_parent_is_dropped_and_the_parent_refined(make):
     spec = {"ffn.up+ffn.down@2-3": 0.8, "ffn.up+ffn.down@2": 0.3, "ffn.up+ffn.down@3": 0.3, "ffn.up@2-3": 0.85}
     executor = StubExecutor(spec)
     result = run(make, executor, "racing")
-    assert ("ffn.up@2-3", 1.0) in executor.done and ("ffn.up+ffn.down@3", 0.5) not in executor.done
+    assert ("ffn.up@2-3", 1.0) in executor.done and ("ffn.up+ffn.down@3", 0.25) not in executor.done
     assert result.chosen.region == "ffn.up@2-3"
+
+
+def test_a_parent_that_is_worse_than_its_child_is_trained_no_further(make):
+    spec = {**SPEC, "ffn.up+ffn.down@3": 0.95}
+    executor = StubExecutor(spec)
+    parent = next(node for node in run(make, executor, "racing").nodes if node.region == "ffn.up+ffn.down@2-3")
+    assert parent.dropped and parent.best_of_level and ("ffn.up+ffn.down@2-3", 1.0) not in executor.done
 
 
 def test_a_beam_refines_several(make):
@@ -197,10 +216,11 @@ def test_what_stands_in_search_json(make):
         assert node["difference"]["low"] <= node["difference"]["value"] <= node["difference"]["high"]
         assert node["difference"]["value"] == pytest.approx(node["uni"] - content["base"]["uni"])
         assert node["full_sft"] == pytest.approx(sum(rung["full_sft"] for rung in node["rungs"]))
-        assert [rung["fraction"] for rung in node["rungs"]] == [0.25, 0.5, 1.0][: len(node["rungs"])]
+        assert [rung["fraction"] for rung in node["rungs"]] == [0.125, 0.25, 0.5, 1.0][: len(node["rungs"])]
     assert content["cost"]["full_sft"] > sum(node["full_sft"] for node in nodes.values())
     assert "trains fewer parameters" in content["choice"]["sentence"]
-    assert content["choice"]["comparisons"] == sum(node["fraction"] == 1.0 for node in nodes.values()) - 1
+    assert content["choice"]["comparisons"] == len(nodes) - 1 and best["id"] in content["choice"]["candidates"]
+    assert not set(content["choice"]["candidates"]) & {node["id"] for node in nodes.values() if node["dropped"]}
 
 
 class Recorder:
