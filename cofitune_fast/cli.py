@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +30,9 @@ app = typer.Typer(
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-console = Console(stderr=True)
+# Of the processes that torchrun starts the first one speaks; the others only say what went wrong with them alone.
+_SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+console = Console(stderr=True, quiet=_SILENT)
 
 
 def main() -> None:
@@ -51,8 +54,9 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # transformers imports it wherever it is installed
         try:
             function(*args, **kwargs)
+            _leave_the_others()
         except CofituneError as error:
-            console.print(f"cofitune: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _say(error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console.print("\ncofitune: stopped. What is finished is kept; the same command goes on from there.")
@@ -61,11 +65,29 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _leave_the_others() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .models.sharded import leave
+
+        leave()
+
+
+def _say(error: CofituneError) -> None:
+    from .models.sharded import rank, world_size
+
+    if _SILENT and world_size() == 1:
+        return  # before the ranks join, each meets the same error
+    who = f"cofitune, rank {rank()}: " if _SILENT else "cofitune: "
+    Console(stderr=True).print(f"{who}{error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def _config(context: typer.Context, file: Path | None) -> Config:
     return load_config(file, parse_overrides(context.args))
 
 
 def _emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
+    if _SILENT:
+        return
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
     else:
@@ -92,9 +114,11 @@ def _compare(config: Config, as_json: bool) -> None:
     from .display import make_display
     from .report import methods_table, write_report
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
+                            "train.")
     display = make_display(console)
-    with display.running():
-        pipeline = _pipeline(config, display)
+    with display.running(), _pipeline(config, display) as pipeline:
         report = pipeline.run(config.title)
     paths = write_report(pipeline.output / "report.json", pipeline.output)
 
@@ -115,25 +139,36 @@ def search(
     context: typer.Context,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the space and its sizes, train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the space, sizes and costs; train nothing.")] = False,
+    budget: Annotated[str | None, typer.Option(help="End after such as '2 full-sft', '1.5h', '3M tokens'.")] = None,
+    executor: Annotated[str | None, typer.Option(help="in-process, processes (one per GPU) or ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or host:port.")] = None,
 ) -> None:
-    """Search the region with the best Uni on the validation part; resumes in the same output folder."""
-    from .display import make_display, scores_text
-    from .files import write_json
+    """Search the region with the best Uni on the validation part; resumes in the same output folder.
 
-    settings = _config(context, config)
+    With --json every event is a line of JSON on standard output, and the last line the result."""
+    from .display import make_display, scores_text, show_space
+    from .search_command import preview_search
+
+    given = {"budget": budget, "executor": executor, "ray_address": ray_address}
+    settings = load_config(config, {**parse_overrides(context.args),
+                                    **{f"search.{key}": value for key, value in given.items() if value is not None}})
     settings.region = None
     if dry_run:
-        _show_space(settings, as_json)
+        content = preview_search(settings, _workbench(settings))
+        _emit(content, as_json, lambda: Console().print(show_space(content["nodes"], content["totals"])))
         return
-    display = make_display(console)
-    with display.running():
-        pipeline = _pipeline(settings, display)
-        result = pipeline.search()
-    content = pipeline.search_part(result)
-    write_json(pipeline.output / "search.json", content)
-    chosen = result.chosen
-    _emit(content, as_json, lambda: print(f"{chosen.region}  {scores_text(chosen.scores)}"))
+    display = make_display(console, as_json)
+    with display.running(), _pipeline(settings, display) as pipeline:
+        if pipeline is None:
+            return  # this rank has followed the first one
+        result = pipeline.search(settings.title)
+
+    def show() -> None:
+        print(f"{result.chosen.region}  {scores_text(result.chosen.scores)}\n{result.choice.sentence}")
+        print(f"The tree, the pictures and all nodes: cofitune report {pipeline.output}")
+
+    _emit(result.to_dict(), as_json, show)
 
 
 @app.command(context_settings=_OPEN)
@@ -236,15 +271,18 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
 
 @app.command()
 @_command
-def report(folder: Annotated[Path, typer.Argument(help="A folder with report.json.")], as_json: AsJson = False) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with report.json or search.json.")], as_json: AsJson = False
+) -> None:
     """Make report.html and the pictures of a finished run anew."""
     from .report import methods_table, read_report, write_report
 
-    content = read_report(folder / "report.json")
+    content = read_report(folder)
     paths = write_report(content, folder)
 
     def show() -> None:
-        Console().print(methods_table(content))
+        if content["methods"]:
+            Console().print(methods_table(content))
         print(paths["html"])
 
     _emit({"html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}, as_json, show)
@@ -323,67 +361,46 @@ def _workbench(settings: Config, region: str | None = None) -> Any:
     """The workbench of a run; with model.quantize all but `region` (None: the run's, if any) is quantised."""
     from .models import load_model
     from .regions import Region
-    from .trials import TrialData, Workbench
+    from .search_command import trial_data
+    from .trials import Workbench
 
     section, region = _needed(settings, "model"), region or settings.region
     loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
                         keep=Region.parse(region).modules if region else ())
-    data, versatility = settings.data, settings.versatility
-    return Workbench(loaded, TrialData(
-        data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
-        versatility.limit, data.metric,
-    ))
+    return Workbench(loaded, trial_data(settings))
 
 
-def _unquantized(settings: Config) -> None:
-    if _needed(settings, "model").quantize != "none":
-        raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
-                            "around one of them: leave model.quantize out, or use `cofitune train`.")
-
-
-def _pipeline(settings: Config, display: Any) -> Any:
+@contextmanager
+def _pipeline(settings: Config, display: Any) -> Iterator[Any]:
     from .compare import Pipeline, PipelineSettings
     from .files import writable_folder
-    from .search import space_levels
+    from .search_command import follow_search, make_search, trial_setup
     from .training import MemorySettings
 
-    _unquantized(settings)
     output = writable_folder(_needed(settings, "output"))
-    levels = () if settings.region else space_levels(settings.search.space)
-    space = settings.search.space if isinstance(settings.search.space, str) else "own"
     display.stage(f"Loading {_needed(settings, 'model').path}")
-    return Pipeline(_workbench(settings), PipelineSettings(
-        levels=levels, region=settings.region, training=settings.training, search_training=settings.search.training,
-        full_sft_training=settings.compare.full_sft, importance=_importance_settings(settings),
-        importance_file=settings.importance.file,
-        preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, space=space,
-        memory=MemorySettings(**settings.memory.model_dump()),
-    ), output, display)
+    trial_setup(settings, output)  # refuses what cannot be, before the model is loaded
+    bench = _workbench(settings)
+    if _SILENT:
+        follow_search(settings, bench, output)
+        yield None
+        return
+    tree_search = None if settings.region else make_search(settings, bench, output)
+    try:
+        yield Pipeline(bench, PipelineSettings(
+            region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
+            importance=_importance_settings(settings), importance_file=settings.importance.file,
+            preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage,
+            memory=MemorySettings(**settings.memory.model_dump()),
+        ), output, display, tree_search)
+    finally:
+        if tree_search is not None:
+            tree_search.executor.close()
 
 
 def _importance_settings(settings: Config) -> dict[str, Any]:
     return {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
-
-
-def _show_space(settings: Config, as_json: bool) -> None:
-    from .search import children, space_levels
-
-    _unquantized(settings)
-    bench = _workbench(settings)
-    levels = space_levels(settings.search.space)
-    rows = []
-    for candidate in children(levels[0], 0, None, bench.layout.num_layers):
-        rows.append({"region": str(candidate.region), "trained_parameters": candidate.region.count(bench.model)})
-
-    def show() -> None:
-        print(f"{levels[0].name}:")
-        for row in rows:
-            print(f"  {row['region']:45}{row['trained_parameters']:>15,} parameters")
-        for level in levels[1:]:
-            print(f"{level.name}: inside the best so far (layers: {level.layers}, roles: {level.roles})")
-
-    _emit({"levels": [asdict(level) for level in levels], "first": rows}, as_json, show)
 
 
 def _task_lines(tasks: dict[str, dict[str, Any]]) -> list[str]:

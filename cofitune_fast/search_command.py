@@ -8,6 +8,7 @@ from typing import Any
 from .config import Config
 from .errors import CofituneError
 from .files import writable_folder
+from .models.sharded import started_by_torchrun
 from .search import Budget, Search, SearchSettings, named_strategy, node_rate, search_work, space_levels
 from .search.executors import Executor, InProcess
 from .search.preview import preview
@@ -55,6 +56,13 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
     section = settings.search
     if section.ray_address is not None and section.executor != "ray":
         raise CofituneError("search.ray_address is given, but search.executor is not ray; set --search.executor ray.")
+    if started_by_torchrun():
+        if section.executor != "in-process" or section.prior != "none":
+            raise CofituneError("Under torchrun all ranks hold one model together: leave search.executor and "
+                                "search.prior out.")
+        from .search.executors.ranks import Ranks
+
+        return Ranks(lambda job: run_job(bench, setup, job))
     if section.executor == "processes":
         from .search.executors.processes import Processes
 
@@ -75,6 +83,14 @@ def make_search(settings: Config, bench: Workbench, output: str | Path) -> Searc
 
         prior = make_prior(chosen.prior, bench)
     return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior)
+
+
+def follow_search(settings: Config, bench: Workbench, output: str | Path) -> None:
+    """What the ranks of torchrun besides the first do in a search."""
+    from .search.executors.ranks import follow
+
+    setup = trial_setup(settings, output)
+    follow(lambda job: run_job(bench, setup, job))
 
 
 def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:

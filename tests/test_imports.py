@@ -24,17 +24,18 @@ MAY_IMPORT = {
     "optim": "errors ops regions",
     "importance": "errors files ops models regions",
     "memory": "errors files ops models regions optim",
-    "scoring": "errors files models data",
+    "scoring": "errors files models data memory",
     "training": "errors files models data optim regions memory planning",
-    "trials": "errors files models data importance regions scoring training",
-    "search": "errors files regions",
+    "trials": "errors files models data importance memory regions scoring training",
+    "search": "errors files models regions scoring training trials",
     "compare": "errors files environment models data importance regions scoring training trials search",
     "report": "errors files",
     "config": "errors",
-    "display": "search",
+    "display": "report search",
     "demo": "errors files config",
-    "train_command": "errors files config importance regions training trials",
+    "train_command": "errors files config importance models regions training trials",
     "planning": "errors ops memory models regions",
+    "search_command": "errors config files models search training trials",
     "plan_command": "errors config memory models planning regions",
 }
 TOP = {"cli"}  # knows every room, and nobody knows it
@@ -49,6 +50,8 @@ THIRD_PARTY = {
     "train_command": CORE_THIRD_PARTY | {"rich"},
     "cli": CORE_THIRD_PARTY | {"typer", "rich"},
     "memory": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
+    "training": CORE_THIRD_PARTY | {"accelerate"},  # inside the function that uses it; Trainer needs it anyway
+    "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
     "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
     "errors": set(),
@@ -57,7 +60,7 @@ THIRD_PARTY = {
 }
 CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "training",
         "trials", "search", "compare")
-EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes")
+EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray")
 
 
 def imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:

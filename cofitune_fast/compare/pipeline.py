@@ -86,24 +86,19 @@ class Pipeline:
             full = self._method(Method(
                 "full SFT", Region.full(), {**self.settings.training, **self.settings.full_sft_training}))
             report = {
-                "title": title,
-                "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-                "command": shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else "",
-                "base": {"model": _shown(self.bench.source), "fingerprint": self.bench.base.fingerprint,
-                         "dtype": self.bench.base.dtype, "parameters": self.bench.total_parameters},
+                **self._head(title),
                 "methods": [base, full, coarse, *([fine] if fine else [])],
                 "search": search.to_dict() if search else None,
                 "importance": self._importance_part(importance),
                 "checks": checks,
-                "split": {"search": "valid", "report": "test"},
-                "environment": environment(),
                 "notes": self._notes(time.perf_counter() - start),
             }
             write_json(self.output / "report.json", report)
         return report
 
-    def search(self) -> SearchResult:
-        """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part."""
+    def search(self, title: str = "CoFiTune search") -> SearchResult:
+        """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part. Writes
+        search.json, a report without methods."""
         with Journal(self.output, self._identity()) as journal:
             result = self._search(journal)
             if result is None:
@@ -111,6 +106,8 @@ class Pipeline:
             if self.bench.data.test and self.bench.data.versatility_test:
                 self.observer.stage("Base and chosen node (test)")
                 self.tree_search.test(result)
+            write_json(self.output / "search.json",
+                       {**self._head(title), "methods": [], "search": result.to_dict()})
             return result
 
     # Steps ---------------------------------------------------------------------------------------------------------
@@ -214,6 +211,18 @@ class Pipeline:
             {"name": "merged model scores the same", "passed": largest == 0.0,
              "detail": f"largest difference of a score on test: {largest:.1g}"},
         ]
+
+    def _head(self, title: str) -> dict[str, Any]:
+        """What every report tells of a run."""
+        return {
+            "title": title,
+            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else "",
+            "base": {"model": _shown(self.bench.source), "fingerprint": self.bench.base.fingerprint,
+                     "dtype": self.bench.base.dtype, "parameters": self.bench.total_parameters},
+            "split": {"search": "valid", "report": "test"},
+            "environment": environment(),
+        }
 
     # Bookkeeping -----------------------------------------------------------------------------------------------------
 

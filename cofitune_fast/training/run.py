@@ -21,7 +21,7 @@ from ..memory import PeakMemory
 from ..memory.cached_prefix import open_prefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.settings import MemorySettings
-from ..models.sharded import all_ranks, broadcast_object, is_sharded
+from ..models.sharded import all_ranks, broadcast_object, is_sharded, world_size
 from ..optim.sharding import local
 from ..planning.out_of_memory import advice, is_out_of_memory
 from ..planning.planner import Settings
@@ -99,11 +99,12 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
 
 
 def planned_epochs(training: Mapping[str, Any], rows: int) -> float:
-    """How often a training on one device would see each of `rows` rows; training: arguments as for `train_region`."""
+    """How often a training would see each of `rows` rows; training: arguments as for `train_region`."""
     arguments = training_arguments(training, "planned")
     if arguments.max_steps <= 0:
         return float(arguments.num_train_epochs)
-    return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps / rows
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
+    return arguments.max_steps * batch / rows
 
 
 def train_region(

@@ -107,26 +107,34 @@ def test_importance_plan_and_dry_run(cofitune, tiny_run):
     assert plan["peak"] == sum(plan["parts"].values()) and plan["time"]["total"] > 0
     assert plan["parts"]["optimizer"] >= 8 * plan["trained_parameters"]
     status, out, _ = cofitune("search", "--dry-run", *arguments(tiny_run), "--json")
-    assert status == 0 and len(json.loads(out)["first"]) == 6
+    content = json.loads(out)
+    assert status == 0 and [node["level"] for node in content["nodes"]].count(0) == 6
+    assert content["totals"]["nodes"] == len(content["nodes"]) > 20 and content["totals"]["full_sft_paper"] > 0
+    status, out, _ = cofitune("search", "--dry-run", *arguments(tiny_run))
+    assert status == 0 and "ffn.up+ffn.down@25%-75%" in out
+
+
+def last_line(out):
+    return json.loads(out.splitlines()[-1])
 
 
 def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny_run, tmp_path):
-    whole = json.loads(cofitune("search", *arguments(tiny_run, output=tmp_path / "whole"), "--json")[1])
+    whole = last_line(cofitune("search", *arguments(tiny_run, output=tmp_path / "whole"), "--json")[1])
     argv = [sys.executable, "-m", "cofitune_fast.cli", "search", *arguments(tiny_run)]
     journal = Path(tiny_run["output"]) / "journal.jsonl"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(argv, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
-        if journal.is_file() and journal.read_text().count('"kind": "node"') >= 3:
+        if journal.is_file() and journal.read_text().count('"kind": "rung"') >= 3:
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     lines = journal.read_bytes().splitlines(keepends=True)
     finished = [line for line in lines if line.endswith(b"\n")]
-    assert 4 <= len(finished) < 2 + len(whole["nodes"])
-    resumed = json.loads(cofitune("search", *arguments(tiny_run), "--json")[1])
+    assert 4 <= len(finished) < 2 + sum(len(node["rungs"]) for node in whole["nodes"])
+    resumed = last_line(cofitune("search", *arguments(tiny_run), "--json")[1])
     assert journal.read_bytes().splitlines(keepends=True)[: len(finished)] == finished
     for key in ("region", "spec", "vers", "uni"):
         assert [node[key] for node in resumed["nodes"]] == [node[key] for node in whole["nodes"]]

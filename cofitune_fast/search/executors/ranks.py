@@ -1,0 +1,39 @@
+"""Jobs on the ranks of torchrun, which hold one model together: all of them do every job, at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ...models.sharded import broadcast_object
+
+Job = dict[str, Any]
+
+
+class Ranks:
+    """The executor of rank 0, which drives the search; the others `follow`. work: does a job and gives its result."""
+
+    slots = 1
+
+    def __init__(self, work: Callable[[Job], Job]):
+        self._work, self._whole = work, True
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+        for job in jobs:
+            broadcast_object(job)
+            try:
+                result = self._work(job)
+            except BaseException:
+                self._whole = False  # the others have met the same error, or torchrun ends them
+                raise
+            yield job, result
+
+    def close(self) -> None:
+        if self._whole:
+            broadcast_object(None)
+
+
+def follow(work: Callable[[Job], Job]) -> None:
+    """Do what rank 0 does until it closes its executor."""
+    while (job := broadcast_object(None)) is not None:
+        work(job)
