@@ -3,7 +3,7 @@
 from .batches import IGNORED_LABEL, batches, collate, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id
 from .formats import Example, parse_examples, read_examples
-from .packing import Pack, collate_packs, collate_trie, pack_rows
+from .packing import Pack, collate_trie, pack_rows, plan_packs
 from .rows import Row, read_rows
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Row",
     "batches",
     "collate",
-    "collate_packs",
     "collate_trie",
     "encode_example",
     "encode_examples",
@@ -24,6 +23,7 @@ __all__ = [
     "pad_token_id",
     "parse_examples",
     "plan_batches",
+    "plan_packs",
     "read_examples",
     "read_rows",
 ]

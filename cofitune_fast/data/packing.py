@@ -1,24 +1,27 @@
 """Rows that begin alike, packed so that what they share is computed once.
 
-Rows of a chat model share their system prompt, and the choices of an item share its query. Sorted, such rows form a
-prefix tree; a pack is one token sequence that holds a tree's nodes, each seeing only its own ancestors and standing at
-the position it has in its row. The model's outputs are then those of the separate rows, for fewer tokens.
+Rows of a chat model share their system prompt, and the choices of an item share its query. Such rows form a prefix
+tree, a trie, in which each distinct beginning stands once. All of a layer but attention works on the trie's tokens;
+attention takes the rows apart (`models.attention`), so the model's outputs are those of the separate rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
+from ..errors import CofituneError
 from .encode import Encoded
+
+ROW_TOKENS = 4
+"""How many times the tokens of a trie its rows may hold together, shared tokens counted in each, padding too."""
 
 
 @dataclass
 class Pack:
-    """One token sequence: `ids`, the `parents` of its tokens (-1: none) and their `positions` in their rows.
+    """A trie of rows: `ids`, the `parents` of its tokens (-1: none) and their `positions` in their rows.
 
     rows[i] = (index of the row, where its response is predicted, the response's ids): the token at place
     predictors[j] predicts targets[j]. The last token of a row predicts nothing and is left out.
@@ -28,14 +31,27 @@ class Pack:
     parents: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rows: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
+    _places: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)  # of each (parent, id)
 
-    def ancestors(self) -> np.ndarray:
-        """bool [tokens, tokens]: which tokens (columns) each token (row) sees, itself among them."""
-        seen = np.eye(len(self.ids), dtype=bool)
-        for place, parent in enumerate(self.parents):  # a parent stands before its children
-            if parent >= 0:
-                seen[place] |= seen[parent]
-        return seen
+    def add(self, index: int, row: Encoded) -> None:
+        path, place = [], -1
+        for position, token in enumerate(row.input_ids[:-1]):
+            parent, place = place, self._places.setdefault((place, token), len(self.ids))
+            if place == len(self.ids):
+                self.ids.append(token)
+                self.parents.append(parent)
+                self.positions.append(position)
+            path.append(place)
+        start = max(row.response_start, 1)  # nothing predicts a row's first token
+        self.rows.append((index, path[start - 1 :], row.input_ids[start:]))
+
+    def new_tokens(self, row: Encoded) -> int:
+        """How many tokens the row would add."""
+        place = -1
+        for known, token in enumerate(row.input_ids[:-1]):
+            if (place := self._places.get((place, token))) is None:
+                return len(row.input_ids) - 1 - known
+        return 0
 
     def path(self, place: int) -> list[int]:
         """The places of a row's tokens, from its first to the one at `place`."""
@@ -45,67 +61,73 @@ class Pack:
             place = self.parents[place]
         return path[::-1]
 
+    def paths(self) -> list[list[int]]:
+        """The places of the rows' tokens, without rows that are the beginning of another."""
+        inner = set(self.parents)
+        return [self.path(place) for place in range(len(self.ids)) if place not in inner]
 
-def pack_rows(rows: Sequence[Encoded], capacity: int | None = 256) -> list[Pack]:
-    """Pack rows into sequences of at most `capacity` tokens (a longer row is a pack of its own; None: all in one)."""
-    packs: list[Pack] = []
-    path: list[int] = []  # the places, in the last pack, of the row put there last
+
+def pack_rows(rows: Sequence[Encoded]) -> Pack:
+    """One trie of all rows."""
+    pack = Pack()
     for index in sorted(range(len(rows)), key=lambda index: rows[index].input_ids):
-        row = rows[index]
-        ids = row.input_ids[:-1]
-        shared = _shared(path, packs[-1], ids) if packs else 0
-        if not packs or (capacity is not None and len(packs[-1].ids) + len(ids) - shared > capacity):
-            packs.append(Pack())
-            path, shared = [], 0
-        pack = packs[-1]
-        path = path[:shared]
-        for position in range(shared, len(ids)):
-            pack.parents.append(path[-1] if path else -1)
-            path.append(len(pack.ids))
-            pack.ids.append(ids[position])
-            pack.positions.append(position)
-        start = max(row.response_start, 1)  # nothing predicts a row's first token
-        pack.rows.append((index, path[start - 1 :], row.input_ids[start:]))
-    return packs
+        pack.add(index, rows[index])
+    return pack
 
 
-def collate_packs(packs: Sequence[Pack], pad_token_id: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors for one forward: input_ids and position_ids [packs, tokens], attention_mask [packs, 1, tokens, tokens].
+def plan_packs(rows: Sequence[Encoded], max_tokens: int) -> Iterator[Pack]:
+    """Divide rows of at least 2 tokens among tries of at most `max_tokens` tokens (a longer row is a trie of its own).
 
-    The mask is additive, in `dtype` (the model's): 0 where a token is seen and the least number where it is not.
+    Attention works on rows that are padded to the longest of their trie, so rows of like length come together, the
+    longest first, but rows that share at least half of their tokens stay together; and all rows of a trie have,
+    padded, at most ROW_TOKENS * max_tokens tokens. The result depends on the rows and the bound alone.
     """
-    length = max(len(pack.ids) for pack in packs)
-    input_ids = torch.full((len(packs), length), pad_token_id)
-    position_ids = torch.zeros_like(input_ids)
-    seen = np.broadcast_to(np.eye(length, dtype=bool), (len(packs), length, length)).copy()  # padding sees itself
-    for number, pack in enumerate(packs):
-        size = len(pack.ids)
-        input_ids[number, :size] = torch.tensor(pack.ids)
-        position_ids[number, :size] = torch.tensor(pack.positions)
-        seen[number, :size, :size] = pack.ancestors()
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min)
-    return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask[:, None]}
+    if max_tokens < 1:
+        raise CofituneError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    pack, longest = Pack(), 0
+    for index in _in_families(rows):
+        length = len(rows[index].input_ids) - 1
+        longest = max(longest, length)
+        too_many = len(pack.ids) + pack.new_tokens(rows[index]) > max_tokens
+        if pack.rows and (too_many or (len(pack.rows) + 1) * longest > ROW_TOKENS * max_tokens):
+            yield pack
+            pack, longest = Pack(), length
+        pack.add(index, rows[index])
+    if pack.rows:
+        yield pack
 
 
-def collate_trie(pack: Pack, length: int) -> dict[str, torch.Tensor]:
+def _in_families(rows: Sequence[Encoded]) -> list[int]:
+    """The indices of the rows, families of rows that are alike together, those with the longest row first."""
+    families: list[list[int]] = []
+    before: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].input_ids):
+        ids = rows[index].input_ids
+        if not families or 2 * _shared(before, ids) < len(ids):
+            families.append([])
+        families[-1].append(index)
+        before = ids
+    families.sort(key=lambda family: -max(len(rows[index].input_ids) for index in family))
+    return [index for family in families for index in family]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+                min(len(one), len(other)))
+
+
+def collate_trie(pack: Pack) -> dict[str, torch.Tensor]:
     """A pack for an attention that takes rows apart (models.attention): no padding among the tokens.
 
-    input_ids and position_ids [1, tokens]; rows int64 [rows, length], the places of each row's tokens, in the order of
-    `pack.rows`; owners int64 [tokens], for each token a place in the flattened rows where it stands.
+    input_ids and position_ids [1, tokens]; rows int64 [rows, length], the places of each row's tokens, without rows
+    that are the beginning of another; owners int64 [tokens], for each token a place in the flattened rows where it
+    stands.
     """
-    paths = [pack.path(predictors[-1]) for _, predictors, _ in pack.rows]
+    paths = pack.paths()
+    length = max(map(len, paths))
     rows = torch.tensor([path + [path[-1]] * (length - len(path)) for path in paths])
     owners = torch.empty(len(pack.ids), dtype=torch.long)
     for number, path in enumerate(paths):
         owners[path] = torch.arange(len(path)) + number * length
     return {"input_ids": torch.tensor([pack.ids]), "position_ids": torch.tensor([pack.positions]),
             "attention_mask": torch.zeros(1, 1, 1, 1), "rows": rows, "owners": owners}
-
-
-def _shared(path: list[int], pack: Pack, ids: list[int]) -> int:
-    count = 0
-    for place, token in zip(path, ids, strict=False):
-        if pack.ids[place] != token:
-            break
-        count += 1
-    return count

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.sharded import is_sharded
 from ..regions import Region, resolve_layout
 
 
@@ -108,19 +109,20 @@ class FrozenPrefix:
         backward may recompute the layer.
         """
         self._states, self._replacing = states, True
-        former = [layer.__dict__.get("forward") for layer in self._below]
+        # A sharded layer is passed by hooks and all, for these would gather its weights.
+        name = "_call_impl" if any(map(is_sharded, self._below)) else "forward"
+        former = [layer.__dict__.get(name) for layer in self._below]
         for layer in self._below:
-            layer.forward = _pass
+            setattr(layer, name, _pass)
         try:
             yield {"inputs_embeds": states}
         finally:
             self._replacing = False
-            for layer, forward in zip(self._below, former, strict=True):
-                if forward is None:
-                    del layer.forward
+            for layer, method in zip(self._below, former, strict=True):
+                if method is None:
+                    delattr(layer, name)
                 else:
-                    layer.forward = forward
-
+                    setattr(layer, name, method)
 
     @torch.no_grad()
     def states(self, model: nn.Module, call: dict[str, Tensor]) -> Tensor:

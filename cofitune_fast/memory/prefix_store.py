@@ -13,6 +13,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -162,8 +163,16 @@ def _record_checksum(key: bytes, offset: int, length: int, checksum: int) -> int
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    """Bytes of its files; another process may be deleting them, and what is gone takes no room."""
+    size = 0
+    with suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size
+    return size
 
 
 def _used(folder: Path) -> float:
-    return (folder / INDEX).stat().st_mtime if (folder / INDEX).exists() else 0.0
+    with suppress(FileNotFoundError):
+        return (folder / INDEX).stat().st_mtime
+    return 0.0

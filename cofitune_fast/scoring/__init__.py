@@ -1,7 +1,9 @@
 """Spec, Vers and Uni: how well a model does its speciality, and what it kept of everything else."""
 
+from .answers import answer_scores
+from .bootstrap import resampled_figures
 from .results import ItemScore, Score, SuiteScores, paired_difference
-from .score import answer_scores, score_suite, score_task
+from .score import score_suite, score_task, suite_tokens
 from .suite import GROUPS, VERSATILITY, Suite, read_suite
 from .tasks import ChoiceItem, ContinuationItem, Task, read_task
 
@@ -19,6 +21,8 @@ __all__ = [
     "paired_difference",
     "read_suite",
     "read_task",
+    "resampled_figures",
     "score_suite",
     "score_task",
+    "suite_tokens",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ from torch import Tensor
 from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
+from ..memory.cached_prefix import open_prefix
 from ..models import LoadedModel, dtype_name
 from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
 from ..regions import BaseInfo, Layout, Region, resolve_layout, restore
-from ..scoring import Suite, SuiteScores, read_suite, score_suite
-from ..training import TrainResult, train_region
+from ..scoring import Suite, SuiteScores, read_suite, score_suite, suite_tokens
+from ..training import MemorySettings, TrainResult, train_region
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,34 @@ class Workbench:
             self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit)
         return self._suites[split]
 
+    def suite_tokens(self, split: str) -> tuple[int, int]:
+        """What a scoring of `split` computes, see `scoring.suite_tokens`; counted once."""
+        if split not in self._suite_tokens:
+            self._suite_tokens[split] = suite_tokens(self.model, self.tokenizer, self.suite(split))
+        return self._suite_tokens[split]
+
     @cached_property
     def _suites(self) -> dict[str, Suite]:
         return {}
 
-    def score(self, split: str, on_task: Callable[[str, Any], None] | None = None) -> SuiteScores:
-        """Score the model as it is now on the tasks of `split`."""
-        return score_suite(self.model, self.tokenizer, self.suite(split), on_task=on_task)
+    @cached_property
+    def _suite_tokens(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def score(
+        self, split: str, on_task: Callable[[str, Any], None] | None = None, *, region: Region | None = None,
+        memory: MemorySettings | None = None,
+    ) -> SuiteScores:
+        """Score the model as it is now on the tasks of `split`.
+
+        region: all that was changed since the base; with the settings `memory` the layers below it are then computed
+        once per base and split, and their output cached. The scores are the same to the bit.
+        """
+        suite, prefix = self.suite(split), None
+        if region is not None and memory is not None:
+            prefix, _ = open_prefix(self.model, region, self.digests, memory, self.suite_tokens(split)[0])
+        with prefix or nullcontext():
+            return score_suite(self.model, self.tokenizer, suite, prefix=prefix, on_task=on_task)
 
     def importance(
         self,

@@ -2,6 +2,8 @@
 
 import errno
 import multiprocessing
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +101,21 @@ def test_processes_share_a_store(tmp_path):
     store = open_store(tmp_path / "a")
     assert len(store) == 30
     assert all(torch.equal(store.read(row(number)[0]), row(number)[1]) for number in range(30))
+
+
+def test_a_store_that_another_process_deletes_meanwhile_stops_nobody(tmp_path, monkeypatch):
+    open_store(tmp_path / "b").write([row(1)])
+    store, iterdir = open_store(tmp_path / "a"), Path.iterdir
+
+    def deleted_before_it_is_listed(folder):
+        if folder == tmp_path / "b":
+            shutil.rmtree(folder)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", deleted_before_it_is_listed)
+    store.write([row(2)])
+    assert not (tmp_path / "b").exists()
+    assert store.failure is None and torch.equal(store.read(row(2)[0]), row(2)[1])
 
 
 def test_the_store_used_longest_ago_makes_room(tmp_path):

@@ -10,7 +10,7 @@ from tiny import make_tiny_model
 from cofitune_fast.data import Encoded, Example, encode_examples
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Suite, Task, answer_scores, score_suite, score_task
-from cofitune_fast.scoring import score as scoring
+from cofitune_fast.scoring import answers as scoring
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
 
@@ -215,22 +215,35 @@ def test_a_suite_is_the_sum_of_its_tasks(tiny_model, tiny_tokenizer):
         Suite(suite.speciality, suite.knowledge, [], suite.instruction)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-def test_rows_score_the_same_with_and_without_packing(family, tiny_tokenizer, monkeypatch):
-    model = make_tiny_model(family)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("budget", [1, 80, 4096])
+def test_rows_score_the_same_as_tries_and_padded(family, dtype, budget, tiny_tokenizer, monkeypatch):
+    model = make_tiny_model(family, dtype=dtype)
     rows = encode_examples(EXAMPLES * 2, tiny_tokenizer)
-    assert scoring.takes_packs(model, max(len(row.input_ids) for row in rows))
-    packed = answer_scores(model, rows, 0)
-    monkeypatch.setattr(scoring, "takes_packs", lambda *_: False)
-    for one, other in zip(packed, answer_scores(model, rows, 0), strict=True):
-        assert (one.tokens, one.correct) == (other.tokens, other.correct)
-        assert one.nll == pytest.approx(other.nll, rel=1e-5)
+    assert scoring.takes_tries(model, 54) == (family != "gemma2")  # whose logits in attention are capped: no SDPA
+    packed = answer_scores(model, rows, 0, budget)
+    monkeypatch.setattr(scoring, "takes_tries", lambda *_: False)
+    for one, other in zip(packed, answer_scores(model, rows, 0, budget), strict=True):
+        assert one.tokens == other.tokens
+        if dtype == torch.float32:
+            assert one.correct == other.correct
+        torch.testing.assert_close(torch.tensor(one.nll), torch.tensor(other.nll), **TOLERANCE[dtype])
+
+
+def test_what_rows_share_is_computed_once(tiny_model, tiny_tokenizer):
+    seen = []
+    hook = tiny_model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
+    answer_scores(tiny_model, [Encoded([5, 6, 7, 8], 2), Encoded([5, 6, 7, 9], 3), Encoded([5, 6, 4], 1)], 0)
+    hook.remove()
+    assert seen == [(1, 3, 32)]
+    assert tiny_model.config._attn_implementation == "sdpa"
 
 
 def test_a_row_longer_than_a_sliding_window_is_not_packed(tiny_tokenizer):
     rows = encode_examples(EXAMPLES, tiny_tokenizer)
     model = make_tiny_model("mistral", sliding_window=8)
-    assert not scoring.takes_packs(model, max(len(row.input_ids) for row in rows))
+    assert not scoring.takes_tries(model, max(len(row.input_ids) for row in rows))
     expected = [plain(model, row.input_ids, row.response_start)[0] for row in rows]
     for score, wanted in zip(answer_scores(model, rows, 0), expected, strict=True):
         assert score.nll == pytest.approx(-wanted.sum().item(), rel=1e-5)

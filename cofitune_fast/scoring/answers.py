@@ -1,0 +1,116 @@
+"""What a model gives to the answers of rows: their negative log-likelihoods, and whether it would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Encoded, batches, collate_trie, plan_packs
+from ..errors import CofituneError
+from ..memory.cached_prefix import CachedPrefix
+from ..memory.prefix_cache import PlacedRow, row_keys
+from ..models.attention import takes_tries, trie_attention
+from ..models.head import select_positions
+from ..models.mode import evaluation_mode
+from .results import ItemScore
+
+CHUNK_BYTES = 256 * 2**20
+"""Bound on the fp32 values [positions, vocabulary] alive at once: logits and their log-softmax."""
+_PACKED, _PADDED, _ROW = -1, -2, -3  # in the keys of batches, where all else is token ids
+
+
+def answer_scores(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens_per_batch: int = 4096, *,
+    prefix: CachedPrefix | None = None,
+) -> list[ItemScore]:
+    """For each row: summed NLL of its response, number of response tokens, and whether all are the most probable.
+
+    What rows share from their begin on is computed once (`data.packing`) where the attention takes rows apart, else
+    rows are padded. prefix: an entered one of `model`; the layers below it run only for batches that are not in its
+    cache. The cache holds batch by batch, so a score is the same to the bit whatever is in it.
+    """
+    packed = takes_tries(model, max(len(row.input_ids) for row in rows))
+    planned = (_packed(rows, max_tokens_per_batch) if packed else
+               _padded(rows, pad_token_id, max_tokens_per_batch))
+    scores: list[ItemScore | None] = [None] * len(rows)
+    with evaluation_mode(model), torch.no_grad(), trie_attention(model) if packed else nullcontext():
+        for batch in planned:
+            for (index, _, _), nll, hit in zip(batch.answers, *_forward(model, batch, prefix), strict=True):
+                if not nll.isfinite().all():
+                    raise CofituneError(
+                        f"The model gives {rows[index].where or 'an item'} a log-likelihood that is not finite; "
+                        "its weights may be damaged."
+                    )
+                scores[index] = ItemScore(nll.sum().item(), len(nll), bool(hit.all()))
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """call: what the model's forward takes. answers: (index of the row, the places in the flattened [batch, tokens]
+    where its answer is predicted, the answer's ids). states: the places whose states the prefix cache keeps."""
+
+    call: dict[str, Tensor]
+    answers: list[tuple[int, list[int], list[int]]]
+    states: PlacedRow
+
+
+def _packed(rows: Sequence[Encoded], max_tokens: int) -> Iterator[_Batch]:
+    for pack in plan_packs(rows, max_tokens):
+        key = _key(_PACKED, [rows[index] for index, _, _ in pack.rows])
+        yield _Batch(collate_trie(pack), pack.rows, PlacedRow(key, torch.arange(len(pack.ids))))
+
+
+def _padded(rows: Sequence[Encoded], pad_token_id: int, max_tokens: int) -> Iterator[_Batch]:
+    for indices, batch in batches(rows, pad_token_id, max_tokens=max_tokens):
+        del batch["labels"]
+        chosen, length = [rows[index] for index in indices], batch["input_ids"].shape[1]
+        answers, states = [], []
+        for number, (index, row) in enumerate(zip(indices, chosen, strict=True)):
+            begin, end, start = number * length, number * length + len(row.input_ids) - 1, max(row.response_start, 1)
+            answers.append((index, list(range(begin + start - 1, end)), row.input_ids[start:]))
+            states.append(torch.arange(begin, end))
+        yield _Batch(batch, answers, PlacedRow(_key(_PADDED, chosen), torch.cat(states)))
+
+
+def _key(form: int, rows: Sequence[Encoded]) -> bytes:
+    """Of all rows of a batch together: the same row differs in the last bit from one batch to another."""
+    content = [form]
+    for row in rows:
+        content += [_ROW, *row.input_ids[:-1]]
+    return row_keys([content])[0]
+
+
+def _forward(model: nn.Module, batch: _Batch, prefix: CachedPrefix | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """NLLs (float64) of the tokens of each answer, and whether each is the most probable."""
+    device = model.get_input_embeddings().weight.device
+    call = {name: tensor.to(device) for name, tensor in batch.call.items()}
+    places = torch.tensor([place for _, predictors, _ in batch.answers for place in predictors])
+    targets = torch.tensor([token for _, _, answer in batch.answers for token in answer])
+    mask = torch.zeros(call["input_ids"].shape, dtype=torch.bool)
+    mask.view(-1)[places] = True
+    given = prefix.forward(call, [batch.states]) if prefix is not None else nullcontext(call)
+    with select_positions(model, mask), given as call:
+        logits = model(**call, use_cache=False).logits[0]
+    # The same place may predict the first token of several answers, so places are looked up, not walked through.
+    nlls, hits = token_scores(logits, targets, (mask.flatten().cumsum(0) - 1)[places])
+    sizes = [len(answer) for _, _, answer in batch.answers]
+    return nlls.split(sizes), hits.split(sizes)
+
+
+def token_scores(logits: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL (float64 [N]) of targets [N] under logits[places], and whether each is the most probable; both on the CPU.
+
+    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order.
+    """
+    chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two of fp32: the logits and their log-softmax
+    nlls, hits = [], []
+    for rows, wanted in zip(places.to(logits.device).split(chunk), targets.to(logits.device).split(chunk), strict=True):
+        part = logits[rows]
+        nlls.append(nn.functional.cross_entropy(part.float(), wanted, reduction="none").cpu().double())
+        hits.append((part.argmax(-1) == wanted).cpu())
+    return torch.cat(nlls), torch.cat(hits)
