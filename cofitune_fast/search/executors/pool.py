@@ -1,0 +1,112 @@
+"""Several workers and the jobs they share: who gets which job, and what happens when a worker dies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ...errors import CofituneError
+
+Job = dict[str, Any]
+
+
+class PoolWorker(ABC):
+    """One worker. It first answers, unasked, that it is ready, and then every job; see `trials.worker`."""
+
+    @abstractmethod
+    def give(self, job: Job) -> None: ...
+
+    @abstractmethod
+    def answer(self) -> dict[str, Any] | None:
+        """The answer that has come, None if the worker died instead."""
+
+    @abstractmethod
+    def death(self) -> str:
+        """How it died, and where there is more about it; ends a sentence."""
+
+    @abstractmethod
+    def kill(self) -> None: ...
+
+
+class WorkerPool(ABC):
+    """An executor of `slots` workers, which are started when they are first needed.
+
+    A job whose worker dies goes to the next free one, up to `retries` times, and goes on from the node's checkpoint. A
+    job is given only to a worker that is up, so that one which cannot be started again, as when its machine is gone,
+    holds nothing up.
+    """
+
+    def __init__(self, slots: int, retries: int):
+        self.slots, self.retries = slots, retries
+        self._idle: list[PoolWorker] = []
+        self._starting: set[PoolWorker] = set()
+        self._busy: dict[PoolWorker, Job] = {}
+
+    @abstractmethod
+    def _start(self) -> PoolWorker: ...
+
+    @abstractmethod
+    def _wait(self, workers: Sequence[PoolWorker]) -> Iterable[PoolWorker]:
+        """Those with an answer, or dead; waits until there is one."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+        """Jobs and results as they end. Whatever breaks this off, also in the caller, stops the other jobs.
+
+        Raises:
+            CofituneError: a job says so, or its worker died more than `retries` times.
+            RuntimeError: anything else went wrong in a worker, with its traceback.
+        """
+        waiting, deaths = deque(jobs), Counter()
+        try:
+            while waiting or self._busy:
+                while waiting and self._idle:
+                    self._give(self._idle.pop(), waiting.popleft())
+                for _ in range(min(len(waiting), self.slots - len(self._busy)) - len(self._starting)):
+                    self._starting.add(self._start())
+                for worker in self._wait([*self._busy, *self._starting]):
+                    job = self._busy.pop(worker, None)
+                    self._starting.discard(worker)
+                    answer = worker.answer()
+                    if answer is not None:
+                        self._idle.append(worker)
+                        result = _result(answer)
+                        if job is not None:
+                            yield job, result
+                        continue
+                    self._bury(worker)
+                    name = job["id"] if job else None
+                    deaths[name] += 1
+                    if deaths[name] > self.retries:
+                        what = f"The node {name} could not be finished" if job else "No worker could be started"
+                        raise CofituneError(f"{what}: its process died {deaths[name]} times, the last time "
+                                            f"{worker.death()}.")
+                    if job is not None:
+                        waiting.appendleft(job)
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        self._stop()
+
+    def _give(self, worker: PoolWorker, job: Job) -> None:
+        self._busy[worker] = job
+        worker.give(job)
+
+    def _bury(self, worker: PoolWorker) -> None:
+        worker.kill()
+
+    def _stop(self) -> None:
+        for worker in [*self._idle, *self._starting, *self._busy]:
+            self._bury(worker)
+        self._idle, self._starting, self._busy = [], set(), {}
+
+
+def _result(answer: dict[str, Any]) -> Any:
+    if "error" in answer:
+        raise CofituneError(answer["error"])
+    if "failure" in answer:
+        raise RuntimeError(f"A worker of the search failed:\n{answer['failure']}")
+    return answer.get("result")

@@ -1,0 +1,92 @@
+"""A worker: a process that loads the base once and does the jobs it is given. Setup, jobs and answers are JSON.
+
+An answer is {"id", "result"}, or {"error"}: the sentence of a CofituneError, or {"failure"}: any other's traceback.
+
+    python -m cofitune_fast.trials.worker FD
+
+reads the setup and then jobs, a line each, from standard input, and writes a line for each to the file descriptor FD,
+so that nothing a library prints can mix with the answers. It ends when its input ends, also in the middle of a job:
+whoever started it may have been killed, and must find no one at work in the same folder when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import CofituneError
+from .job import run_job
+from .setup import TrialSetup
+from .workbench import Workbench
+
+
+class Worker:
+    """setup: a TrialSetup as JSON. shared: a file that is there if this machine has the search's folder."""
+
+    def __init__(self, setup: str, shared: str | None = None):
+        self._text, self._shared = setup, shared
+
+    def ready(self) -> str:
+        """The answer {"ready": process id}, or why this process cannot work."""
+        return _answer(self._ready)
+
+    def do(self, job: str) -> str:
+        """The answer to a job."""
+        task = json.loads(job)
+        return _answer(lambda: {"id": task["id"], "result": run_job(self._bench, self._setup, task)})
+
+    @cached_property
+    def _setup(self) -> TrialSetup:
+        return TrialSetup.from_dict(json.loads(self._text))
+
+    @cached_property
+    def _bench(self) -> Workbench:
+        return self._setup.workbench()
+
+    def _ready(self) -> dict[str, Any]:
+        if self._shared is not None and not Path(self._shared).exists():
+            raise CofituneError(
+                f"The machine {platform.node()} does not see the folder {self._setup.output} of this search: let "
+                "output, model and data be on storage that all machines of the cluster share under the same paths."
+            )
+        return {"ready": os.getpid()}
+
+
+def _answer(act: Callable[[], dict[str, Any]]) -> str:
+    try:
+        content = act()
+    except CofituneError as error:
+        content = {"error": str(error)}
+    except Exception:
+        content = {"failure": traceback.format_exc()}
+    return json.dumps(content)
+
+
+def main() -> None:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as answers:
+        worker = Worker(lines.get())
+        answer = worker.ready()
+        while True:
+            print(answer, file=answers, flush=True)
+            answer = worker.do(lines.get())
+
+
+def _read(lines: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)  # not sys.exit, which would end this thread alone
+
+
+if __name__ == "__main__":
+    main()
