@@ -5,10 +5,11 @@ python benchmarks/search_study.py MODEL DATA WORK priors VARIANT    # the priors
 python benchmarks/search_study.py MODEL DATA WORK summary [--json FILE]
 
 MODEL: a model folder. DATA: a folder with speciality/NAME/{train,valid,test}.jsonl and versatility/GROUP/*.jsonl; of
-each versatility file the first 40 rows make the validation part, the next 40 the test part.
-Variants: `exhaustive-e2e` trains every node of the paper's space in rungs and is what the others are judged by;
-`racing-e2e` is the default search; `greedy-e2e` the paper's; `-seed2`, `-seed3`, `-half` (half of the rows), `-fixed`
-(one learning rate for all sizes) and `-gsm8k` instead of `-e2e` vary the default. `full-e2e` is one full fine-tuning.
+each versatility file the first 30 rows make the validation part, the next 30 the test part.
+Variants: `exhaustive-e2e` trains every node of the space in rungs and is what the others are judged by;
+`racing-e2e` is the default search, `greedy-e2e` the paper's; `-seed2`, `-seed3`, `-half` and `-large` (half or four
+times the rows), `-fixed` (one learning rate for all sizes) and `-gsm8k` instead of `-e2e` vary the default. `full-e2e`
+(`full-gsm8k`, `full-e2e-large`) is one full fine-tuning.
 """
 
 from __future__ import annotations
@@ -29,35 +30,41 @@ from cofitune_fast.files import read_json, write_json, write_text
 from cofitune_fast.models import load_model
 from cofitune_fast.regions import Region
 from cofitune_fast.scoring import SuiteScores, resampled_figures
-from cofitune_fast.search import STRATEGIES, Journal
+from cofitune_fast.search import Journal
 from cofitune_fast.search.uncertainty import Estimate, clearly_behind, ranked, tied_with_best
 from cofitune_fast.search_command import make_search, trial_data
 from cofitune_fast.trials import Workbench
 from cofitune_fast.trials.priors import make_prior
 
-PER_TASK = 40
-ROWS = {"e2e": 400, "gsm8k": 200}
+PER_TASK = 30
+ROWS = {"e2e": 600, "gsm8k": 250}
+RUNGS = [0.125, 0.5, 1.0]  # of the exhaustive search, to see what early scores foretell
+# The paper's space but for single q, k, v projections, which keeps the exhaustive search below half an hour.
+SPACE = [{"name": "broad range × module", "layers": ["0%-50%", "25%-75%", "50%-100%"],
+          "roles": ["attn.q+attn.k+attn.v", "ffn.up+ffn.down"]},
+         {"name": "narrow range", "layers": "halves"}, {"name": "projection", "roles": ["ffn.up", "ffn.down"]}]
 PRIORS = ("gradient", "kl", "spectrum")
 
 
 def configuration(model: str, data: Path, work: Path, variant: str) -> Any:
     name, task, *changes = variant.split("-")
-    rows = ROWS[task] // (2 if "half" in changes else 1)
+    rows = ROWS[task] * 4 if "large" in changes else ROWS[task] // 2 if "half" in changes else ROWS[task]
     seed = next((int(change[4:]) for change in changes if change.startswith("seed")), 1)
     values = {
         "model.path": model, "output": str(work / variant), "data.max_length": 256, "data.limit": rows,
         **{f"data.{part}": str(data / "speciality" / task / f"{part}.jsonl") for part in ("train", "valid", "test")},
         **{f"versatility.{part}": str(work / "suite" / part) for part in ("valid", "test")},
-        "training": {"learning_rate": 4e-4, "num_train_epochs": 1.5, "per_device_train_batch_size": 8,
+        "training": {"learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8,
                      "weight_decay": 0.1, "seed": seed, "data_seed": seed},
         "compare": {"full_sft": {"learning_rate": 1e-4}},
+        "search.space": SPACE,
         "search.strategy": name if name != "full" else "greedy",
         "search.learning_rate": "fixed" if "fixed" in changes else "size",
     }
     if task == "gsm8k":
         values["data.valid"] = str(work / "suite" / "gsm8k_valid.jsonl")
     if name == "exhaustive":
-        values["search.rungs"] = list(STRATEGIES["racing"].rungs)
+        values["search.rungs"] = RUNGS
     return load_config(None, values)
 
 
@@ -135,7 +142,8 @@ def summary(work: Path) -> list[dict[str, Any]]:
                "chosen": next(n["region"] for n in search["nodes"] if n["id"] == search["chosen"]),
                "sentence": search["choice"]["sentence"], "tied": len(search["choice"]["tied"]),
                "candidates": len(search["choice"]["candidates"])}
-        full = work / f"full-{task}" / "full.json"
+        size = [change for change in name.split("-")[2:] if change in ("half", "large")]
+        full = work / "-".join(["full", task, *size]) / "full.json"
         if full.is_file():
             row["full_sft_by_time"] = search["wall_seconds"] / read_json(full, "full fine-tuning")["seconds"]
         if task in truth and name != truth[task]:
@@ -176,7 +184,7 @@ def _signals(folder: Path, search: dict[str, Any]) -> dict[str, Any]:
     signals: dict[str, dict[str, float]] = {
         "size": {node["id"]: node["trained_parameters"] for node in nodes},
         **{f"Uni at {rung:g}": {node["id"]: next(r["uni"] for r in node["rungs"] if r["fraction"] == rung)
-                                  for node in nodes} for rung in STRATEGIES["racing"].rungs[:-1]},
+                                  for node in nodes} for rung in RUNGS[:-1]},
     }
     seconds = {}
     if (folder / "priors.json").is_file():

@@ -159,7 +159,7 @@ def search(
         _emit(content, as_json, lambda: Console().print(show_space(content["nodes"], content["totals"])))
         return
     display = make_display(console, as_json)
-    with display.running(), _pipeline(settings, display) as pipeline:
+    with display.running(), _pipeline(settings, display, search_alone=True) as pipeline:
         if pipeline is None:
             return  # this rank has followed the first one
         result = pipeline.search(settings.title)
@@ -357,22 +357,23 @@ def _needed(settings: Config, key: str) -> Any:
     return value
 
 
-def _workbench(settings: Config, region: str | None = None) -> Any:
-    """The workbench of a run; with model.quantize all but `region` (None: the run's, if any) is quantised."""
+def _workbench(settings: Config, region: str | None = None, device: str | None = None) -> Any:
+    """The workbench of a run; with model.quantize all but `region` (None: the run's, if any) is quantised. device: goes
+    over model.device."""
     from .models import load_model
     from .regions import Region
     from .search_command import trial_data
     from .trials import Workbench
 
     section, region = _needed(settings, "model"), region or settings.region
-    loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,
+    loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
                         keep=Region.parse(region).modules if region else ())
     return Workbench(loaded, trial_data(settings))
 
 
 @contextmanager
-def _pipeline(settings: Config, display: Any) -> Iterator[Any]:
+def _pipeline(settings: Config, display: Any, *, search_alone: bool = False) -> Iterator[Any]:
     from .compare import Pipeline, PipelineSettings
     from .files import writable_folder
     from .search_command import follow_search, make_search, trial_setup
@@ -381,7 +382,9 @@ def _pipeline(settings: Config, display: Any) -> Iterator[Any]:
     output = writable_folder(_needed(settings, "output"))
     display.stage(f"Loading {_needed(settings, 'model').path}")
     trial_setup(settings, output)  # refuses what cannot be, before the model is loaded
-    bench = _workbench(settings)
+    # A driver that only hands out work needs the model's names and sizes; the GPUs belong to the workers.
+    elsewhere = search_alone and settings.search.executor != "in-process"
+    bench = _workbench(settings, device="cpu" if elsewhere else None)
     if _SILENT:
         follow_search(settings, bench, output)
         yield None

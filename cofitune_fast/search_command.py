@@ -70,7 +70,7 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
     if section.executor == "ray":
         from .search.executors.ray_cluster import RayCluster
 
-        return RayCluster(setup, section.ray_address)
+        return RayCluster(setup, section.ray_address, workers=section.workers)
     return InProcess(lambda job: run_job(bench, setup, job))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
-from ..scoring import SuiteScores, resampled_figures, suite_tokens
+from ..scoring import SuiteScores, resampled_figures
 from ..training import planned_epochs, training_arguments
 from ..trials import TrialSetup, Workbench, clean_node
 from .budget import Budget, Work
@@ -351,7 +351,7 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
     layout, rows = bench.layout, bench.train_rows
     per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
     embedding = bench.model.get_input_embeddings().weight
-    scored = suite_tokens(bench.model, bench.tokenizer, bench.suite("valid"))
+    scored = bench.suite_tokens("valid")
     return Work(
         layout.num_layers, sum(per_layer.values()), embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
