@@ -1,6 +1,7 @@
 """Kill a search with SIGKILL at random moments, resume it each time, and compare it with one that was left alone.
 
 python benchmarks/kill_search.py RUN.yaml WORK [--kills 20] [--seed 0] [--json FILE]
+python benchmarks/kill_search.py tiny WORK ...    # a tiny random model and its data, made in WORK
 
 Checked at the end of each killed search: the journal is that of the undisturbed search up to times and memory, with
 the same choice and the same test scores; no rung of a node stands in it twice; every JSON file can be read, and nothing
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from provenance import save
+
+from cofitune_fast.files import write_text
 
 VOLATILE = {"seconds", "training_seconds", "scoring_seconds", "peak_memory_bytes", "cached_rows", "notes"}
 
@@ -66,18 +69,44 @@ def compare(whole: Path, killed: Path) -> None:
     assert right <= left, f"{killed}: left behind {sorted(right - left)[:5]}"
 
 
+def tiny_config(work: Path) -> Path:
+    """A search of about half a minute whose nodes leave a checkpoint every second."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
+
+    model = work / "model"
+    make_tiny_model().save_pretrained(model)
+    make_tiny_tokenizer().save_pretrained(model)
+    rows = [{"prompt": f"say {chr(97 + i % 26)} {i}", "completion": chr(65 + i % 26) * (i % 3 + 1)} for i in range(300)]
+    for part, chosen in (("train", rows[:200]), ("valid", rows[200:250]), ("test", rows[250:])):
+        write_jsonl(work / f"{part}.jsonl", chosen)
+        for group in ("knowledge", "reasoning", "instruction"):
+            write_jsonl(work / part / group / f"{group}.jsonl", [
+                {"query": f"{group} {i} is", "choices": ["yes", "no"], "gold": i % 2} for i in range(30)])
+    config = work / "run.yaml"
+    write_text(config, json.dumps({
+        "model": str(model), "data": {part: str(work / f"{part}.jsonl") for part in ("train", "valid", "test")},
+        "versatility": {part: str(work / part) for part in ("valid", "test")},
+        "training": {"learning_rate": 0.01, "num_train_epochs": 4, "per_device_train_batch_size": 4},
+        "search": {"checkpoint_minutes": 1 / 60},
+    }))
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config")
     parser.add_argument("work", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(arguments.work) if arguments.config == "tiny" else Path(arguments.config)
     whole = arguments.work / "whole"
     begun = time.monotonic()
-    finish(start(arguments.config, whole))
+    finish(start(config, whole))
     duration = time.monotonic() - begun
     records = len(journal(whole))
     kills: list[dict[str, Any]] = []
@@ -87,7 +116,7 @@ def main() -> None:
         shutil.rmtree(killed, ignore_errors=True)
         searches += 1
         while True:
-            process = start(arguments.config, killed)
+            process = start(config, killed)
             # Up to a third of a search's time, so that one search is killed several times on its way.
             patience = chance.uniform(0, max(duration / 3, 15)) if len(kills) < arguments.kills else None
             try:

@@ -44,11 +44,14 @@ def level_work(
     candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, count: Callable[[Candidate], int],
     *, surviving: float = _SURVIVING,
 ) -> float:
-    """Operations of racing one level if the share `surviving` goes on after each rung; count: trained parameters."""
+    """Operations of one level if the share `surviving` goes on after each rung, and of a race its winner to the end;
+    count: trained parameters."""
     total = 0.0
     for candidate in candidates:
         lowest, share, begin = lowest_layer(candidate, layout), 1.0, 0.0
         for end in strategy.rungs:
+            if strategy.race and end == 1.0:
+                share = min(1.0, strategy.beam / len(candidates))
             step = work.training(lowest, count(candidate), begin, end, first=False) + work.scoring(lowest, first=False)
             total += share * step
             begin, share = end, share * (surviving if strategy.race else 1.0)
@@ -66,8 +69,8 @@ def preview(
     """{"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
 
     full_sft of a node: training it to the end and scoring it once, layers below it cached. Totals: nodes of the whole
-    space; full_sft_most: the search if no child is ever dropped; full_sft_likely: if half of them are after each rung;
-    full_sft_paper: every child of a level trained and scored to the end, nothing cached or dropped.
+    space; full_sft_most: the search if no child is ever dropped; full_sft_likely: if half of a level's are after each
+    rung; full_sft_paper: every child of a level trained and scored to the end, nothing cached or dropped.
     """
     rows = []
     for found in walk(levels, layout):

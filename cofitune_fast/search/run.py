@@ -255,6 +255,7 @@ class Search:
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
         self.estimate(BASE, 0.0)
+        self._seconds_per_flop = known[0]["cost"]["seconds"] / known[0]["cost"]["flops"]
         return known[0]
 
     def _by_prior(self, level: Level, candidates: list[Candidate]) -> list[Candidate]:

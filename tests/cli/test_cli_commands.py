@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("matplotlib")
@@ -245,3 +246,47 @@ def test_ctrl_c_says_how_to_go_on(cofitune, monkeypatch, tiny_run):
     monkeypatch.setattr(Workbench, "train", interrupt)
     status, _, err = cofitune("search", *arguments(tiny_run))
     assert status == 130 and "the same command goes on from there" in err
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"search.space": "[]"}, "The search space has no level"),
+    ({"search.space": "papr"}, "Unknown search space 'papr'; did you mean paper?"),
+    ({"search.space": "[{layers: [8-9], roles: [ffn]}]"}, "names layer 8, but this model has the layers 0-3"),
+    ({"search.space": "[{layers: [all], roles: [ffn.sideways]}]"}, "roles has 'ffn.sideways'"),
+    ({"search.strategy": "gready"}, "Unknown search strategy 'gready'; did you mean greedy?"),
+    ({"search.rungs": "[0.5, 0.25]"}, "search.rungs is [0.5, 0.25]; give rising fractions"),
+    ({"search.rungs": "[1]"}, "A race needs a rung below 1"),
+    ({"search.budget": "2 weeks"}, "search.budget is '2 weeks'; write an amount above 0"),
+    ({"search.rate_factors": "[0]"}, "search.rate_factors must be a list of numbers above 0"),
+    ({"search.executor": "processes"}, "say how many workers share the processors"),
+    ({"search.ray_address": "auto"}, "search.ray_address is given, but search.executor is not ray"),
+    ({"search.executor": "ray", "search.ray_address": "nowhere"}, "is neither auto nor host:port"),
+    ({"data.valid": "nothing.jsonl"}, "nothing.jsonl does not exist"),
+])
+def test_a_search_that_cannot_be_is_refused_in_a_sentence(cofitune, tiny_run, change, words):
+    if change.get("search.executor") == "processes" and torch.cuda.is_available():
+        pytest.skip("there is a GPU for each worker")
+    if "ray" in change.get("search.executor", ""):
+        pytest.importorskip("ray")
+    status, out, err = cofitune("search", *arguments({**tiny_run, **change}))
+    assert status == 2 and words in err and "Traceback" not in err and out == ""
+    assert not (Path(tiny_run["output"]) / "nodes").exists()
+
+
+def test_a_search_without_a_validation_part_or_a_group(cofitune, tiny_run):
+    settings = {key: value for key, value in tiny_run.items() if key != "data.valid"}
+    status, _, err = cofitune("search", *arguments(settings))
+    assert status == 2 and "No valid data: set data.valid" in err
+    shutil.rmtree(Path(tiny_run["versatility.valid"]) / "reasoning")
+    status, _, err = cofitune("search", *arguments(tiny_run))
+    assert status == 2 and "no data for the group reasoning" in err
+
+
+def test_a_search_reports_by_itself(cofitune, tiny_run):
+    status, out, _ = cofitune("search", *arguments(tiny_run), "--training.max_steps", 2)
+    assert status == 0 and "cofitune report" in out
+    status, out, _ = cofitune("report", tiny_run["output"])
+    page = Path(tiny_run["output"]) / "report.html"
+    assert status == 0 and page.is_file() and "Tree search" in page.read_text()
+    content = json.loads((Path(tiny_run["output"]) / "search.json").read_text())
+    assert content["search"]["test"]["chosen"]["uni"] > 0 and content["methods"] == []

@@ -201,9 +201,14 @@ def test_a_budget_in_full_fine_tunings(make):
     assert result.to_dict()["choice"]["fraction"] <= 1.0
 
 
-def test_a_budget_below_one_node(make):
-    with pytest.raises(CofituneError, match=r"The search ended before its first node: the budget of 1 training tokens"):
-        run(make, StubExecutor(SPEC), budget=Budget(1, "tokens"))
+@pytest.mark.parametrize(("budget", "words"), [
+    ("1 token", "1 training tokens"), ("0.01 full-sft", "0.01 full fine-tunings"), ("0.0001h", "0.0001 hours")])
+def test_a_budget_below_one_node(make, budget, words):
+    executor = StubExecutor(SPEC)
+    with pytest.raises(CofituneError, match=rf"The search ended before its first node: the budget of {words} is spent"):
+        run(make, executor, budget=Budget.parse(budget))
+    assert regions(executor) == [None]
+    assert run(make, executor).to_dict()["complete"]  # nothing is lost
 
 
 def test_what_stands_in_search_json(make):

@@ -1,0 +1,67 @@
+"""The preview: the nodes of a space and what they cost, added up by hand."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import make_tiny_model
+
+from cofitune_fast.regions import resolve_layout
+from cofitune_fast.search import STRATEGIES, Strategy, Work, space_levels
+from cofitune_fast.search.preview import likely_walk, preview, walk
+
+WORK = Work(4, 1000, 500, 100, 50, 1.0, 1.0, 20, 10)
+
+
+@pytest.fixture(scope="module")
+def layout():
+    return resolve_layout(make_tiny_model())
+
+
+def shown(levels, strategy, layout, work=WORK):
+    return preview(levels, strategy, layout, 10_000, lambda one: 100, lambda one: 1e-3, work)
+
+
+def test_every_node_of_the_papers_space_stands_there_once_under_its_parent(layout):
+    rows = shown(space_levels("paper"), STRATEGIES["greedy"], layout)["nodes"]
+    ids = [row["id"] for row in rows]
+    assert len(ids) == len(set(ids)) == 6 + 8 + 20  # four quarters of two modules; q, k, v, up, down of each
+    assert all(row["parent"] is None or row["parent"] in ids[:place] for place, row in enumerate(rows))
+    assert {row["share"] for row in rows} == {0.01}
+
+
+def test_parts_in_which_no_layer_lies_are_left_out(layout):
+    levels = space_levels([{"layers": ["0%-25%"], "roles": ["ffn"]}, {"layers": "halves"}])
+    assert [len(found) for found in walk(levels, layout)] == [1]  # one layer has no halves
+
+
+def test_costs_add_up(layout):
+    levels = space_levels([{"layers": ["0-1", "2-3"], "roles": ["ffn"]}])
+    low = WORK.training(0, 100, 0, 1, first=False) + WORK.scoring(0, first=False)
+    high = WORK.training(2, 100, 0, 1, first=False) + WORK.scoring(2, first=False)
+    content = shown(levels, STRATEGIES["greedy"], layout)
+    assert [row["full_sft"] for row in content["nodes"]] == pytest.approx([low / WORK.full_sft, high / WORK.full_sft])
+    assert content["totals"]["full_sft_most"] == pytest.approx((low + high + WORK.scoring()) / WORK.full_sft)
+    assert content["totals"]["full_sft_paper"] > content["totals"]["full_sft_most"]  # nothing cached
+
+
+def test_a_race_trains_one_winner_to_the_end(layout):
+    levels = space_levels([{"layers": ["0", "1"], "roles": ["ffn", "mha"]}])
+    race = Strategy("racing", (0.5, 1.0))
+    totals = shown(levels, race, layout)["totals"]
+    expected = 0.0
+    for lowest in (0, 0, 1, 1):
+        half, scoring = WORK.training(lowest, 100, 0, 0.5, first=False), WORK.scoring(lowest, first=False)
+        expected += (half + scoring) * 1.25  # the other half and its scores for one of four
+    assert totals["full_sft_most"] == pytest.approx((expected + WORK.scoring()) / WORK.full_sft)
+    assert totals["full_sft_likely"] == totals["full_sft_most"]  # one rung only: nobody to drop before it
+
+
+def test_without_data_there_are_no_costs(layout):
+    content = shown(space_levels("paper"), STRATEGIES["racing"], layout, None)
+    assert {row["full_sft"] for row in content["nodes"]} == {None} and "full_sft_most" not in content["totals"]
+
+
+def test_the_likely_walk_refines_as_many_as_the_beam(layout):
+    levels = space_levels("paper")
+    assert [len(found) for found in likely_walk(levels, layout, STRATEGIES["greedy"])] == [6, 2, 2]
+    assert [len(found) for found in likely_walk(levels, layout, STRATEGIES["exhaustive"])] == [6, 8, 20]
