@@ -138,7 +138,7 @@ class Pipeline:
         self.observer.stage("Tree search (valid)")
         self.tree_search.observer = _WithFinals(self.observer, self.tree_search, self.clock)
         result = self.tree_search.run(journal)
-        spent = self.tree_search.spent()
+        spent = self.tree_search.ledger.spent()
         self.clock.learn(spent["flops"], spent["seconds"])
         return result
 
@@ -312,7 +312,7 @@ class _WithFinals:
         return getattr(self._observer, name)
 
     def remaining(self, seconds: float | None) -> None:
-        spent = self._search.spent()
+        spent = self._search.ledger.spent()
         self._clock.learn(spent["flops"], spent["seconds"])
         self._observer.remaining((seconds or 0.0) + (self._clock.remaining or 0.0))
 

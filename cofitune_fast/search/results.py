@@ -7,10 +7,9 @@ from typing import Any
 
 from ..regions import Region
 from .choice import Choice
+from .ledger import COSTS
 from .nodes import Node
 from .uncertainty import Estimate
-
-COSTS = ("seconds", "tokens", "flops", "full_sft")
 
 
 @dataclass

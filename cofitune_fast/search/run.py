@@ -16,23 +16,22 @@ from typing import Any
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
-from ..scoring import SuiteScores, resampled_figures
 from ..training import planned_epochs, training_arguments
 from ..trials import TrialSetup, Workbench, clean_node
 from .budget import Budget, Work
 from .choice import choose
 from .executors import Executor
 from .journal import Journal
+from .ledger import BASE, Ledger
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
 from .preview import level_work, likely_walk, lowest_layer
 from .race import OutOfBudget, tree_search
-from .results import COSTS, SearchResult
+from .results import SearchResult
 from .space import Candidate, Level, check_space
 from .strategy import STRATEGIES, Strategy
 from .uncertainty import Estimate
 
-BASE = "base"
 RATE_RULES = ("size", "fixed")
 Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
 
@@ -100,7 +99,6 @@ class Search:
         arguments = training_arguments(setup.training, self.output)
         self._rate, self._seed = arguments.learning_rate, arguments.seed
         self._reference = self.reference_size(bench)
-        self._estimates: dict[str, dict[float, Estimate]] = {}
         self._regions: set[Any] = set()
         self._started: set[int] = set()
         self._seconds_per_flop = 0.0
@@ -125,8 +123,7 @@ class Search:
 
     def run(self, journal: Journal) -> SearchResult:
         """Search, or go on with the search that `journal` holds the beginning of."""
-        self.journal = journal
-        self._rungs = {(record["id"], record["end"]): record for record in journal.of_kind("rung")}
+        self.ledger = Ledger(journal, self.settings.strategy.resamples)
         base = self._score_base()
         stopped = None
         try:
@@ -141,7 +138,7 @@ class Search:
             raise CofituneError("The search space has no node for this model; give levels with layers and roles.")
         choice = choose({node.id: node for node in tried}, self.estimate, self.settings.strategy.confidence)
         result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
-                              self._estimates, base["cost"], stopped)
+                              self.ledger.estimates, base["cost"], stopped)
         for node in tried:
             if node.id != choice.chosen and stopped is None:
                 clean_node(self.setup, node.id, delta=True)
@@ -201,7 +198,7 @@ class Search:
         self.observer.rung(end, [self.nodes[node].candidate for node in nodes])
         jobs = []
         for node in nodes:
-            if record := self._rungs.get((node, end)):
+            if record := self.ledger.rung(node, end):
                 self._finish(record, from_journal=True)
             else:
                 jobs.append(self._job(self.nodes[node], end))
@@ -212,8 +209,8 @@ class Search:
                 self._announce(job)
                 started += 1
             for job, answer in self.executor.run(batch):
-                self._keep(job, answer)
-                self._finish(self._rungs[job["id"], end], from_journal=False)
+                self.ledger.keep_rung(job, answer, self._predicted(job))
+                self._finish(self.ledger.rung(job["id"], end), from_journal=False)
                 if started < len(batch):
                     self._announce(batch[started])
                     started += 1
@@ -226,12 +223,7 @@ class Search:
         """The node's Uni after `fraction` of its training and its bootstrap draws; None if it was not scored there."""
         if node != BASE and all(rung.fraction != fraction for rung in self.nodes[node].rungs):
             return None
-        known = self._estimates.setdefault(node, {})
-        if fraction not in known:
-            scores = SuiteScores.from_dict(read_json(self._scores_file(node, fraction), "scores of a node"))
-            known[fraction] = Estimate(
-                scores.uni, resampled_figures(scores, self.settings.strategy.resamples)["uni"])
-        return known[fraction]
+        return self.ledger.estimate(node, fraction)
 
     def drop(self, node: str, reason: str) -> None:
         self.nodes[node].dropped = reason
@@ -241,34 +233,27 @@ class Search:
     # Bookkeeping -----------------------------------------------------------------------------------------------------
 
     def _score_base(self) -> dict[str, Any]:
-        known = self.journal.of_kind(BASE)
-        if not known:
+        if self.ledger.base is None:
             self.observer.note("scoring the base (valid)")
-            job = {"id": BASE, "region": None, "split": "valid"}
-            ((_, answer),) = self.executor.run([job])
-            write_json(self._scores_file(BASE, 0.0), {**answer["scores"], "tasks": answer["tasks"]})
+            ((_, answer),) = self.executor.run([{"id": BASE, "region": None, "split": "valid"}])
             flops = self.work.scoring()
-            cost = {**answer["cost"], "tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft}
-            self.journal.append(BASE, {"scores": answer["scores"], "cost": cost})
-            known = self.journal.of_kind(BASE)
-        scores = known[0]["scores"]
+            self.ledger.keep_base(answer, {"tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft})
+        scores, cost = self.ledger.base["scores"], self.ledger.base["cost"]
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
-        self.estimate(BASE, 0.0)
-        self._seconds_per_flop = known[0]["cost"]["seconds"] / known[0]["cost"]["flops"]
-        return known[0]
+        self.ledger.estimate(BASE, 0.0)
+        self._seconds_per_flop = cost["seconds"] / cost["flops"]
+        return self.ledger.base
 
     def _by_prior(self, level: Level, candidates: list[Candidate]) -> list[Candidate]:
         if self.prior is None or len(candidates) < 2:
             return candidates
-        known = {record["level"]: record["values"] for record in self.journal.of_kind("prior")}
-        if level.name not in known:
+        values = self.ledger.prior(level.name)
+        if values is None:
             rates = [self._node(level, candidate).learning_rate for candidate in candidates]
-            values = self.prior([candidate.region for candidate in candidates], rates)
-            known[level.name] = {str(candidate.region): value
-                                 for candidate, value in zip(candidates, values, strict=True)}
-            self.journal.append("prior", {"level": level.name, "values": known[level.name]})
-        values = known[level.name]
+            found = self.prior([candidate.region for candidate in candidates], rates)
+            values = {str(candidate.region): value for candidate, value in zip(candidates, found, strict=True)}
+            self.ledger.keep_prior(level.name, values)
         order = sorted(candidates, key=lambda candidate: -values[str(candidate.region)])
         kept = order[: math.ceil(self.settings.prior_keep * len(order))]
         for candidate in order[len(kept):]:
@@ -304,7 +289,7 @@ class Search:
         budget = self.settings.budget
         if budget is None:
             return jobs
-        spent = self.spent()
+        spent = self.ledger.spent()
         total = budget.used(**{key: spent[key] for key in ("seconds", "tokens", "full_sft")})
         paid: list[dict[str, Any]] = []
         for job in jobs[: self.executor.slots] if budget.unit == "hours" else jobs:
@@ -319,17 +304,6 @@ class Search:
             raise OutOfBudget(f"the budget of {budget} is spent{need}.")
         return paid
 
-    def spent(self) -> dict[str, float]:
-        """Seconds, tokens, flops and full_sft of everything in the journal."""
-        records = [*self.journal.of_kind(BASE), *self.journal.of_kind("rung")]
-        return {key: sum(record["cost"][key] for record in records) for key in COSTS}
-
-    def _keep(self, job: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-        write_json(self._scores_file(job["id"], job["end"]), {**answer["scores"], "tasks": answer["tasks"]})
-        cost = {**answer["cost"], **self._predicted(job)}
-        self.journal.append("rung", {**job, "scores": answer["scores"], "cost": cost})
-        self._rungs[job["id"], job["end"]] = self.journal.records[-1]
-
     def _finish(self, record: Mapping[str, Any], *, from_journal: bool) -> None:
         node = self.nodes[record["id"]]
         self._started.add(lowest_layer(node.candidate, self.bench.layout))
@@ -338,13 +312,10 @@ class Search:
             clean_node(self.setup, node.id)
         rivals = [other for other in self.nodes.values() if other.fraction == node.fraction]
         self.observer.finish(node, max(rivals, key=lambda other: other.uni), from_journal)
-        spent = self.spent()
+        spent = self.ledger.spent()
         self._seconds_per_flop = spent["seconds"] / spent["flops"]
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
         self.observer.remaining(self.left * self._seconds_per_flop)
-
-    def _scores_file(self, node: str, fraction: float) -> Path:
-        return self.output / "scores" / (f"{node}-{fraction:g}.json" if node != BASE else "base.json")
 
 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:

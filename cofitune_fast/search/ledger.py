@@ -1,0 +1,69 @@
+"""What a search has done so far: its journal, the per-item scores beside it, and what it all cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json, write_json
+from ..scoring import SuiteScores, resampled_figures
+from .journal import Journal
+from .uncertainty import Estimate
+
+BASE = "base"
+COSTS = ("seconds", "tokens", "flops", "full_sft")
+
+
+class Ledger:
+    """Everything that is kept here is on the disk when a call returns. resamples: bootstrap draws of an estimate."""
+
+    def __init__(self, journal: Journal, resamples: int):
+        self._journal, self._resamples = journal, resamples
+        self._scores = journal.path.parent / "scores"
+        self._rungs = {(record["id"], record["end"]): record for record in journal.of_kind("rung")}
+        self.estimates: dict[str, dict[float, Estimate]] = {}
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """scores and cost of the base on the validation part."""
+        return next(iter(self._journal.of_kind(BASE)), None)
+
+    def rung(self, node: str, end: float) -> dict[str, Any] | None:
+        """The job, scores and cost of a node's rung that ended at the fraction `end`."""
+        return self._rungs.get((node, end))
+
+    def prior(self, level: str) -> dict[str, float] | None:
+        """The prior's value of each region of a level."""
+        return next((record["values"] for record in self._journal.of_kind("prior") if record["level"] == level), None)
+
+    def keep_base(self, answer: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+        self._keep_items(BASE, 0.0, answer)
+        self._journal.append(BASE, {"scores": answer["scores"], "cost": {**answer["cost"], **cost}})
+
+    def keep_rung(self, job: Mapping[str, Any], answer: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+        self._keep_items(job["id"], job["end"], answer)
+        self._journal.append("rung", {**job, "scores": answer["scores"], "cost": {**answer["cost"], **cost}})
+        self._rungs[job["id"], job["end"]] = self._journal.records[-1]
+
+    def keep_prior(self, level: str, values: Mapping[str, float]) -> None:
+        self._journal.append("prior", {"level": level, "values": dict(values)})
+
+    def spent(self) -> dict[str, float]:
+        """Seconds, tokens, flops and full_sft of the base and all rungs."""
+        records = [*self._journal.of_kind(BASE), *self._rungs.values()]
+        return {key: sum(record["cost"][key] for record in records) for key in COSTS}
+
+    def estimate(self, node: str, fraction: float) -> Estimate:
+        """The Uni of a node (or of BASE at 0) after a fraction of its training, with its bootstrap draws."""
+        known = self.estimates.setdefault(node, {})
+        if fraction not in known:
+            scores = SuiteScores.from_dict(read_json(self._file(node, fraction), "scores of a node"))
+            known[fraction] = Estimate(scores.uni, resampled_figures(scores, self._resamples)["uni"])
+        return known[fraction]
+
+    def _keep_items(self, node: str, fraction: float, answer: Mapping[str, Any]) -> None:
+        write_json(self._file(node, fraction), {**answer["scores"], "tasks": answer["tasks"]})
+
+    def _file(self, node: str, fraction: float) -> Path:
+        return self._scores / (f"{node}-{fraction:g}.json" if node != BASE else "base.json")
