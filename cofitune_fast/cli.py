@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -182,7 +181,7 @@ def importance(context: typer.Context, config: ConfigFile = None, as_json: AsJso
     path = writable_folder(_needed(settings, "output")) / "importance.safetensors"
     bench = _workbench(settings)
     region = Region.parse(settings.region) if settings.region else None
-    measured = bench.importance(region, **_importance_settings(settings))
+    measured = bench.importance(region, **settings.importance.arguments())
     measured.save(path)
     content = {"path": str(path), "samples": measured.samples, "layers": list(measured.layers)}
     _emit(content, as_json, lambda: print(f"{path}: {measured.samples} samples, {len(measured.layers)} layers"))
@@ -372,38 +371,15 @@ def _workbench(settings: Config, region: str | None = None, device: str | None =
     return Workbench(loaded, trial_data(settings))
 
 
-@contextmanager
-def _pipeline(settings: Config, display: Any, *, search_alone: bool = False) -> Iterator[Any]:
-    from .compare import Pipeline, PipelineSettings
-    from .files import writable_folder
-    from .search_command import follow_search, make_search, trial_setup
-    from .training import MemorySettings
+def _pipeline(settings: Config, display: Any, *, search_alone: bool = False) -> Any:
+    from .search_command import open_pipeline
 
-    output = writable_folder(_needed(settings, "output"))
-    display.stage(f"Loading {_needed(settings, 'model').path}")
-    trial_setup(settings, output)  # refuses what cannot be, before the model is loaded
+    output, model = _needed(settings, "output"), _needed(settings, "model")
+    display.stage(f"Loading {model.path}")
     # A driver that only hands out work needs the model's names and sizes; the GPUs belong to the workers.
     elsewhere = search_alone and settings.search.executor != "in-process"
-    bench = _workbench(settings, device="cpu" if elsewhere else None)
-    if _SILENT:
-        follow_search(settings, bench, output)
-        yield None
-        return
-    tree_search = None if settings.region else make_search(settings, bench, output)
-    try:
-        yield Pipeline(bench, PipelineSettings(
-            region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
-            importance=_importance_settings(settings), importance_file=settings.importance.file,
-            preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage,
-            memory=MemorySettings(**settings.memory.model_dump()),
-        ), output, display, tree_search)
-    finally:
-        if tree_search is not None:
-            tree_search.executor.close()
-
-
-def _importance_settings(settings: Config) -> dict[str, Any]:
-    return {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
+    return open_pipeline(settings, output, display, lambda: _workbench(settings, device="cpu" if elsewhere else None),
+                         follows=_SILENT)
 
 
 def _task_lines(tasks: dict[str, dict[str, Any]]) -> list[str]:

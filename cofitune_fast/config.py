@@ -76,6 +76,10 @@ class ImportanceSection(Section):
     dropout: float = Field(0.003, gt=0, lt=1)
     seed: int = 0
 
+    def arguments(self) -> dict[str, Any]:
+        """Of `Workbench.importance`."""
+        return self.model_dump(exclude={"file"})
+
 
 class MaskSection(Section):
     """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts."""

@@ -1,10 +1,13 @@
-"""From the configuration to a search: its setup, its settings, and where its nodes run."""
+"""From the configuration to a search, or to the whole comparison: setup, settings, and where nodes run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .compare import Pipeline, PipelineObserver, PipelineSettings
 from .config import Config
 from .errors import CofituneError
 from .files import writable_folder
@@ -85,12 +88,31 @@ def make_search(settings: Config, bench: Workbench, output: str | Path) -> Searc
     return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior)
 
 
-def follow_search(settings: Config, bench: Workbench, output: str | Path) -> None:
-    """What the ranks of torchrun besides the first do in a search."""
-    from .search.executors.ranks import follow
+@contextmanager
+def open_pipeline(
+    settings: Config, output: str | Path, observer: PipelineObserver, workbench: Callable[[], Workbench], *,
+    follows: bool,
+) -> Iterator[Pipeline | None]:
+    """The pipeline of a configuration, with a search unless it names a region; workers end with the block. A rank of
+    torchrun that `follows` the first one does so, and gets None."""
+    setup = trial_setup(settings, writable_folder(output))  # refuses what cannot be, before the model is loaded
+    bench = workbench()
+    if follows:
+        from .search.executors.ranks import follow
 
-    setup = trial_setup(settings, output)
-    follow(lambda job: run_job(bench, setup, job))
+        follow(lambda job: run_job(bench, setup, job))
+        yield None
+        return
+    search = None if settings.region else make_search(settings, bench, output)
+    try:
+        yield Pipeline(bench, PipelineSettings(
+            region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
+            importance=settings.importance.arguments(), importance_file=settings.importance.file,
+            preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, memory=setup.memory,
+        ), output, observer, search)
+    finally:
+        if search is not None:
+            search.executor.close()
 
 
 def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:

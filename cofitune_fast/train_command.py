@@ -89,8 +89,7 @@ def _importance(
     if settings.importance.file:
         return Importance.load(settings.importance.file)
     console.print("Measuring the importance of the region's units", highlight=False)
-    arguments = {key: value for key, value in settings.importance.model_dump().items() if key != "file"}
-    importance = bench.importance(region, **arguments)
+    importance = bench.importance(region, **settings.importance.arguments())
     if rank() == 0:
         importance.save(output / "importance.safetensors")
     return importance

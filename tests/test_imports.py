@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "demo": "errors files config",
     "train_command": "errors files config importance models regions training trials",
     "planning": "errors ops memory models regions",
-    "search_command": "errors config files models search training trials",
+    "search_command": "compare errors config files models search training trials",
     "plan_command": "errors config memory models planning regions",
 }
 TOP = {"cli"}  # knows every room, and nobody knows it

@@ -43,8 +43,9 @@ class StubExecutor:
             Region.parse(job["region"])
             share = self.spec.get(job["region"], 0.4) * (0.5 + 0.5 * job["end"])
         content = made_up_scores(share).to_dict(items=True)
+        seconds = self.seconds * (1.0 if job["region"] else 0.05)
         return {"tasks": content.pop("tasks"), "scores": content,
-                "cost": {"seconds": self.seconds * (1.0 if job["region"] else 0.05), "training_seconds": 1.0, "scoring_seconds": 1.0,
+                "cost": {"seconds": seconds, "training_seconds": 1.0, "scoring_seconds": 1.0,
                          "trained_parameters": 0, "peak_memory_bytes": 0, "cached_rows": 0, "notes": []}}
 
     def close(self):
