@@ -129,6 +129,7 @@ class SearchSection(Section):
     strategy: str = "racing"
     rungs: list[float] | None = None
     beam: int | None = Field(None, ge=1)
+    keep: float | None = Field(None, gt=0, le=1)
     confidence: float | None = Field(None, ge=0.5, lt=1)
     learning_rate: Literal["size", "fixed"] = "size"
     rate_factors: list[float] = Field(default_factory=lambda: [1.0])

@@ -45,7 +45,7 @@ def search_settings(settings: Config) -> SearchSettings:
         levels=space_levels(section.space),
         space=section.space if isinstance(section.space, str) else "own",
         strategy=named_strategy(section.strategy, rungs=tuple(section.rungs) if section.rungs else None,
-                                beam=section.beam, confidence=section.confidence),
+                                beam=section.beam, keep=section.keep, confidence=section.confidence),
         learning_rate=section.learning_rate,
         rate_factors=tuple(section.rate_factors),
         prior=section.prior,

@@ -5,6 +5,7 @@ Greedy and exhaustive search are races of one rung without dropping; see `strate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -71,7 +72,8 @@ def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> 
 def _race(
     nodes: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory, until: int = 0
 ) -> list[str]:
-    """Train the nodes rung by rung until no more than `until` are left; gives those that are, best first.
+    """Train the nodes rung by rung; gives those that are left, best first. With `until` the race is over when no more
+    than that are left, or all that are left are tied.
 
     Nodes that have been further already, in an earlier race, wait for the others to come up.
     """
@@ -81,12 +83,16 @@ def _race(
         lab.train([node for node in running if lab.estimate(node, end) is None], end)
         estimates = {node: lab.estimate(node, end) for node in running}
         behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam, len(running)))
+        order = [node for node in ranked(estimates) if node not in behind]
+        chance = order[max(strategy.beam, math.ceil(strategy.keep * len(running))):]
         best = ranked(estimates)[0]
-        for node in sorted(behind):
-            gap = estimates[best].minus(estimates[node])
-            lab.drop(node, f"at {end:.3g} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
-                           f"± {gap.se:.3f}")
-        running = [node for node in running if node not in behind]
-        if len(running) <= until:
+        for node in running:
+            if node in behind or node in chance:
+                gap = estimates[best].minus(estimates[node])
+                lab.drop(node, f"at {end:.3g} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
+                               f"± {gap.se:.3f}{', which may be chance' if node in chance else ''}")
+        running = [node for node in order if node not in chance]
+        estimates = {node: estimates[node] for node in running}
+        if until and (len(running) <= until or len(tied_with_best(estimates)) == len(running)):
             break
-    return best_first({node: estimates[node] for node in running}, lab.nodes)
+    return best_first(estimates, lab.nodes)

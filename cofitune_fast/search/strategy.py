@@ -15,15 +15,17 @@ class Strategy:
 
     beam: how many nodes of a level are refined in the next one (None: all). race: a level goes through the rungs below
     1 only, and together with the best of the levels above; after each rung those that are behind by more than
-    chance, at `confidence` over all comparisons of that rung, are dropped, and once no more than `beam` are left the
-    level is over. At the end the levels' winners race on to the whole training. resamples: bootstrap draws of the
-    validation items.
+    chance, at `confidence` over all comparisons of that rung, are dropped, and with `keep` below 1 also what is not
+    among that share of the best, though that may be chance. The level is over once no more than `beam` are left or all
+    that are left are tied. At the end the levels' winners race on to the whole training. resamples: bootstrap draws of
+    the validation items.
     """
 
     name: str = "racing"
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     beam: int | None = 1
     race: bool = True
+    keep: float = 1.0
     confidence: float = 0.95
     resamples: int = 2000
 
@@ -36,6 +38,9 @@ class Strategy:
             raise CofituneError("A race needs a rung below 1 in search.rungs, and a search.beam.")
         if self.beam is not None and self.beam < 1:
             raise CofituneError(f"search.beam is {self.beam}; it must be at least 1.")
+        if not 0 < self.keep <= 1:
+            raise CofituneError(f"search.keep is {self.keep}; it must be above 0 and at most 1, which drops nothing "
+                                "that may be as good.")
         if not 0.5 <= self.confidence < 1:
             raise CofituneError(f"search.confidence is {self.confidence}; it must be at least 0.5 and below 1.")
 
