@@ -30,7 +30,8 @@ from cofitune_fast.files import read_json, write_json, write_text
 from cofitune_fast.models import load_model
 from cofitune_fast.regions import Region
 from cofitune_fast.scoring import SuiteScores, resampled_figures
-from cofitune_fast.search import Journal
+from cofitune_fast.search import Journal, Search
+from cofitune_fast.search.preview import lowest_layer
 from cofitune_fast.search.uncertainty import Estimate, clearly_behind, ranked, tied_with_best
 from cofitune_fast.search_command import make_search, trial_data
 from cofitune_fast.trials import Workbench
@@ -95,10 +96,23 @@ def run(model: str, data: Path, work: Path, variant: str) -> None:
     with Journal(config.output, search.identity()) as journal:
         already = sum(record["cost"]["seconds"] for record in journal.records if "cost" in record)
         result = search.run(journal)
+        training, scoring = recount(search, journal)
     wall = time.perf_counter() - start + already
-    write_json(work / variant / "search.json", {**result.to_dict(), "wall_seconds": wall,
-                                                "full_sft_flops": search.work.full_sft})
-    print(f"{variant}: {result.choice.sentence} {result.cost['full_sft']:.2f} full fine-tunings, {wall:.0f} s")
+    write_json(work / variant / "search.json", {**result.to_dict(), "wall_seconds": wall, "training": training,
+                                                "scoring": scoring})
+    print(f"{variant}: {result.choice.sentence} {training:.2f} + {scoring:.2f} full fine-tunings, {wall:.0f} s")
+
+
+def recount(search: Search, journal: Journal) -> tuple[float, float]:
+    """What training and scoring cost, in full fine-tunings, from the jobs in the journal."""
+    seen: dict[int, float] = {}
+    total, scoring = 0.0, search.work.scoring()
+    for job in journal.of_kind("rung"):
+        total += search.flops(job, seen)
+        lowest = lowest_layer(Region.parse(job["region"]), search.bench.layout)
+        scoring += search.work.scoring(lowest, first=lowest not in seen)
+        search.note_seen(job, seen)
+    return (total + search.work.scoring() - scoring) / search.work.full_sft, scoring / search.work.full_sft
 
 
 def run_full(bench: Workbench, config: Any, output: Path) -> None:
@@ -138,7 +152,8 @@ def summary(work: Path) -> list[dict[str, Any]]:
     for name, search in searches.items():
         task = name.split("-")[1]
         row = {"kind": "search", "variant": name, "nodes": len(search["nodes"]), "wall_seconds": search["wall_seconds"],
-               "full_sft": search["cost"]["full_sft"], "tokens": search["cost"]["tokens"],
+               "full_sft": search["training"] + search["scoring"], "full_sft_training": search["training"],
+               "full_sft_scoring": search["scoring"], "tokens": search["cost"]["tokens"],
                "chosen": next(n["region"] for n in search["nodes"] if n["id"] == search["chosen"]),
                "sentence": search["choice"]["sentence"], "tied": len(search["choice"]["tied"]),
                "candidates": len(search["choice"]["candidates"])}

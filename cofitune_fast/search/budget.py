@@ -39,16 +39,20 @@ class Work:
         per_epoch = self.tokens * self.layers * self.layer_parameters + self.responses * self.head_parameters
         return 6.0 * per_epoch * self.full_epochs
 
-    def training(self, lowest: int, trained: int, begin: float, end: float, *, first: bool) -> float:
+    def training(self, lowest: int, trained: int, begin: float, end: float, *, seen: float = 0.0) -> float:
         """Of a region of `trained` parameters from layer `lowest` up, between two fractions of its training.
 
-        first: no node that starts at this layer was trained before.
+        seen: the share of the rows whose states at this layer are cached already.
         """
         epochs = self.epochs * (end - begin)
         above = (self.layers - lowest) * self.layer_parameters
         step = self.tokens * (4.0 * above + 2.0 * trained) + 4.0 * self.responses * self.head_parameters
-        below_epochs = epochs if not self.cached else min(1.0, epochs) if first and begin == 0 else 0.0
-        return step * epochs + 2.0 * self.tokens * lowest * self.layer_parameters * below_epochs
+        below = max(0.0, self.rows_seen(end) - seen) if self.cached else epochs
+        return step * epochs + 2.0 * self.tokens * lowest * self.layer_parameters * below
+
+    def rows_seen(self, fraction: float) -> float:
+        """The share of the rows that a node has trained on after a fraction of its training."""
+        return min(1.0, self.epochs * fraction)
 
     def scoring(self, lowest: int = 0, *, first: bool = True) -> float:
         """Of the validation part once."""

@@ -60,21 +60,22 @@ def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) ->
 
 
 def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates) -> str:
-    def gap(ahead: str, behind: str) -> str:
-        fraction = nodes[behind].fraction
-        found = estimate(ahead, fraction).minus(estimate(behind, fraction))
+    def gap(one: str, other: str) -> str:
+        """How `other` stands to `one`, at the end of the other's training."""
+        fraction = nodes[other].fraction
+        found = estimate(one, fraction).minus(estimate(other, fraction))
         where = "" if fraction == choice.fraction else f" at {fraction:g} of the training"
-        return f"{found.value:.3f} ± {found.se:.3f}{where}"
+        return f"{abs(found.value):.3f} ± {found.se:.3f} {'behind' if found.value >= 0 else 'ahead'}{where}"
 
     chosen, best = nodes[choice.chosen], nodes[choice.best]
     words = [f"{chosen.region} has "]
     if choice.chosen == choice.best:
         words.append(f"the highest Uni, {chosen.uni:.3f}")
     else:
-        words.append(f"a Uni of {chosen.uni:.3f}, tied with the highest ({best.region}, ahead by "
-                     f"{gap(choice.best, choice.chosen)}), and trains fewer parameters")
+        words.append(f"a Uni of {chosen.uni:.3f}, tied with the highest ({best.region}, "
+                     f"{gap(choice.chosen, choice.best)}), and trains fewer parameters")
     if choice.next_best is not None and choice.next_best != choice.best:
-        words.append(f"; next is {nodes[choice.next_best].region}, {gap(choice.chosen, choice.next_best)} behind")
+        words.append(f"; next is {nodes[choice.next_best].region}, {gap(choice.chosen, choice.next_best)}")
     share = f"{choice.confidence:.0%}".replace("%", " %")
     count = len(choice.candidates)
     if choice.comparisons:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import CofituneError
-from ..regions import Layout
+from ..regions import Layout, Region
 from .budget import Work
 from .space import Candidate, Level, children
 from .strategy import Strategy
@@ -48,18 +48,18 @@ def level_work(
     count: trained parameters."""
     total = 0.0
     for candidate in candidates:
-        lowest, share, begin = lowest_layer(candidate, layout), 1.0, 0.0
+        lowest, share, begin = lowest_layer(candidate.region, layout), 1.0, 0.0
         for end in strategy.rungs:
             if strategy.race and end == 1.0:
                 share = min(1.0, strategy.beam / len(candidates))
-            step = work.training(lowest, count(candidate), begin, end, first=False) + work.scoring(lowest, first=False)
+            step = work.training(lowest, count(candidate), begin, end, seen=1.0) + work.scoring(lowest, first=False)
             total += share * step
             begin, share = end, share * (surviving if strategy.race else 1.0)
     return total
 
 
-def lowest_layer(candidate: Candidate, layout: Layout) -> int:
-    return min(cell.layer for cell in candidate.region.cells(layout))
+def lowest_layer(region: Region, layout: Layout) -> int:
+    return min(cell.layer for cell in region.cells(layout))
 
 
 def preview(
@@ -78,8 +78,8 @@ def preview(
             trained = count(candidate)
             cost = None
             if work is not None:
-                lowest = lowest_layer(candidate, layout)
-                cost = (work.training(lowest, trained, 0.0, 1.0, first=False) + work.scoring(lowest, first=False))
+                lowest = lowest_layer(candidate.region, layout)
+                cost = work.training(lowest, trained, 0.0, 1.0, seen=1.0) + work.scoring(lowest, first=False)
                 cost /= work.full_sft
             rows.append({"id": candidate.id, "parent": candidate.parent, "level": candidate.level,
                          "level_name": levels[candidate.level].name, "region": str(candidate.region),

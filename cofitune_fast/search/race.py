@@ -47,7 +47,7 @@ def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, la
         if not candidates:
             continue
         if strategy.race:
-            leaders = _race([*leaders, *candidates], strategy.rungs[:-1], strategy, lab, until=strategy.beam)
+            leaders = _race(candidates, leaders, strategy.rungs[:-1], strategy, lab)
         else:
             for end in strategy.rungs:
                 lab.train(candidates, end)
@@ -58,7 +58,7 @@ def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, la
         winners += [node for node in leaders if node not in winners]
         parents = [lab.nodes[node].candidate for node in leaders]
     if strategy.race:
-        _race([node for node in winners if not lab.nodes[node].dropped], strategy.rungs, strategy, lab)
+        _race([node for node in winners if not lab.nodes[node].dropped], [], strategy.rungs, strategy, lab)
 
 
 def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> list[str]:
@@ -70,29 +70,31 @@ def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> 
 
 
 def _race(
-    nodes: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory, until: int = 0
+    nodes: Sequence[str], leaders: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory
 ) -> list[str]:
-    """Train the nodes rung by rung; gives those that are left, best first. With `until` the race is over when no more
-    than that are left, or all that are left are tied.
+    """Train the nodes rung by rung until no more than the beam are left; gives those and the leaders, best first.
 
-    Nodes that have been further already, in an earlier race, wait for the others to come up.
+    The leaders of the levels above run along as far as they are needed for comparison. They are dropped only if they
+    are behind by more than chance; of the nodes no more than the share `keep` passes a rung.
     """
     running = list(nodes)
-    estimates: dict[str, Estimate] = {}
+    final = rungs[-1] == 1.0
     for end in rungs:
-        lab.train([node for node in running if lab.estimate(node, end) is None], end)
-        estimates = {node: lab.estimate(node, end) for node in running}
-        behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam, len(running)))
-        order = [node for node in ranked(estimates) if node not in behind]
-        chance = order[max(strategy.beam, math.ceil(strategy.keep * len(running))):]
+        there = [*(leader for leader in leaders if not lab.nodes[leader].dropped), *running]
+        lab.train([node for node in there if lab.estimate(node, end) is None], end)
+        estimates = {node: lab.estimate(node, end) for node in there}
+        behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam, len(there)))
+        # In the final a tie goes to the smaller region; in a level it would add up over the levels.
+        order = best_first(estimates, lab.nodes) if final else ranked(estimates)
+        order = [node for node in order if node in running and node not in behind]
+        places = len(order) if end == 1.0 else max(strategy.beam, math.ceil(strategy.keep * len(running)))
         best = ranked(estimates)[0]
-        for node in running:
-            if node in behind or node in chance:
+        for node in there:
+            if node in behind or node in order[places:]:
                 gap = estimates[best].minus(estimates[node])
                 lab.drop(node, f"at {end:.3g} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
-                               f"± {gap.se:.3f}{', which may be chance' if node in chance else ''}")
-        running = [node for node in order if node not in chance]
-        estimates = {node: estimates[node] for node in running}
-        if until and (len(running) <= until or len(tied_with_best(estimates)) == len(running)):
+                               f"± {gap.se:.3f}{'' if node in behind else ', which may be chance'}")
+        running = order[:places]
+        if len(running) <= strategy.beam and not final:
             break
-    return best_first(estimates, lab.nodes)
+    return best_first({node: estimates[node] for node in there if not lab.nodes[node].dropped}, lab.nodes)

@@ -100,7 +100,7 @@ class Search:
         self._rate, self._seed = arguments.learning_rate, arguments.seed
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
-        self._started: set[int] = set()
+        self._seen: dict[int, float] = {}  # by lowest layer, the share of the rows with cached states
         self._seconds_per_flop = 0.0
         self._left = {  # operations that each level may still take, for the time that is left
             found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count)
@@ -274,13 +274,22 @@ class Search:
         return {"id": node.id, "region": node.region, "split": "valid", "learning_rate": node.learning_rate,
                 "seed": node.candidate.seed(self._seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
+    def flops(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> float:
+        """Of a job, where `seen` has the share of the rows whose states are cached, by a region's lowest layer."""
+        region = Region.parse(job["region"])
+        lowest = lowest_layer(region, self.bench.layout)
+        return self.work.training(
+            lowest, region.count(self.bench.model), job["begin"], job["end"], seen=seen.get(lowest, 0.0)
+        ) + self.work.scoring(lowest, first=lowest not in seen)
+
+    def note_seen(self, job: Mapping[str, Any], seen: dict[int, float]) -> None:
+        """Add to `seen` what the job leaves in the cache."""
+        lowest = lowest_layer(Region.parse(job["region"]), self.bench.layout)
+        seen[lowest] = max(seen.get(lowest, 0.0), self.work.rows_seen(job["end"]))
+
     def _predicted(self, job: Mapping[str, Any]) -> dict[str, float]:
-        """tokens, flops and full_sft of a job; the first to start at a layer pays for the layers below it."""
-        node = self.nodes[job["id"]]
-        lowest = lowest_layer(node.candidate, self.bench.layout)
-        first = lowest not in self._started
-        flops = self.work.training(lowest, node.trained_parameters, job["begin"], job["end"], first=first)
-        flops += self.work.scoring(lowest, first=first)
+        """tokens, flops and full_sft of a job."""
+        flops = self.flops(job, self._seen)
         tokens = round(self.work.tokens * self.work.epochs * (job["end"] - job["begin"]))
         return {"tokens": tokens, "flops": flops, "full_sft": flops / self.work.full_sft}
 
@@ -306,7 +315,7 @@ class Search:
 
     def _finish(self, record: Mapping[str, Any], *, from_journal: bool) -> None:
         node = self.nodes[record["id"]]
-        self._started.add(lowest_layer(node.candidate, self.bench.layout))
+        self.note_seen(record, self._seen)
         node.rungs.append(Rung(record["end"], record["scores"], record["cost"]))
         if record["last"]:
             clean_node(self.setup, node.id)

@@ -14,18 +14,17 @@ class Strategy:
     """The children of a level are trained in `rungs`, rising fractions of the nodes' budget that end with 1.
 
     beam: how many nodes of a level are refined in the next one (None: all). race: a level goes through the rungs below
-    1 only, and together with the best of the levels above; after each rung those that are behind by more than
-    chance, at `confidence` over all comparisons of that rung, are dropped, and with `keep` below 1 also what is not
-    among that share of the best, though that may be chance. The level is over once no more than `beam` are left or all
-    that are left are tied. At the end the levels' winners race on to the whole training. resamples: bootstrap draws of
-    the validation items.
+    1 only, beside the best of the levels above; after each rung those that are behind by more than chance, at
+    `confidence` over all comparisons of that rung, are dropped, and also those that are not among the best share
+    `keep`, though that may be chance. The level is over once no more than `beam` are left. At the end the levels'
+    winners race on to the whole training. resamples: bootstrap draws of the validation items.
     """
 
     name: str = "racing"
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     beam: int | None = 1
     race: bool = True
-    keep: float = 1.0
+    keep: float = 0.5
     confidence: float = 0.95
     resamples: int = 2000
 

@@ -48,20 +48,21 @@ def test_a_region_costs_what_its_gradients_cost(text):
     region = Region.parse(text)
     lowest = min(cell.layer for cell in region.cells(resolve_layout(model)))
     one = work(model, cached=False)
-    ours = one.training(lowest, region.count(model), 0.0, 1.0, first=True)
+    ours = one.training(lowest, region.count(model), 0.0, 1.0)
     assert ours == pytest.approx(counted(model, region, prefix=None), rel=0.12)  # the lowest layer's input needs less
     assert one.scoring() == pytest.approx(counted(model, region, prefix="all"), rel=0.03)
 
 
 def test_what_is_cached_is_computed_once():
-    one = work(make_tiny_model(), epochs=3.0)
-    first = one.training(2, 100, 0.0, 0.5, first=True)
-    later = one.training(2, 100, 0.0, 0.5, first=False)
-    assert first - later == 2 * LENGTH * 2 * one.layer_parameters  # two layers, one epoch
-    assert one.training(2, 100, 0.5, 1.0, first=True) == later
-    uncached = work(make_tiny_model(), epochs=3.0, cached=False)
-    assert uncached.training(2, 100, 0.0, 0.5, first=False) - later == pytest.approx(1.5 * (first - later))
-    assert one.scoring(2, first=True) - one.scoring(2, first=False) == 2 * LENGTH * 2 * one.layer_parameters
+    one = work(make_tiny_model(), epochs=2.0)
+    layers_below = 2 * LENGTH * 2 * one.layer_parameters  # two layers, one epoch
+    first, later = (one.training(2, 100, 0.0, 0.25, seen=seen) for seen in (0.0, 1.0))
+    assert first - later == layers_below / 2  # half of the rows so far
+    assert one.training(2, 100, 0.25, 0.5, seen=0.5) - one.training(2, 100, 0.25, 0.5, seen=1.0) == layers_below / 2
+    assert one.training(2, 100, 0.5, 1.0, seen=1.0) == 2 * later
+    uncached = work(make_tiny_model(), epochs=2.0, cached=False)
+    assert uncached.training(2, 100, 0.0, 1.0, seen=1.0) - 4 * later == pytest.approx(2 * layers_below)
+    assert one.scoring(2, first=True) - one.scoring(2, first=False) == layers_below
 
 
 @pytest.mark.parametrize(("text", "amount", "unit"), [

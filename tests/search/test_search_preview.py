@@ -36,8 +36,8 @@ def test_parts_in_which_no_layer_lies_are_left_out(layout):
 
 def test_costs_add_up(layout):
     levels = space_levels([{"layers": ["0-1", "2-3"], "roles": ["ffn"]}])
-    low = WORK.training(0, 100, 0, 1, first=False) + WORK.scoring(0, first=False)
-    high = WORK.training(2, 100, 0, 1, first=False) + WORK.scoring(2, first=False)
+    low = WORK.training(0, 100, 0, 1, seen=1.0) + WORK.scoring(0, first=False)
+    high = WORK.training(2, 100, 0, 1, seen=1.0) + WORK.scoring(2, first=False)
     content = shown(levels, STRATEGIES["greedy"], layout)
     assert [row["full_sft"] for row in content["nodes"]] == pytest.approx([low / WORK.full_sft, high / WORK.full_sft])
     assert content["totals"]["full_sft_most"] == pytest.approx((low + high + WORK.scoring()) / WORK.full_sft)
@@ -50,7 +50,7 @@ def test_a_race_trains_one_winner_to_the_end(layout):
     totals = shown(levels, race, layout)["totals"]
     expected = 0.0
     for lowest in (0, 0, 1, 1):
-        half, scoring = WORK.training(lowest, 100, 0, 0.5, first=False), WORK.scoring(lowest, first=False)
+        half, scoring = WORK.training(lowest, 100, 0, 0.5, seen=1.0), WORK.scoring(lowest, first=False)
         expected += (half + scoring) * 1.25  # the other half and its scores for one of four
     assert totals["full_sft_most"] == pytest.approx((expected + WORK.scoring()) / WORK.full_sft)
     assert totals["full_sft_likely"] == totals["full_sft_most"]  # one rung only: nobody to drop before it

@@ -107,7 +107,27 @@ def test_a_parent_that_is_worse_than_its_child_is_trained_no_further(make):
     spec = {**SPEC, "ffn.up+ffn.down@3": 0.95}
     executor = StubExecutor(spec)
     parent = next(node for node in run(make, executor, "racing").nodes if node.region == "ffn.up+ffn.down@2-3")
-    assert parent.dropped and parent.best_of_level and ("ffn.up+ffn.down@2-3", 1.0) not in executor.done
+    assert parent.dropped and "chance" not in parent.dropped and parent.best_of_level
+    assert ("ffn.up+ffn.down@2-3", 1.0) not in executor.done
+
+
+def test_of_equal_nodes_half_pass_a_rung_unless_all_are_kept(make):
+    tried = {keep: StubExecutor({}) for keep in (0.5, 1.0)}
+    for keep, executor in tried.items():
+        result = run(make, executor, "racing", folder=f"keep-{keep}", changes={"keep": keep})
+        firsts = [node for node in result.nodes if node.level == 0]
+        assert sum(node.dropped is not None for node in firsts) == (5 if keep == 0.5 else 0)
+        assert all("0.000 ± 0.000, which may be chance" in node.dropped for node in firsts if node.dropped)
+    assert [sum(end == rung for _, end in tried[0.5].done[:12]) for rung in (0.125, 0.25, 0.5)] == [6, 3, 2]
+
+
+def test_a_tied_parent_stays_in_the_race_and_the_smaller_wins_at_the_end(make):
+    spec = {"ffn.up+ffn.down@2-3": 0.8, "ffn.up+ffn.down@3": 0.8, "ffn.up+ffn.down@2": 0.3, "ffn.up@3": 0.3}
+    executor = StubExecutor(spec)
+    result = run(make, executor, "racing")
+    assert result.chosen.region == "ffn.up+ffn.down@3"
+    parent = next(node for node in result.nodes if node.region == "ffn.up+ffn.down@2-3")
+    assert parent.dropped is None or "chance" in parent.dropped
 
 
 def test_a_beam_refines_several(make):
@@ -226,7 +246,7 @@ def test_what_stands_in_search_json(make):
     assert content["cost"]["full_sft"] > sum(node["full_sft"] for node in nodes.values())
     assert "trains fewer parameters" in content["choice"]["sentence"]
     assert content["choice"]["comparisons"] == len(nodes) - 1 and best["id"] in content["choice"]["candidates"]
-    assert not set(content["choice"]["candidates"]) & {node["id"] for node in nodes.values() if node["dropped"]}
+    assert {node["id"] for node in nodes.values() if not node["dropped"]} >= {content["chosen"], best["id"]}
 
 
 class Recorder:
