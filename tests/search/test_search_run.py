@@ -76,7 +76,7 @@ def test_racing_drops_what_is_behind_and_trains_the_levels_winners_to_the_end(ma
     assert [region for region, end in executor.done[1:7]] == FIRST and {end for _, end in executor.done[1:7]} == {0.125}
     ends = {region: [end for other, end in executor.done if other == region] for region in regions(executor)}
     assert ends["attn.q+attn.v@0-1"] == [0.125]
-    assert all(max(found) <= 0.5 or found == [0.125, 0.25, 0.5, 1.0] for found in list(ends.values())[1:])
+    assert all(max(found) <= 0.5 or found == [0.125, 0.5, 1.0] for found in list(ends.values())[1:])
     assert result.chosen.region == "ffn.up@3" and ends["ffn.up@3"][-1] == 1.0
     dropped = {node.region: node for node in result.nodes if node.dropped}
     assert dropped["attn.q+attn.v@0-1"].dropped.startswith("at 0.125 of its training behind ffn.up+ffn.down@2-3 by 0.")
@@ -91,15 +91,15 @@ def test_a_level_is_over_when_one_is_left(make):
     executor = StubExecutor(spec)
     result = run(make, executor, "racing")
     assert result.chosen.region == "ffn.up+ffn.down@2-3"
-    assert [end for region, end in executor.done if region == result.chosen.region] == [0.125, 0.25, 0.5, 1.0]
-    assert len(executor.done) == 1 + 6 + 2 + 2 + 3  # base; each child once; the winner's further rungs
+    assert [end for region, end in executor.done if region == result.chosen.region] == [0.125, 0.5, 1.0]
+    assert len(executor.done) == 1 + 6 + 2 + 2 + 2  # base; each child once; the winner's further rungs
 
 
 def test_a_child_that_is_worse_than_its_parent_is_dropped_and_the_parent_refined(make):
     spec = {"ffn.up+ffn.down@2-3": 0.8, "ffn.up+ffn.down@2": 0.3, "ffn.up+ffn.down@3": 0.3, "ffn.up@2-3": 0.85}
     executor = StubExecutor(spec)
     result = run(make, executor, "racing")
-    assert ("ffn.up@2-3", 1.0) in executor.done and ("ffn.up+ffn.down@3", 0.25) not in executor.done
+    assert ("ffn.up@2-3", 1.0) in executor.done and ("ffn.up+ffn.down@3", 0.5) not in executor.done
     assert result.chosen.region == "ffn.up@2-3"
 
 
@@ -118,7 +118,7 @@ def test_of_equal_nodes_half_pass_a_rung_unless_all_are_kept(make):
         firsts = [node for node in result.nodes if node.level == 0]
         assert sum(node.dropped is not None for node in firsts) == (5 if keep == 0.5 else 0)
         assert all("0.000 ± 0.000, which may be chance" in node.dropped for node in firsts if node.dropped)
-    assert [sum(end == rung for _, end in tried[0.5].done[:12]) for rung in (0.125, 0.25, 0.5)] == [6, 3, 2]
+    assert [sum(end == rung for _, end in tried[0.5].done[:10]) for rung in (0.125, 0.5)] == [6, 3]
 
 
 def test_a_tied_parent_stays_in_the_race_and_the_smaller_wins_at_the_end(make):
@@ -242,9 +242,9 @@ def test_what_stands_in_search_json(make):
         assert node["difference"]["low"] <= node["difference"]["value"] <= node["difference"]["high"]
         assert node["difference"]["value"] == pytest.approx(node["uni"] - content["base"]["uni"])
         assert node["full_sft"] == pytest.approx(sum(rung["full_sft"] for rung in node["rungs"]))
-        assert [rung["fraction"] for rung in node["rungs"]] == [0.125, 0.25, 0.5, 1.0][: len(node["rungs"])]
+        assert [rung["fraction"] for rung in node["rungs"]] == [0.125, 0.5, 1.0][: len(node["rungs"])]
     assert content["cost"]["full_sft"] > sum(node["full_sft"] for node in nodes.values())
-    assert "trains fewer parameters" in content["choice"]["sentence"]
+    assert content["choice"]["sentence"].startswith("ffn.up@3 has the highest Uni, 1.300; next is ffn.up+ffn.down@3")
     assert content["choice"]["comparisons"] == len(nodes) - 1 and best["id"] in content["choice"]["candidates"]
     assert {node["id"] for node in nodes.values() if not node["dropped"]} >= {content["chosen"], best["id"]}
 
