@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from .nodes import Node
@@ -58,7 +59,8 @@ def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, la
         winners += [node for node in leaders if node not in winners]
         parents = [lab.nodes[node].candidate for node in leaders]
     if strategy.race:
-        _race([node for node in winners if not lab.nodes[node].dropped], [], strategy.rungs, strategy, lab)
+        finalists = [node for node in winners if not lab.nodes[node].dropped]
+        _race(finalists, [], strategy.rungs[-2:], replace(strategy, keep=1.0), lab)
 
 
 def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> list[str]:
@@ -72,22 +74,22 @@ def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> 
 def _race(
     nodes: Sequence[str], leaders: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory
 ) -> list[str]:
-    """Train the nodes rung by rung until no more than the beam are left; gives those and the leaders, best first.
+    """Train the nodes rung by rung until no more than the beam are left, or to the end where the rungs go so far; gives
+    those and the leaders, best first.
 
     The leaders of the levels above run along as far as they are needed for comparison. They are dropped only if they
     are behind by more than chance; of the nodes no more than the share `keep` passes a rung.
     """
     running = list(nodes)
-    final = rungs[-1] == 1.0
     for end in rungs:
         there = [*(leader for leader in leaders if not lab.nodes[leader].dropped), *running]
         lab.train([node for node in there if lab.estimate(node, end) is None], end)
         estimates = {node: lab.estimate(node, end) for node in there}
+        if end == 1.0:
+            break
         behind = clearly_behind(estimates, strategy.confidence, min(strategy.beam, len(there)))
-        # In the final a tie goes to the smaller region; in a level it would add up over the levels.
-        order = best_first(estimates, lab.nodes) if final else ranked(estimates)
-        order = [node for node in order if node in running and node not in behind]
-        places = len(order) if end == 1.0 else max(strategy.beam, math.ceil(strategy.keep * len(running)))
+        order = [node for node in ranked(estimates) if node in running and node not in behind]
+        places = max(strategy.beam, math.ceil(strategy.keep * len(running)))
         best = ranked(estimates)[0]
         for node in there:
             if node in behind or node in order[places:]:
@@ -95,6 +97,6 @@ def _race(
                 lab.drop(node, f"at {end:.3g} of its training behind {lab.nodes[best].region} by {gap.value:.3f} "
                                f"± {gap.se:.3f}{'' if node in behind else ', which may be chance'}")
         running = order[:places]
-        if len(running) <= strategy.beam and not final:
+        if len(running) <= strategy.beam and rungs[-1] < 1.0:
             break
     return best_first({node: estimates[node] for node in there if not lab.nodes[node].dropped}, lab.nodes)
