@@ -79,7 +79,7 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
 
 def make_search(settings: Config, bench: Workbench, output: str | Path) -> Search:
     """The search of a configuration on `bench`; its executor is to be closed by the caller."""
-    setup, chosen = trial_setup(settings, writable_folder(output)), search_settings(settings)
+    setup, chosen = trial_setup(settings, output), search_settings(settings)
     prior = None
     if chosen.prior != "none":
         from .trials.priors import make_prior
@@ -95,7 +95,8 @@ def open_pipeline(
 ) -> Iterator[Pipeline | None]:
     """The pipeline of a configuration, with a search unless it names a region; workers end with the block. A rank of
     torchrun that `follows` the first one does so, and gets None."""
-    setup = trial_setup(settings, writable_folder(output))  # refuses what cannot be, before the model is loaded
+    setup = trial_setup(settings, output)  # refuses what cannot be, before anything is made or loaded
+    writable_folder(output)
     bench = workbench()
     if follows:
         from .search.executors.ranks import follow
