@@ -29,7 +29,7 @@ def processor() -> str:
 
 
 def command() -> str:
-    """The command line as a user would type it again, without the place of the results."""
+    """The command line as a user would type it again, without the place of the results and this machine's folders."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name
     size = os.environ.get("COFITUNE_BENCH")
@@ -37,6 +37,7 @@ def command() -> str:
     if "--json" in arguments:
         place = arguments.index("--json")
         del arguments[place:place + 2]
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     return " ".join([*([f"COFITUNE_BENCH={size}"] if size else []), name, *arguments])
 
 

@@ -140,8 +140,9 @@ def priors(model: str, data: Path, work: Path, variant: str) -> None:
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Spearman's, without ties."""
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
+    """Spearman's; equal values share their mean rank."""
+    columns = [np.asarray(values)[:, None] for values in (first, second)]
+    ranks = [(values > values.T).sum(1) + (values == values.T).sum(1) / 2 for values in columns]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
