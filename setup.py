@@ -146,7 +146,7 @@ setup(
     packages=[*find_packages(include=["cofitune_fast", "cofitune_fast.*"]), "cofitune_fast.kernels"],
     package_dir={"cofitune_fast.kernels": "kernels"},
     package_data={
-        "cofitune_fast": ["demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json", "demo/**/*.md",
+        "cofitune_fast": ["anchor/prompts.txt", "demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json", "demo/**/*.md",
                           "report/**/*.html", "report/**/*.css", "report/**/*.j2"],
         "cofitune_fast.kernels": ["*.md"],
     },

@@ -89,6 +89,20 @@ class MaskSection(Section):
     mode: Literal["update", "gradient"] = "update"
 
 
+class AnchorSection(Section):
+    """Texts of the base that the region is held to: their KL is added to the loss with this weight (0: no anchor).
+    docs/anchor.md explains each setting."""
+
+    weight: float = Field(0.0, ge=0)
+    rows: int = Field(4, ge=1)
+    texts: int = Field(192, ge=1)
+    tokens: int = Field(96, ge=2)
+    prompts: str = "general"
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(64, ge=1)
+    seed: int = 0
+
+
 class MemorySection(Section):
     """What the run does to need less memory and time; docs/memory.md says what each setting costs."""
 
@@ -159,6 +173,8 @@ class Config(Section):
     region: str | None = None
     importance: ImportanceSection = Field(default_factory=ImportanceSection)
     mask: MaskSection = Field(default_factory=MaskSection)
+    loss: Literal["ce", "dft", "eaft"] = "ce"
+    anchor: AnchorSection = Field(default_factory=AnchorSection)
     storage: Literal["auto", "fp32", "bf16_split", "bf16_sr", "bf16", "int8"] = "auto"
     training: dict[str, Any] = Field(default_factory=dict)
     memory: MemorySection = Field(default_factory=MemorySection)

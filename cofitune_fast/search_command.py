@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .anchor import AnchorSettings
 from .compare import Pipeline, PipelineObserver, PipelineSettings
 from .config import Config
 from .errors import CofituneError
@@ -35,7 +36,8 @@ def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
     model = {key: value for key, value in settings.model.model_dump().items() if key != "quantize"}
     return TrialSetup(
         model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
-        MemorySettings(**settings.memory.model_dump()), settings.search.checkpoint_minutes,
+        MemorySettings(**settings.memory.model_dump()), settings.search.checkpoint_minutes, settings.loss,
+        AnchorSettings(**settings.anchor.model_dump()),
     )
 
 
@@ -110,6 +112,7 @@ def open_pipeline(
             region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
             importance=settings.importance.arguments(), importance_file=settings.importance.file,
             preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, memory=setup.memory,
+            loss=setup.loss, anchor=setup.anchor,
         ), output, observer, search)
     finally:
         if search is not None:

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import TrainerCallback
 
+from .anchor import Anchor, AnchorSettings
 from .config import Config
 from .errors import CofituneError
 from .files import writable_folder
@@ -50,13 +51,15 @@ def train_delta(
         def keep(run: dict[str, Any] | None = None) -> None:
             save_delta(bench.model, region, delta, base=bench.base, settings={
                 "training": settings.training, "mask": settings.mask.model_dump(), "storage": settings.storage,
-                "quantize": settings.model.quantize, "memory": settings.memory.model_dump(), "run": run,
+                "loss": settings.loss, "anchor": settings.anchor.model_dump(), "quantize": settings.model.quantize,
+                "memory": settings.memory.model_dump(), "run": run,
             })
 
         training = {"disable_tqdm": not console.is_terminal, **settings.training}
         try:
             result = bench.train(
-                region, output, training, masks=masks, mask_mode=settings.mask.mode, storage=settings.storage,
+                region, output, training, loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
+                mask_mode=settings.mask.mode, storage=settings.storage,
                 memory=MemorySettings(**settings.memory.model_dump()),
                 callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
             ).to_dict()
@@ -76,11 +79,21 @@ class _LogLines(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
+            anchor = f"KL to the base {logs['anchor_kl']:.4f}  " if logs.get("anchor_kl") is not None else ""
             self.console.print(
-                f"step {state.global_step} of {state.max_steps}  loss {logs['loss']}  "
+                f"step {state.global_step} of {state.max_steps}  loss {logs['loss']}  {anchor}"
                 f"gradient norm {logs.get('grad_norm', '-')}  learning rate {logs.get('learning_rate', '-')}",
                 highlight=False,
             )
+
+
+def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | None:
+    chosen = AnchorSettings(**settings.anchor.model_dump())
+    if chosen.weight == 0:
+        return None
+    console.print(f"The anchor: {chosen.texts} texts of the base, written now unless they are in the cache",
+                  highlight=False)
+    return bench.anchor(chosen)
 
 
 def _importance(

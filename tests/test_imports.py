@@ -25,17 +25,18 @@ MAY_IMPORT = {
     "importance": "errors files ops models regions",
     "memory": "errors files ops models regions optim",
     "scoring": "errors files models data memory",
-    "training": "errors files models data optim regions memory planning",
-    "trials": "errors files models data importance memory regions scoring training",
+    "anchor": "errors files models data",
+    "training": "errors files models anchor data optim regions memory planning",
+    "trials": "errors files models anchor data importance memory regions scoring training",
     "search": "errors files models regions scoring training trials",
-    "compare": "errors files environment models data importance regions scoring training trials search",
+    "compare": "errors files environment models anchor data importance regions scoring training trials search",
     "report": "errors files",
     "config": "errors",
     "display": "report search",
     "demo": "errors files config",
-    "train_command": "errors files config importance models regions training trials",
+    "train_command": "anchor errors files config importance models regions training trials",
     "planning": "errors ops memory models regions",
-    "search_command": "compare errors config files models search training trials",
+    "search_command": "anchor compare errors config files models search training trials",
     "plan_command": "errors config memory models planning regions",
 }
 TOP = {"cli"}  # knows every room, and nobody knows it
@@ -58,8 +59,8 @@ THIRD_PARTY = {
     "files": set(),
     "demo": set(),
 }
-CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "training",
-        "trials", "search", "compare")
+CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "anchor",
+        "training", "trials", "search", "compare")
 EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray")
 
 

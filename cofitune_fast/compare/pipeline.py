@@ -14,10 +14,11 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..anchor import AnchorSettings
 from ..environment import environment
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
@@ -39,7 +40,7 @@ class PipelineSettings:
 
     region: what to train where there is no search. training: arguments of the final runs; full_sft_training goes over
     them in full SFT. preset: the mask's normaliser, or "none". importance: arguments of `Workbench.importance`;
-    importance_file: measured before.
+    importance_file: measured before. loss, anchor: of the region; full SFT is plain.
     """
 
     region: str | None = None
@@ -51,6 +52,8 @@ class PipelineSettings:
     mask_mode: str = "update"
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
+    loss: str = "ce"
+    anchor: AnchorSettings = field(default_factory=AnchorSettings)
 
 
 class Pipeline:
@@ -174,7 +177,7 @@ class Pipeline:
                     method.region, self.output / "training" / method.slug,
                     {**method.training, "save_strategy": "no"},
                     masks=method.masks, mask_mode=method.mask_mode, storage=self.settings.storage,
-                    memory=self.settings.memory,
+                    memory=self.settings.memory, **self._objective(method.region),
                 )
                 scores = self.bench.score("test")
                 row = method_row(self.bench, method, scores, run)
@@ -187,6 +190,11 @@ class Pipeline:
             return row
 
         return self._kept(method.slug, measure)
+
+    def _objective(self, region: Region) -> dict[str, Any]:
+        if region.is_full:
+            return {}
+        return {"loss": self.settings.loss, "anchor": self.bench.anchor(self.settings.anchor)}
 
     def _checks(self, fine: dict[str, Any]) -> list[dict[str, Any]]:
         """The delta on disk, put on the base and merged into a model folder, is the model that was scored."""
@@ -253,6 +261,8 @@ class Pipeline:
             "importance": {**settings.importance, **({"file": settings.importance_file} if settings.importance_file
                                                      else {})},
             "mask": [settings.preset, settings.mask_mode],
+            "loss": settings.loss,
+            "anchor": asdict(settings.anchor),
             "storage": settings.storage,
             "packing": settings.memory.packing,
             "gradient_release": settings.memory.gradient_release,
@@ -272,6 +282,8 @@ class Pipeline:
         return {
             "training": {**method.training, "learning_rate": run.learning_rate},
             "mask": {"preset": self.settings.preset, "mode": method.mask_mode} if method.masks else None,
+            "loss": self.settings.loss,
+            "anchor": asdict(self.settings.anchor),
             "storage": self.settings.storage,
             "run": run.to_dict(),
         }

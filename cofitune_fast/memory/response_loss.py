@@ -1,4 +1,4 @@
-"""Cross entropy of the response tokens from the states before the head, a chunk of tokens at a time.
+"""Losses of chosen tokens from the states before the head, a chunk of tokens at a time.
 
 The head is frozen while a region is trained, so the gradient for its input can be made in the forward, chunk by chunk:
 never more than CHUNK_BYTES of float32 logits stand in memory, and none of them is kept for the backward.
@@ -6,13 +6,15 @@ never more than CHUNK_BYTES of float32 logits stand in memory, and none of them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import util
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .objectives import CrossEntropy, Objective
 
 CHUNK_BYTES = 64 * 2**20
 """Bound on the float32 logits [tokens, vocabulary] alive at once."""
@@ -23,35 +25,64 @@ def chunk_rows(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
-def response_loss(
-    model: nn.Module, inputs: dict[str, Any], predictors: Tensor, targets: Tensor, scale: Tensor | float, *,
-    chunked: bool, liger: bool = False,
-) -> Tensor:
-    """scale * the sum of the negative log-likelihoods of `targets`, float32 0-d, differentiable.
+class Term(NamedTuple):
+    """scale * the sum of an objective's losses. predictors: int64 [N], places in the flattened [batch * tokens] whose
+    state predicts the objective's N tokens; a place may occur more than once."""
 
-    inputs: arguments of the model's forward. predictors: int64 [N], places in the flattened [batch * tokens] whose
-    state predicts targets [N]; a place may occur more than once. chunked: as `takes_chunks` says of this model. Else
-    all N rows of logits are made, in the model's dtype and in float32. liger: where the package is installed, use
-    Liger's fused kernel on a GPU; its backward can run only once.
+    predictors: Tensor
+    objective: Objective
+    scale: Tensor | float
+
+
+def response_losses(
+    model: nn.Module, inputs: dict[str, Any], terms: Sequence[Term], *, chunked: bool, liger: bool = False
+) -> list[Tensor]:
+    """The value of each term, float32 0-d, differentiable, from one forward.
+
+    inputs: arguments of the model's forward. chunked: as `takes_chunks` says of this model. Else all rows of logits are
+    made, in the model's dtype and in float32. liger: where the package is installed, plain cross entropy is Liger's
+    fused kernel on a GPU; its backward can run only once.
     """
     head = model.get_output_embeddings()
+    places = torch.cat([term.predictors for term in terms])
+    sizes = [len(term.predictors) for term in terms]
     if not chunked:
-        with _at_head(head, lambda states: states.flatten(0, 1)[predictors].unsqueeze(0)):
+        with _at_head(head, lambda states: states.flatten(0, 1)[places].unsqueeze(0)):
             logits = model(**inputs, use_cache=False).logits[0]
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
+        return [
+            term.objective.token_losses(torch.log_softmax(part.float(), -1), slice(None)).sum() * term.scale
+            for term, part in zip(terms, logits.split(sizes), strict=True)
+        ]
     chosen: list[Tensor] = []
 
     def keep(states: Tensor) -> Tensor:
-        chosen.append(states.flatten(0, 1)[predictors])
+        chosen.append(states.flatten(0, 1)[places])
         return states[:1, :1].detach()  # the model goes on with the logits of one token, which nobody reads
 
     with _at_head(head, keep):
         model(**inputs, use_cache=False)
-    if liger and chosen[0].is_cuda and util.find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    liger = liger and chosen[0].is_cuda and util.find_spec("liger_kernel") is not None
+    return [
+        _liger(states, head, term) if liger and getattr(term.objective, "loss", None) == "ce"
+        else _Chunked.apply(states, head.weight, head.bias, term.objective, term.scale)
+        for term, states in zip(terms, chosen[0].split(sizes), strict=True)
+    ]
 
-        return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, chosen[0], targets, head.bias) * scale
-    return _ChunkedCrossEntropy.apply(chosen[0], head.weight, head.bias, targets, scale)
+
+def response_loss(
+    model: nn.Module, inputs: dict[str, Any], predictors: Tensor, targets: Tensor, scale: Tensor | float, *,
+    chunked: bool, liger: bool = False,
+) -> Tensor:
+    """scale * the sum of the negative log-likelihoods of `targets` int64 [N]; see `response_losses`."""
+    term = Term(predictors, CrossEntropy(targets), scale)
+    return response_losses(model, inputs, [term], chunked=chunked, liger=liger)[0]
+
+
+def _liger(states: Tensor, head: nn.Module, term: Term) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return loss(head.weight, states, term.objective.targets, head.bias) * term.scale
 
 
 def takes_chunks(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> bool:
@@ -77,23 +108,22 @@ def takes_chunks(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> b
     return logits is outputs[-1]
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """d(sum of NLL)/dstates = (softmax(logits) - onehot(targets)) W, rounded where plain autograd rounds."""
+class _Chunked(torch.autograd.Function):
+    """An objective's gradient by the states, (its gradient by the logits) W, rounded where plain autograd rounds."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective,
                 scale: Tensor | float) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), chunk_rows(len(weight))):
             rows = slice(start, start + chunk_rows(len(weight)))
-            logits = nn.functional.linear(states[rows], weight, bias)
-            likelihoods = torch.log_softmax(logits, -1, dtype=torch.float32)
-            total += nn.functional.nll_loss(likelihoods, targets[rows], reduction="sum")
-            if gradient is not None:
-                errors = likelihoods.exp_().scatter_add_(1, targets[rows, None],
-                                                         torch.full_like(likelihoods[:, :1], -1.0))
-                torch.mm(errors.mul_(scale).to(weight.dtype), weight, out=gradient[rows])
+            log_q = torch.log_softmax(nn.functional.linear(states[rows], weight, bias), -1, dtype=torch.float32)
+            if gradient is None:
+                total += objective.token_losses(log_q, rows).sum()
+                continue
+            total += objective.gradient_(log_q, rows)
+            torch.mm(log_q.mul_(scale).to(weight.dtype), weight, out=gradient[rows])
         ctx.save_for_backward(gradient)
         return total * scale
 

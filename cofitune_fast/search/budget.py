@@ -19,7 +19,8 @@ class Work:
 
     layers: number of decoder layers, of `layer_parameters` weights each; head_parameters: vocabulary times hidden size.
     tokens, responses: of one epoch of the training rows; epochs: of a node's training; full_epochs: of full
-    fine-tuning. scored_tokens, scored_responses: of the validation part, each distinct beginning once.
+    fine-tuning. scored_tokens, scored_responses: of the validation part, each distinct beginning once. anchor_tokens,
+    anchor_responses: of the anchor texts in one epoch of a node; anchor_texts: tokens of all of them once.
     """
 
     layers: int
@@ -32,6 +33,9 @@ class Work:
     scored_tokens: int
     scored_responses: int
     cached: bool = True
+    anchor_tokens: int = 0
+    anchor_responses: int = 0
+    anchor_texts: int = 0
 
     @property
     def full_sft(self) -> float:
@@ -46,9 +50,12 @@ class Work:
         """
         epochs = self.epochs * (end - begin)
         above = (self.layers - lowest) * self.layer_parameters
-        step = self.tokens * (4.0 * above + 2.0 * trained) + 4.0 * self.responses * self.head_parameters
+        tokens, responses = self.tokens + self.anchor_tokens, self.responses + self.anchor_responses
+        step = tokens * (4.0 * above + 2.0 * trained) + 4.0 * responses * self.head_parameters
+        if self.cached:
+            tokens = self.tokens + min(self.anchor_tokens, self.anchor_texts)
         below = max(0.0, self.rows_seen(end) - seen) if self.cached else epochs
-        return step * epochs + 2.0 * self.tokens * lowest * self.layer_parameters * below
+        return step * epochs + 2.0 * tokens * lowest * self.layer_parameters * below
 
     def rows_seen(self, fraction: float) -> float:
         """The share of the rows that a node has trained on after a fraction of its training."""

@@ -163,7 +163,8 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What the nodes depend on, besides the base and the data."""
-        return {**self.settings.identity(), "training": dict(self.setup.training)}
+        return {**self.settings.identity(), "training": dict(self.setup.training), "loss": self.setup.loss,
+                "anchor": asdict(self.setup.anchor)}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
@@ -333,9 +334,16 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
     per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
     embedding = bench.model.get_input_embeddings().weight
     scored = bench.suite_tokens("valid")
+    anchored = {}
+    if (anchor := bench.anchor(setup.anchor)) is not None:
+        batches = math.ceil(len(rows) / training_arguments(setup.training, "planned").per_device_train_batch_size)
+        share = batches * min(setup.anchor.rows, len(anchor.rows)) / len(anchor.rows)
+        texts = sum(len(row.input_ids) - 1 for row in anchor.rows)
+        anchored = {"anchor_tokens": round(share * texts), "anchor_responses": round(share * anchor.tokens),
+                    "anchor_texts": texts}
     return Work(
         layout.num_layers, sum(per_layer.values()), embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
         planned_epochs(setup.training, len(rows)), planned_epochs(full_training or setup.training, len(rows)),
-        *scored, cached=setup.memory.prefix_cache != "off",
+        *scored, cached=setup.memory.prefix_cache != "off", **anchored,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from ..anchor import Anchor, AnchorRow
 from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
 from ..errors import CofituneError
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
@@ -22,10 +23,12 @@ class FixedBatches(Sampler[list[int]]):
     by_length: rows of like length together, so that padding is rare; else at random. shuffle: False keeps rows and
     batches in the order of the data. rank, ranks: of processes that train together each takes every ranks-th row of
     the batches that one process would have with batch_size * ranks rows; fewer rows than ranks join another batch.
+    anchor: indices of rows that come beside those of the data, `anchor_rows` with each batch of each process, in turn.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool, shuffle: bool = True,
-                 drop_last: bool = False, rank: int = 0, ranks: int = 1):
+                 drop_last: bool = False, rank: int = 0, ranks: int = 1, anchor: Sequence[int] = (),
+                 anchor_rows: int = 0):
         if len(lengths) < ranks:
             raise CofituneError(f"There are {len(lengths)} training rows for {ranks} processes, and each needs one; "
                                 "start fewer, or give more rows.")
@@ -34,6 +37,11 @@ class FixedBatches(Sampler[list[int]]):
         if drop_last:
             planned = [batch for batch in planned if len(batch) == batch_size * ranks]
         self.batches = [batch[rank::ranks] for batch in _without_small(planned, ranks)]
+        if anchor:
+            order = random.Random(f"{seed} anchor").sample(anchor, len(anchor))
+            for number, batch in enumerate(self.batches):
+                first = (number * ranks + rank) * anchor_rows
+                batch += [order[(first + place) % len(order)] for place in range(min(anchor_rows, len(order)))]
         self.batch_size, self.drop_last = batch_size, drop_last  # accelerate asks for them
         self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
@@ -60,11 +68,13 @@ def _without_small(batches: list[list[int]], least: int) -> list[list[int]]:
 
 
 class KeyedRows(Dataset):
-    """Rows with their keys in the prefix cache: items are (key, row)."""
+    """Rows with their keys in the prefix cache: items are (key, row). The anchor's rows come after those of the task,
+    whose number is `task_rows`."""
 
-    def __init__(self, rows: Sequence[Encoded]):
-        self.rows = rows
-        self.keys = row_keys(row.input_ids[:-1] for row in rows)
+    def __init__(self, rows: Sequence[Encoded], anchor: Anchor | None = None):
+        self.anchor, self.task_rows = anchor, len(rows)
+        self.rows = [*rows, *(anchor.rows if anchor is not None else ())]
+        self.keys = row_keys(row.input_ids[:-1] for row in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,37 +96,40 @@ class TrainingCollator:
 
         predictors: int64 [N], the places in the flattened [batch, tokens] that predict the response tokens;
         labels: int64 [1, N + 1], the response tokens behind one -100, so that Trainer counts N of them;
+        anchor_predictors, anchor_ids, anchor_log_p: of anchor rows, if there are any, the places likewise, and what the
+        base thought there;
         placed: where each row's tokens are, for the prefix cache (without the last, which predicts nothing);
         states: the cached prefix being read, where there is a cache.
         """
         keys, rows = zip(*items, strict=True)
-        batch = self._packed(keys, rows) if self.packed else self._padded(keys, rows)
+        batch, places = self._packed(rows) if self.packed else self._padded(rows)
+        batch["placed"] = [PlacedRow(key, path) for key, path in zip(keys, places, strict=True)]
+        task, anchor = [], []
+        for row, path in zip(rows, places, strict=True):
+            start = max(row.response_start, 1)  # nothing predicts a row's first token
+            (anchor if isinstance(row, AnchorRow) else task).append((row, path[start - 1 :], row.input_ids[start:]))
+        batch["predictors"] = torch.cat([path for _, path, _ in task])
+        labels = torch.tensor([token for _, _, response in task for token in response])
+        batch["labels"] = torch.nn.functional.pad(labels, (1, 0), value=IGNORED_LABEL)[None]
+        if anchor:
+            batch["anchor_predictors"] = torch.cat([path for _, path, _ in anchor])
+            batch["anchor_ids"] = torch.cat([row.ids for row, _, _ in anchor])
+            batch["anchor_log_p"] = torch.cat([row.log_p for row, _, _ in anchor])
         if self.cache is not None and get_worker_info() is None:
             batch["states"] = self.cache.request(batch["placed"], tuple(batch["input_ids"].shape))
         return batch
 
-    def _padded(self, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
+        """The model's inputs, and of each row the places of its tokens without the last."""
         batch = collate(rows, self.pad_token_id)
+        del batch["labels"]
         length = batch["input_ids"].shape[1]
-        targets = batch["labels"][:, 1:]
-        chosen = torch.nn.functional.pad(targets != IGNORED_LABEL, (0, 1))
-        batch["predictors"] = chosen.flatten().nonzero().squeeze(1)
-        batch["labels"] = _labels(targets[targets != IGNORED_LABEL])
-        batch["placed"] = [
-            PlacedRow(key, torch.arange(len(row.input_ids) - 1) + number * length)
-            for number, (key, row) in enumerate(zip(keys, rows, strict=True))
-        ]
-        return batch
+        return batch, [torch.arange(len(row.input_ids) - 1) + number * length for number, row in enumerate(rows)]
 
-    def _packed(self, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[str, Any]:
+    def _packed(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
         pack = pack_rows(rows)
-        batch: dict[str, Any] = collate_trie(pack)
-        batch["predictors"] = torch.tensor([place for _, places, _ in pack.rows for place in places])
-        batch["labels"] = _labels(torch.tensor([token for _, _, response in pack.rows for token in response]))
-        batch["placed"] = [
-            PlacedRow(keys[index], torch.tensor(pack.path(places[-1]))) for index, places, _ in pack.rows
-        ]
-        return batch
+        paths = {index: torch.tensor(pack.path(places[-1])) for index, places, _ in pack.rows}
+        return collate_trie(pack), [paths[index] for index in range(len(rows))]
 
 
 def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> float:
@@ -127,7 +140,3 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
                  for batch in plan_batches(lengths, max_tokens=None, batch_size=size))
     packed = sum(len(pack_rows([rows[index] for index in batch]).ids) for batch in batches)
     return padded / packed
-
-
-def _labels(targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(targets, (1, 0), value=IGNORED_LABEL)[None]

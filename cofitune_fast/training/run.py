@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from ..anchor import Anchor
 from ..data import Encoded
 from ..errors import CofituneError
 from ..memory import PeakMemory
@@ -50,7 +51,9 @@ DEFAULTS: dict[str, Any] = {
 class TrainResult:
     """What a training run did and cost. `peak_memory` says of what `peak_memory_bytes` is the peak.
 
-    cached_rows: rows whose frozen prefix was in the cache before the run. notes: what it could not do, in sentences.
+    tokens: of the task's rows. loss: mean over the steps, the anchor's part in it; anchor_kl: mean KL to the base per
+    anchor token, in nats. cached_rows: rows whose frozen prefix was in the cache before the run. notes: what it could
+    not do, in sentences.
     """
 
     region: str
@@ -68,6 +71,7 @@ class TrainResult:
     interrupted: bool = False
     cached_rows: int = 0
     notes: list[str] = field(default_factory=list)
+    anchor_kl: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +120,8 @@ def train_region(
     *,
     base: BaseInfo,
     pad_token_id: int,
+    loss: str = "ce",
+    anchor: Anchor | None = None,
     masks: Mapping[str, Tensor] | None = None,
     mask_mode: str = "update",
     storage: str = "auto",
@@ -126,6 +132,8 @@ def train_region(
 ) -> TrainResult:
     """Train `region` in place on the response tokens of `rows`; every other tensor is proven unchanged afterwards.
 
+    loss: of a response token, see `memory.objectives.CrossEntropy`. anchor: texts of the base, some of which come with
+    every batch; their KL to the base is added to the loss.
     training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
     last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights
     still are. memory: see MemorySettings. interruptible: the first Ctrl-C then ends training after its step, with a
@@ -140,12 +148,12 @@ def train_region(
     arguments = training_arguments(training, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
-    data, notes = KeyedRows(list(rows)), []
+    data, notes = KeyedRows(rows, anchor), []
     cache = _prefix_cache(model, region, data, arguments, memory, proof, notes)
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     trainer = CoFiTuneTrainer(
-        model, arguments, region, data, base=base, pad_token_id=pad_token_id, masks=masks, mask_mode=mask_mode,
-        storage=storage, memory=memory, prefix_cache=cache,
+        model, arguments, region, data, base=base, pad_token_id=pad_token_id, loss=loss, masks=masks,
+        mask_mode=mask_mode, storage=storage, memory=memory, prefix_cache=cache,
         callbacks=[*callbacks, *([interrupt] if interruptible else [])],
     )
     try:
@@ -193,6 +201,7 @@ def train_region(
         interrupted=interrupt.interrupted,
         cached_rows=cached_rows,
         notes=notes,
+        anchor_kl=trainer.anchor_kl.value,
     )
 
 
@@ -206,10 +215,11 @@ def _plan_settings(
 ) -> Settings:
     """The settings of a run as the planner knows them, of its longest rows."""
     steps = arguments.gradient_accumulation_steps
+    anchored = data.anchor.settings.rows if data.anchor else 0
     storages = {group["storage"] for group in trainer.optimizer.param_groups} if trainer.optimizer else {"auto"}
     storage = storages.pop()
     return Settings(
-        batch_size=arguments.per_device_train_batch_size * steps, accumulation=steps,
+        batch_size=(arguments.per_device_train_batch_size + anchored) * steps, accumulation=steps,
         length=max(len(row.input_ids) for row in data.rows),
         response_length=max(len(row.input_ids) - row.response_start for row in data.rows),
         storage=storage if storage != "auto" else "fp32" if trainer.model.dtype == torch.float32 else "bf16_sr",

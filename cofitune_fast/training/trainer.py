@@ -25,9 +25,10 @@ from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
+from ..memory.objectives import LOSSES, CrossEntropy, TopKl
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
-from ..memory.response_loss import response_loss, takes_chunks
+from ..memory.response_loss import Term, response_losses, takes_chunks
 from ..memory.settings import MemorySettings
 from ..models.attention import takes_tries, trie_attention
 from ..models.sharded import all_ranks, barrier, is_sharded, reshard, total, world_size
@@ -53,7 +54,8 @@ class CoFiTuneTrainer(Trainer):
     """Train one region of a model with a soft mask; everything else is Trainer, its arguments unchanged.
 
     region: what is trained; the rest is frozen, has no gradient and no optimizer state.
-    train_dataset: `Encoded` rows. masks: {parameter name: soft mask}, as `Importance.masks` makes them.
+    train_dataset: `Encoded` rows, or `KeyedRows`, which may hold an anchor besides. loss: of a response token, see
+    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them.
     memory: see MemorySettings; prefix_cache: the open cache of the layers below the region, if there is to be one.
     Differences to Trainer: a checkpoint holds the delta instead of the whole model, and no pickle; gradient clipping
     (`max_grad_norm`) happens inside the optimizer; only response positions reach the head, and their logits never stand
@@ -73,6 +75,7 @@ class CoFiTuneTrainer(Trainer):
         *,
         base: BaseInfo,
         pad_token_id: int,
+        loss: str = "ce",
         masks: Mapping[str, Tensor] | None = None,
         mask_mode: str = "update",
         storage: str = "auto",
@@ -80,13 +83,17 @@ class CoFiTuneTrainer(Trainer):
         prefix_cache: PrefixCache | None = None,
         **kwargs: Any,
     ):
+        if loss not in LOSSES:
+            raise CofituneError(f"The loss is {loss!r}; choose one of {', '.join(LOSSES)}.")
+        self.loss, self.anchor_kl = loss, _Mean()
         self.region, self.base = region, base
         self.masks, self.mask_mode, self.storage = masks, mask_mode, storage
         self.memory, self.prefix_cache = memory, prefix_cache
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
         data = train_dataset if isinstance(train_dataset, KeyedRows) else KeyedRows(train_dataset)
-        self.batches, packed = _batches(model, data.rows, args, memory.packing)
+        self.anchor = data.anchor
+        self.batches, packed = _batches(model, data, args, memory.packing)
         self.release: GradientRelease | None = None
         if memory.gradient_release != "off":
             refuse_accumulation(args.gradient_accumulation_steps)
@@ -218,20 +225,35 @@ class CoFiTuneTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross entropy of the response tokens, in fp32; the sum over `num_items_in_batch` where Trainer gives it."""
+        """The mean loss of the response tokens, in fp32, and the anchor's weight times its mean KL. A mean is over the
+        tokens of the whole step: the sum over `num_items_in_batch` where Trainer gives it."""
         if return_outputs:
             raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; score the model with "
                                 "cofitune evaluate.")
         targets = inputs["labels"][0, 1:]
         # FSDP averages the gradients over the ranks; times their number it is the sum.
         scale = world_size() / (total(len(targets)) if num_items_in_batch is None else num_items_in_batch)
+        terms = [Term(inputs["predictors"], CrossEntropy(targets, self.loss), scale)]
+        if "anchor_predictors" in inputs:
+            divergence = TopKl(inputs["anchor_ids"], inputs["anchor_log_p"])
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            mean = world_size() / total(len(divergence)) / steps
+            terms.append(Term(inputs["anchor_predictors"], divergence, self.anchor.settings.weight * mean))
         with self._forward(inputs) as call:
-            loss = response_loss(model, call, inputs["predictors"], targets, scale, chunked=self.chunked,
-                                 liger=self.release is None)
+            losses = response_losses(model, call, terms, chunked=self.chunked, liger=self.release is None)
+        if len(losses) > 1:
+            self.anchor_kl.add(losses[1].detach() * (steps / self.anchor.settings.weight))
+        loss = sum(losses)
         value = total(loss.item()) / world_size()
         if model.training and not math.isfinite(value):
             raise LossNotFinite(self.state.global_step, value)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's, and with an anchor the mean KL per anchor token so far, in nats."""
+        if self.anchor is not None and "loss" in logs:
+            logs = {**logs, "anchor_kl": self.anchor_kl.value}
+        super().log(logs, *args, **kwargs)
 
     def _forward(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Tensor]]:
         """What the model's forward takes; the frozen prefix comes from the cache, or goes there."""
@@ -278,6 +300,21 @@ class CoFiTuneTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+class _Mean:
+    """Of numbers that stay on the device until somebody asks."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, number: Tensor) -> None:
+        self._sum, self._count = self._sum + number, self._count + 1
+
+    @property
+    def value(self) -> float | None:
+        return float(self._sum) / self._count if self._count else None
+
+
 class _FrozenPart(TrainerCallback):
     """Makes the frozen part free, once Trainer has done to the model what it does before training.
 
@@ -316,16 +353,19 @@ def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _batches(
-    model: nn.Module, rows: Sequence[Encoded], args: TrainingArguments, packing: str
+    model: nn.Module, data: KeyedRows, args: TrainingArguments, packing: str
 ) -> tuple[FixedBatches, bool]:
     """The batches of a run, and whether their rows are packed."""
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = [len(row.input_ids) for row in data.rows]
+    tasks = data.task_rows
+    anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
     shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
     seed = args.seed if args.data_seed is None else args.data_seed
 
     def batches(by_length: bool) -> FixedBatches:
-        return FixedBatches(lengths, args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size)
+        return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
+                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size,
+                            **anchored)
 
     possible = takes_tries(model, max(lengths))
     if packing == "on" and not possible:
@@ -334,7 +374,7 @@ def _batches(
                             "than the longest row; set it to auto.")
     at_random = batches(by_length=False)
     if packing == "on" or (packing == "auto" and possible
-                           and all_ranks(packing_gain(rows, at_random.batches) >= 1.1)):
+                           and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):
         return at_random, True
     return batches(by_length=True), False
 

@@ -80,7 +80,8 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
         region, folder,
         {**setup.training, **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
          "save_strategy": "no", "save_total_limit": 1, "resume_from_checkpoint": checkpoint},
-        storage=setup.storage, memory=setup.memory, callbacks=[pause],
+        loss=setup.loss, anchor=bench.anchor(setup.anchor), storage=setup.storage, memory=setup.memory,
+        callbacks=[pause],
     )
     if job["last"]:
         save_delta(bench.model, region, finished, base=bench.base, settings={"node": dict(job)})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..anchor import AnchorSettings
 from ..models import load_model
 from ..training import MemorySettings
 from .workbench import TrialData, Workbench
@@ -17,8 +18,8 @@ class TrialSetup:
     """The base, the data and how nodes are trained.
 
     model: arguments of `load_model`, `path` among them. training: of transformers.TrainingArguments, for every node.
-    output: the folder of the search; nodes keep their checkpoints in `nodes/ID` there. checkpoint_minutes: a node
-    that trains longer leaves a checkpoint that often.
+    loss, anchor: see `training.train_region`. output: the folder of the search; nodes keep their checkpoints in
+    `nodes/ID` there. checkpoint_minutes: a node that trains longer leaves a checkpoint that often.
     """
 
     model: Mapping[str, Any]
@@ -28,6 +29,8 @@ class TrialSetup:
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
     checkpoint_minutes: float = 5.0
+    loss: str = "ce"
+    anchor: AnchorSettings = field(default_factory=AnchorSettings)
 
     def workbench(self) -> Workbench:
         options = dict(self.model)
@@ -42,4 +45,5 @@ class TrialSetup:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialSetup:
-        return cls(**{**values, "data": TrialData(**values["data"]), "memory": MemorySettings(**values["memory"])})
+        parts = {"data": TrialData, "memory": MemorySettings, "anchor": AnchorSettings}
+        return cls(**{**values, **{name: kind(**values[name]) for name, kind in parts.items()}})

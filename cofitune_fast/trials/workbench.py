@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..anchor import Anchor, AnchorSettings, open_anchor
 from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
@@ -113,6 +114,10 @@ class Workbench:
         return self._suite_tokens[split]
 
     @cached_property
+    def _anchors(self) -> dict[AnchorSettings, Anchor]:
+        return {}
+
+    @cached_property
     def _suites(self) -> dict[str, Suite]:
         return {}
 
@@ -152,6 +157,20 @@ class Workbench:
             self.model, stream, region, dropout=dropout, seed=seed, progress=progress,
             base=(self.base.model, self.base.fingerprint),
         )
+
+    def anchor(self, settings: AnchorSettings) -> Anchor | None:
+        """The base's own texts, written now if they are not in the cache; None where the weight is 0. The model must
+        hold the base's bytes."""
+        if settings.weight == 0:
+            return None
+        if settings not in self._anchors:
+            if tensor_digests(self.model) != self.digests:
+                raise CofituneError("The anchor's texts are the base's, but the model holds other bytes; load it anew.")
+            task = None
+            if settings.prompts == "task":
+                task = [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
+            self._anchors[settings] = open_anchor(self.model, self.tokenizer, settings, self.base.fingerprint, task)
+        return self._anchors[settings]
 
     def train(self, region: Region, output_dir: str | Path, training: Mapping[str, Any] | None = None,
               **options: Any) -> TrainResult:

@@ -213,13 +213,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_delta_that_is_kept(cof
 
     from cofitune_fast.training import trainer
 
-    true_loss, calls = trainer.response_loss, []
+    true_losses, calls = trainer.response_losses, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        return true_loss(*args, **kwargs) * (float("nan") if len(calls) == 2 else 1)
+        return [loss * (float("nan") if len(calls) == 2 else 1) for loss in true_losses(*args, **kwargs)]
 
-    monkeypatch.setattr(trainer, "response_loss", poisoned)
+    monkeypatch.setattr(trainer, "response_losses", poisoned)
     status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3", mask="none"))
     assert status == 2 and "The loss is nan at step 2" in err and "are kept in" in err
     from safetensors.torch import load_file

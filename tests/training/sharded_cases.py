@@ -225,13 +225,13 @@ def moved_frozen_tensors_are_seen(folder):
 def an_infinite_loss_stops_all(folder):
     from cofitune_fast.training import trainer
 
-    response_loss, kept, model = trainer.response_loss, [], model_of()
+    response_losses, kept, model = trainer.response_losses, [], model_of()
 
     def broken(*arguments, **options):
-        loss = response_loss(*arguments, **options)
-        return loss * float("nan") if sharded.rank() == 1 else loss
+        losses = response_losses(*arguments, **options)
+        return [loss * float("nan") for loss in losses] if sharded.rank() == 1 else losses
 
-    with patch.object(trainer, "response_loss", broken), pytest.raises(LossNotFinite):
+    with patch.object(trainer, "response_losses", broken), pytest.raises(LossNotFinite):
         train(folder / "nan", UPPER, model=model, on_last_good=lambda: kept.append(1))
     assert kept == [1]
     assert tensor_digests(model) == tensor_digests(make_tiny_model())

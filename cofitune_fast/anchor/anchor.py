@@ -1,0 +1,133 @@
+"""An anchor: rows that the base wrote with what it thought at every token, made once per base and kept.
+
+A training step takes some of them beside its own rows, and its loss a weight times KL(base || model) on them (see
+`memory.objectives.TopKl`). No second model is needed: the base's distributions are in the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..data import Encoded, pad_token_id
+from ..data.formats import Message
+from ..errors import CofituneError
+from ..files import atomic_path
+from ..models.loading import cache_folder
+from ..models.quantized import quantization
+from ..models.sharded import is_sharded
+from .distributions import top_distributions
+from .settings import AnchorSettings
+from .writing import write_texts
+
+_FORMAT = 1
+_TEXT = ("texts", "tokens", "temperature", "seed", "top_k")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnchorRow(Encoded):
+    """A text of the base. At each of its N response tokens the base's most probable tokens: `ids` int32 [N, k], and
+    their log-probabilities `log_p` float32 [N, k]."""
+
+    ids: Tensor = field(repr=False)
+    log_p: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """tail: mean probability of all tokens that the rows do not tell apart."""
+
+    rows: list[AnchorRow]
+    settings: AnchorSettings
+    tail: float
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+
+def open_anchor(
+    model: nn.Module, tokenizer: Any, settings: AnchorSettings, fingerprint: str,
+    task_prompts: Sequence[list[Message]] | None = None, folder: str | Path | None = None,
+) -> Anchor:
+    """The anchor of a base: read from `folder` (default: `anchor` in the cache folder), or made there.
+
+    model: must hold the base's bytes, which have the `fingerprint`, if the anchor is yet to be made. task_prompts: of
+    the training rows, for `prompts: task`. A file that is damaged is made anew.
+
+    Raises:
+        CofituneError: the prompts cannot be read, or the model cannot write.
+    """
+    prompts = settings.read_prompts(task_prompts)
+    about = {
+        "format": _FORMAT, "base": fingerprint, "dtype": str(next(model.parameters()).dtype),
+        "quantized": quantization(model), "template": tokenizer.chat_template, "prompts": prompts,
+        **{name: getattr(settings, name) for name in _TEXT},
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+    path = Path(folder or cache_folder() / "anchor") / f"{digest}.safetensors"
+    rows = _read(path)
+    if rows is None:
+        if is_sharded(model):
+            raise CofituneError("An anchor cannot be written by a sharded model; make it first by a run in one process "
+                                "with the same anchor settings, or set anchor.weight to 0.")
+        rows = _make(model, tokenizer, prompts, settings)
+        _write(path, rows, settings)
+    return Anchor(rows, settings, _tail(rows))
+
+
+def _make(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], settings: AnchorSettings
+) -> list[AnchorRow]:
+    texts = write_texts(
+        model, tokenizer, prompts, texts=settings.texts, tokens=settings.tokens, temperature=settings.temperature,
+        seed=settings.seed,
+    )
+    rows: list[AnchorRow | None] = [None] * len(texts)
+    for index, ids, log_p in top_distributions(model, texts, pad_token_id(tokenizer), settings.top_k):
+        text = texts[index]
+        rows[index] = AnchorRow(text.input_ids, text.response_start, text.where, ids=ids, log_p=log_p)
+    return rows
+
+
+def _write(path: Path, rows: Sequence[AnchorRow], settings: AnchorSettings) -> None:
+    tensors = {
+        "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
+        "lengths": torch.tensor([[len(row.input_ids), row.response_start] for row in rows], dtype=torch.int32),
+        "ids": torch.cat([row.ids for row in rows]), "log_p": torch.cat([row.log_p for row in rows]),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"settings": json.dumps(asdict(settings))})
+
+
+def _read(path: Path) -> list[AnchorRow] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            lengths, tokens = file.get_tensor("lengths").tolist(), file.get_tensor("input_ids").tolist()
+            ids, log_p = file.get_tensor("ids"), file.get_tensor("log_p")
+        rows, token, place = [], 0, 0
+        for number, (length, start) in enumerate(lengths):
+            here = slice(place, place + length - start)
+            rows.append(AnchorRow(tokens[token : token + length], start, f"anchor text {number + 1}",
+                                  ids=ids[here], log_p=log_p[here]))
+            token, place = token + length, here.stop
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return rows
+
+
+def _tail(rows: Sequence[AnchorRow]) -> float:
+    kept = torch.cat([row.log_p for row in rows]).exp().sum(-1)
+    return float((1 - kept).clamp_min(0).mean())

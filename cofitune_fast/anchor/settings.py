@@ -1,0 +1,63 @@
+"""How a model is held to the base's behaviour: the section `anchor:` of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data import read_examples
+from ..data.formats import Message
+from ..errors import CofituneError
+
+_SHIPPED = Path(__file__).with_name("prompts.txt")
+
+
+@dataclass(frozen=True)
+class AnchorSettings:
+    """weight: of the mean KL per anchor token beside the mean loss per response token; 0 is no anchor.
+
+    rows: texts that come with each batch of a step. texts: how many the base writes, each of at most `tokens` tokens.
+    prompts: "general" (those that come with the package), "task" (those of the training rows), or a file: text with a
+    prompt per line, or training data of any form, of which only the prompts are read. temperature: of the base's
+    sampling. top_k: how many of the base's most probable tokens are told apart at each place. seed: of the sampling and
+    of the order.
+    """
+
+    weight: float = 0.0
+    rows: int = 4
+    texts: int = 192
+    tokens: int = 96
+    prompts: str = "general"
+    temperature: float = 1.0
+    top_k: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"weight": 0.0, "rows": 1, "texts": 1, "tokens": 2, "top_k": 1}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise CofituneError(f"anchor.{name} is {getattr(self, name)}; it must be at least {bound:g}.")
+        if not self.temperature > 0:
+            raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
+
+    def read_prompts(self, task: Sequence[list[Message]] | None = None) -> list[list[Message]]:
+        """The prompts as messages; `task` are those of the training rows."""
+        if self.prompts == "task":
+            if not task:
+                raise CofituneError("anchor.prompts is task, but there are no training rows; set data.train.")
+            return list(task)
+        path = _SHIPPED if self.prompts == "general" else Path(self.prompts)
+        if path.suffix.lower() not in (".txt", ""):
+            return [example.prompt for example in read_examples(path)]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CofituneError(
+                f"The anchor's prompts {path} cannot be read ({error}); set anchor.prompts to general, task, a text "
+                "file with a prompt per line, or a data file."
+            ) from None
+        prompts = [[{"role": "user", "content": line.strip()}] for line in lines if line.strip()]
+        if not prompts:
+            raise CofituneError(f"The anchor's prompts {path} hold no line of text; give at least one prompt.")
+        return prompts
