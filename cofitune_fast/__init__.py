@@ -14,7 +14,7 @@ _HOMES = {
     "Region": "regions", "resolve_layout": "regions", "save_delta": "regions", "load_delta": "regions",
     "merge": "regions", "FrozenProof": "regions", "BaseInfo": "regions",
     "Importance": "importance", "compute_importance": "importance",
-    "MaskedAdamW": "optim",
+    "MaskedAdamW": "optim", "Pull": "optim",
     "load_model": "models",
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "train_region": "training",

@@ -23,13 +23,14 @@ namespace {
 void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v,
                   const Addresses& remainder, const Addresses& scales, const Addresses& mask, const Addresses& anchor,
                   const Addresses& pull, const Sizes& shapes, const Sizes& offset,
-                  const std::vector<double>& coefficients, std::uintptr_t clip, bool mask_gradient, int storage,
-                  bool zero_grad, int64_t seed, int64_t step, int threads) {
+                  const std::vector<double>& coefficients, std::uintptr_t clip, bool mask_gradient, int pull_kind,
+                  int storage, bool zero_grad, int64_t seed, int64_t step, int threads) {
   const auto tensors = cofitune::adamw_tensors(p, g, m, v, remainder, scales, mask, anchor, pull, shapes, offset);
   const auto c = [&](size_t i) { return static_cast<float>(coefficients.at(i)); };
   cofitune::masked_adamw(tensors, {{c(0), c(1), c(2), c(3), c(4), c(5), c(6), c(7)},
                                    pointer<const float>(clip),
                                    mask_gradient ? cofitune::MaskMode::kGradient : cofitune::MaskMode::kUpdate,
+                                   static_cast<cofitune::Pull>(pull_kind),
                                    static_cast<cofitune::Storage>(storage),
                                    zero_grad,
                                    static_cast<uint64_t>(seed),
@@ -81,7 +82,7 @@ void use_isa(const std::string& name) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU kernels of cofitune_fast; called by cofitune_fast.ops only.";
-  module.attr("INTERFACE") = 3;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
+  module.attr("INTERFACE") = 4;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
   module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
   module.def("grad_norm", &grad_norm, py::call_guard<py::gil_scoped_release>());
   module.def("unit_importance", &unit_importance, py::call_guard<py::gil_scoped_release>());

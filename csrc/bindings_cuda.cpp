@@ -14,12 +14,12 @@ namespace {
 void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, const Addresses& v,
                   const Addresses& remainder, const Addresses& scales, const Addresses& mask, const Addresses& anchor,
                   const Addresses& pull, const Sizes& shapes, const Sizes& offset, std::uintptr_t scalars,
-                  std::uintptr_t clip, bool mask_gradient, int storage, bool zero_grad, int64_t seed, int device,
-                  std::uintptr_t stream) {
+                  std::uintptr_t clip, bool mask_gradient, int pull_kind, int storage, bool zero_grad, int64_t seed,
+                  int device, std::uintptr_t stream) {
   cuda::masked_adamw(adamw_tensors(p, g, m, v, remainder, scales, mask, anchor, pull, shapes, offset),
                      {pointer<const int64_t>(scalars), pointer<const float>(clip),
-                      mask_gradient ? MaskMode::kGradient : MaskMode::kUpdate, static_cast<Storage>(storage), zero_grad,
-                      static_cast<uint64_t>(seed)},
+                      mask_gradient ? MaskMode::kGradient : MaskMode::kUpdate, static_cast<Pull>(pull_kind),
+                      static_cast<Storage>(storage), zero_grad, static_cast<uint64_t>(seed)},
                      {device, pointer<void>(stream)});
 }
 
@@ -51,7 +51,7 @@ void grad_norm(const Addresses& grads, const Addresses& weights, const Addresses
 
 PYBIND11_MODULE(_native_cuda, module) {
   module.doc() = "CUDA kernels of cofitune_fast; called by cofitune_fast.ops only.";
-  module.attr("INTERFACE") = 1;  // cofitune_fast/ops/cuda.py expects this number: raise both when a signature changes
+  module.attr("INTERFACE") = 2;  // cofitune_fast/ops/cuda.py expects this number: raise both when a signature changes
   module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
   module.def("grad_norm_partials", &grad_norm_partials);
   module.def("grad_norm", &grad_norm, py::call_guard<py::gil_scoped_release>());

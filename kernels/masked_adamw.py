@@ -29,6 +29,7 @@ WARPS = 4
 # As in csrc/include/cofitune/adamw_tensor.h.
 FP32, BF16_SPLIT, BF16_SR, BF16, INT8 = (tl.constexpr(code) for code in range(5))
 NONE, ONE, ROW, COLUMN, ELEMENT = (tl.constexpr(code) for code in range(5))
+L1 = tl.constexpr(2)
 
 
 @triton.jit
@@ -80,8 +81,8 @@ def _widen(stored):
 def masked_adamw_kernel(
     p, g, m, v, remainder, scales, mask, anchor, pull, clip, coefficients, step,
     seed: tl.uint64, offset: tl.uint64, rows: tl.int64, pieces_per_row: tl.int64, columns: tl.int64,
-    STORAGE: tl.constexpr, MASK_LAYOUT: tl.constexpr, PULL_LAYOUT: tl.constexpr, GRADIENT_MODE: tl.constexpr,
-    ZERO_GRAD: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
+    STORAGE: tl.constexpr, MASK_LAYOUT: tl.constexpr, PULL_LAYOUT: tl.constexpr, PULL: tl.constexpr,
+    GRADIENT_MODE: tl.constexpr, ZERO_GRAD: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
 ):
     first_piece, start, row, column, place, exists, inside = tile(
         tl.program_id(0), rows, columns, pieces_per_row, PIECES, WIDTH
@@ -135,10 +136,17 @@ def masked_adamw_kernel(
     if anchor is not None:
         strength = lr * _factor(pull, row, column, start, place, exists, inside, PULL_LAYOUT)
         home = _widen(tl.load(anchor + start + place, mask=touched))
-        change = change + tl.where(strength > 1.0, 1.0, strength) * (x - home)
+        if PULL != L1:
+            change = change + tl.where(strength > 1.0, 1.0, strength) * (x - home)
     if MASKED and not GRADIENT_MODE:
         change = factor * change
     x = x - change
+    if anchor is not None and PULL == L1:
+        if MASKED and not GRADIENT_MODE:
+            strength = factor * strength
+        away = x - home
+        nearer = tl.where(away < 0.0, x + strength, x - strength)
+        x = tl.where(tl.abs(away) <= strength, home, nearer)
 
     p_new, m_new, v_new = x, first, second
     if STORAGE == BF16_SPLIT:
@@ -188,7 +196,7 @@ def masked_adamw(
     exp_avg_sqs: Sequence[torch.Tensor], remainders: Sequence[torch.Tensor], scales: Sequence[torch.Tensor],
     masks: Sequence[torch.Tensor | None], anchors: Sequence[torch.Tensor | None],
     pulls: Sequence[torch.Tensor | None], matrices: Sequence[int], offsets: Sequence[int], clip: torch.Tensor | None,
-    scalars: torch.Tensor, *, storage: int, gradient_mode: bool, zero_grad: bool, seed: int,
+    scalars: torch.Tensor, *, storage: int, pull_kind: int, gradient_mode: bool, zero_grad: bool, seed: int,
 ) -> None:
     """One step of a list of contiguous tensors in place. Nothing is checked here.
 
@@ -198,6 +206,7 @@ def masked_adamw(
         offsets: per tensor the random counter of its first element.
         scalars: int64 [5] on the tensors' device, the eight float32 coefficients and the step.
         storage: 0 fp32, 1 bf16_split, 2 bf16_sr, 3 bf16, 4 int8.
+        pull_kind: of tensors with an anchor, 1 L2, 2 L1.
     """
     coefficients, step = scalars.view(torch.float32), scalars[4:]
     with torch.cuda.device_of(scalars):
@@ -217,6 +226,6 @@ def masked_adamw(
                 remainders[index] if remainders else None, scales[index] if scales else None, masks[index],
                 _bits(anchors[index]), pulls[index], clip, coefficients, step, seed % 2**64, offsets[index] % 2**64,
                 rows, pieces_per_row, columns, STORAGE=storage, MASK_LAYOUT=mask_layout, PULL_LAYOUT=pull_layout,
-                GRADIENT_MODE=gradient_mode, ZERO_GRAD=zero_grad, PIECES=TILE // width, WIDTH=width, num_warps=WARPS,
-                enable_fp_fusion=False,  # every backend gives the same bits
+                PULL=pull_kind, GRADIENT_MODE=gradient_mode, ZERO_GRAD=zero_grad, PIECES=TILE // width, WIDTH=width,
+                num_warps=WARPS, enable_fp_fusion=False,  # every backend gives the same bits
             )

@@ -24,6 +24,7 @@ from ._storage import STORAGES, scale_shape
 
 NAME = "masked_adamw_"
 MASK_MODES = ("update", "gradient")
+PULL_KINDS = ("l2", "l1")
 Number = float | torch.Tensor
 
 
@@ -32,6 +33,7 @@ class Coefficients(NamedTuple):
 
     m <- m + one_minus_beta1 (g - m);  v <- beta2 v + one_minus_beta2 g g;
     p <- p - mask (decay p + step_size m / (denominator_scale sqrt(v) + eps) + min(1, lr pull) (p - anchor))
+    or without the last term, and then p <- anchor + soft(p - anchor, mask lr pull)
     """
 
     one_minus_beta1: Number
@@ -84,11 +86,17 @@ class AdamwCall(NamedTuple):
     eps: float
     weight_decay: float
     mask_mode: str
+    pull_kind: str
     storage: str
     seed: int
     offsets: Sequence[int]
     zero_grad: bool
     prepared: tuple[list[int], ...] | None = None  # `table` of a call that differs in gradients and scalars alone
+
+    @property
+    def pull_code(self) -> int:
+        """The number of the kind of pull in csrc/include/cofitune/adamw_element.h, where 0 is none."""
+        return 1 + PULL_KINDS.index(self.pull_kind)
 
     def coefficients(self) -> Coefficients:
         """On the host; waits for the device if lr or step lie there."""
@@ -144,6 +152,7 @@ def _check_range(label: str, factors: torch.Tensor | None, highest: float) -> No
 def check(call: AdamwCall) -> None:
     """Refuses what does not fit. Values are looked at only on the host, so that nothing waits for a device."""
     require(call.mask_mode in MASK_MODES, f"{NAME}: mask_mode must be 'update' or 'gradient', not {call.mask_mode!r}.")
+    require(call.pull_kind in PULL_KINDS, f"{NAME}: pull_kind must be 'l2' or 'l1', not {call.pull_kind!r}.")
     require(call.storage in STORAGES,
             f"{NAME}: storage must be one of {', '.join(STORAGES)}, not {call.storage!r}.")
     form = STORAGES[call.storage]

@@ -9,7 +9,7 @@ import torch
 
 from ._extension import load
 
-INTERFACE = 1  # must equal the number compiled into csrc/bindings_cuda.cpp
+INTERFACE = 2  # must equal the number compiled into csrc/bindings_cuda.cpp
 
 
 @cache

@@ -29,35 +29,44 @@ def reference(call: AdamwCall) -> None:
             stored.append(call.scales[index])
         x, m, v = _load(call.storage, *stored)
         g = grad.float()
+        damped = mask is not None and call.mask_mode == "update"
         live = torch.ones((), dtype=torch.bool, device=p.device)
         if call.clip is not None:
             g = g * call.clip[0]
             live = call.clip[1] == 0
-        if mask is not None:
-            mask = mask.float() * (1 / 255) if mask.dtype == torch.uint8 else mask
-        if mask is not None and call.mask_mode == "gradient":
+        if mask is not None and mask.dtype == torch.uint8:
+            mask = mask.float() * (1 / 255)
+        if mask is not None and not damped:
             g = g * mask
         m = m + c.one_minus_beta1 * (g - m)
         v = c.beta2 * v + c.one_minus_beta2 * g * g
         root = v.double().sqrt().float()  # correctly rounded; torch's float32 root on CPUs may be off by one bit
         change = c.decay * x + c.step_size * m / (root * c.denominator_scale + c.eps)
         if anchor is not None:
-            change = change + (c.lr * pull).clamp(max=1.0) * (x - anchor.float())
-        if mask is not None and call.mask_mode == "update":
+            anchor, pull = anchor.float(), c.lr * pull
+            if call.pull_kind == "l2":
+                change = change + pull.clamp(max=1.0) * (x - anchor)
+        if damped:
             change = mask * change
             live = live & (mask != 0)
+        x = x - change
+        if anchor is not None and call.pull_kind == "l1":
+            threshold = mask * pull if damped else pull
+            away = x - anchor
+            nearer = torch.where(away < 0, x + threshold, x - threshold)
+            x = torch.where(away.abs() <= threshold, anchor, nearer)
         random = random16(p.shape, seed=call.seed, step=int(call.step), offset=offset, device=p.device)
         if form.scaled:
             scale = _block_scales(m, v, live, stored.pop())
-            new = [round_by(x - change, random.weight), encode(m, scale[..., 0], random.first, "first"),
+            new = [round_by(x, random.weight), encode(m, scale[..., 0], random.first, "first"),
                    encode(v, scale[..., 1], random.second, "second")]
         elif form.remainder:
-            high, low = split(x - change)
+            high, low = split(x)
             new = [high, m, v, low]
         elif call.storage == "fp32":
-            new = [x - change, m, v]
+            new = [x, m, v]
         else:
-            new = [round_by(x - change, random.weight), m, v]
+            new = [round_by(x, random.weight), m, v]
             if form.moment == torch.bfloat16:
                 new[1:] = round_by(m, random.first), round_by(v, random.second)
         for old, value in zip(stored, new, strict=True):
@@ -88,8 +97,8 @@ def _block_scales(m: torch.Tensor, v: torch.Tensor, live: torch.Tensor, scale: t
 def _native(call: AdamwCall) -> None:
     native.library().masked_adamw(
         *table(call), list(call.coefficients()), 0 if call.clip is None else call.clip.data_ptr(),
-        call.mask_mode == "gradient", STORAGES[call.storage].code, call.zero_grad, call.seed, int(call.step),
-        torch.get_num_threads(),
+        call.mask_mode == "gradient", call.pull_code, STORAGES[call.storage].code, call.zero_grad, call.seed,
+        int(call.step), torch.get_num_threads(),
     )
 
 
@@ -99,7 +108,7 @@ def _cuda(call: AdamwCall) -> None:
     scalars = call.scalars()
     cuda.library().masked_adamw(
         *table(call), scalars.data_ptr(), 0 if call.clip is None else call.clip.data_ptr(),
-        call.mask_mode == "gradient", STORAGES[call.storage].code, call.zero_grad, call.seed,
+        call.mask_mode == "gradient", call.pull_code, STORAGES[call.storage].code, call.zero_grad, call.seed,
         *cuda.place(call.params[0].device),
     )
 
@@ -111,7 +120,7 @@ def _triton(call: AdamwCall) -> None:
     triton.kernel("masked_adamw").masked_adamw(
         call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.remainders, call.scales, call.masks,
         call.anchors, call.pulls, matrices, offsets, call.clip, call.scalars(), storage=STORAGES[call.storage].code,
-        gradient_mode=call.mask_mode == "gradient", zero_grad=call.zero_grad, seed=call.seed,
+        pull_kind=call.pull_code, gradient_mode=call.mask_mode == "gradient", zero_grad=call.zero_grad, seed=call.seed,
     )
 
 
@@ -126,22 +135,22 @@ op.add("triton", _triton, triton.devices(), triton.load_error)
     mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs", "remainders", "scales"),
     schema="(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
     "Tensor(e!)[] remainders, Tensor(f!)[] scales, Tensor?[] masks, Tensor?[] anchors, Tensor?[] pulls, Tensor? clip, "
-    "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, str mask_mode, str storage, "
-    "int seed, int[] offsets, bool zero_grad, str backend) -> ()",
+    "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, str mask_mode, str pull_kind, "
+    "str storage, int seed, int[] offsets, bool zero_grad, str backend) -> ()",
 )
 def _masked_adamw(
     params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2, eps,
-    weight_decay, mask_mode, storage, seed, offsets, zero_grad, backend,
+    weight_decay, mask_mode, pull_kind, storage, seed, offsets, zero_grad, backend,
 ):
     device = params[0].device if params else torch.device("cpu")
     op.run(backend, device, AdamwCall(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls,
-                                      clip, lr, step, beta1, beta2, eps, weight_decay, mask_mode, storage, seed,
-                                      offsets, zero_grad))
+                                      clip, lr, step, beta1, beta2, eps, weight_decay, mask_mode, pull_kind, storage,
+                                      seed, offsets, zero_grad))
 
 
 @_masked_adamw.register_fake
 def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2,
-      eps, weight_decay, mask_mode, storage, seed, offsets, zero_grad, backend):
+      eps, weight_decay, mask_mode, pull_kind, storage, seed, offsets, zero_grad, backend):
     return None
 
 
@@ -170,21 +179,26 @@ def masked_adamw_(
     masks: Sequence[torch.Tensor | None] | None = None, *, remainders: Tensors = (), scales: Tensors = (),
     anchors: Sequence[torch.Tensor | None] | None = None, pulls: Sequence[torch.Tensor | None] | None = None,
     lr: float | torch.Tensor, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
-    step: int | torch.Tensor, clip: torch.Tensor | None = None, mask_mode: str = "update", storage: str = "fp32",
-    seed: int = 0, offsets: Sequence[int] | None = None, zero_grad: bool = False, backend: str = "auto",
+    step: int | torch.Tensor, clip: torch.Tensor | None = None, mask_mode: str = "update", pull_kind: str = "l2",
+    storage: str = "fp32", seed: int = 0, offsets: Sequence[int] | None = None, zero_grad: bool = False,
+    backend: str = "auto",
 ) -> None:
     """One AdamW step in place: clip, moments, bias correction, decoupled decay and pull, soft mask, one rounding.
 
-    With g the gradient times clip[0], and everything computed in float32:
+    With g the gradient times clip[0], in float32:
 
         m <- m + (1 - b1) (g - m);   v <- b2 v + (1 - b2) g^2
-        u  = lr wd p + lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps) + min(1, lr pull) (p - anchor)
+        u  = lr wd p + lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
     `update` mode: p <- p - mask u. The moments see the unmasked g. Where the mask is exactly 0, the parameter and both
-    moments keep their bytes, decay and rounding included; a row with factor 0 is not even read.
+    moments keep their bytes, decay, pull and rounding included; a row with factor 0 is not even read.
     `gradient` mode (CoFiTune, arXiv 2404.10306): g <- mask g before the moments, then p <- p - u; decay and pull are
     not masked. Adam divides out a constant factor of its gradient, so that this mode hardly damps; see docs.
     mask None and mask 1 give the same bits. With clip[1] != 0 nothing changes (but `zero_grad` is still obeyed).
+
+    A pull of the kind "l2" adds min(1, lr pull) (p - anchor) to u. One of the kind "l1" is the proximal step of
+    lr pull |p - anchor| after p's own: p comes nearer to the anchor by lr pull (in `update` mode times the mask) or
+    lands on it. The mask thus damps pull and gradient alike: it changes how fast a unit moves, not where they balance.
 
     Storage formats; bytes moved per parameter and step are those of p, g, m and v, read and written:
 
@@ -195,19 +209,18 @@ def masked_adamw_(
         int8        10   as bf16, but moments in 8 bits with a float32 scale per 256 neighbors of a row (eight_bit.py)
 
     Args:
-        params: contiguous, float32 in storage "fp32", else bfloat16; any shape.
-        grads: as params; set to zero in the same pass if `zero_grad`.
+        params, grads: contiguous, float32 in storage "fp32", else bfloat16; `zero_grad`: grads are set to zero too.
         exp_avgs, exp_avg_sqs: the moments m and v, of the params' shape: float32; bfloat16 in storage "bf16"; uint8
             codes in "int8".
         masks: per tensor None or factors in [0, 1], [out, 1], [1, in] or of the parameter's shape: float32, or uint8 in
-            units of 1/255. On a GPU values are not checked, as that would wait for the device.
+            units of 1/255. On a GPU values are not looked at.
         remainders: in storage "bf16_split" int16, of the params' shape; zero makes the float32 weight equal p.
         scales: in storage "int8" float32 [..., ceil(columns / 256), 2]. Where a mask is 0, an element's code stays; the
             scale is that of the elements that move.
         anchors, pulls: per tensor None, or a tensor like the parameter and float32 strengths >= 0 that broadcast like a
             mask: the decoupled pull of L2-SP (Li et al., ICML 2018) and EWC (Kirkpatrick et al., PNAS 2017).
-        lr, step: numbers, or tensors of one element on the CPU or the params' device (for torch.compile and CUDA
-            graphs); t = step is counted from 1.
+        pull_kind: "l2" or "l1" (soft threshold; Parikh and Boyd, Proximal Algorithms, 2014), of all tensors.
+        lr, step: numbers, or tensors of one element on the CPU or the params' device; t = step is counted from 1.
         clip: float32 [2] on the same device, as made by `grad_norm`: factor of the gradient, and the skip flag.
         seed, offsets: the random numbers of element i of tensor k are a function of (seed, step, offsets[k] + i) alone,
             on every backend; by default the tensors' elements are counted through.
@@ -231,7 +244,7 @@ def masked_adamw_(
         none if masks is None else list(masks), none if anchors is None else list(anchors),
         none if pulls is None else list(pulls), clip, _scalar("lr", lr, torch.float64, device),
         _scalar("step", step, torch.int64, device), float(betas[0]), float(betas[1]), float(eps), float(weight_decay),
-        mask_mode, storage, seed, list(offsets), zero_grad,
+        mask_mode, pull_kind, storage, seed, list(offsets), zero_grad,
     )
     check(call)
     _masked_adamw(*call[:-1], backend)

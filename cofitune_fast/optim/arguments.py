@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops._adamw_call import MASK_MODES
 from ..ops._checks import layout, plain, require
 from ..ops._storage import STORAGES
+from .pull import Pull
 from .sharding import check_like, check_placement, like, local
 
 NAME = "MaskedAdamW"
@@ -77,41 +78,32 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """Masks, anchors and pulls as the constructor of MaskedAdamW takes them, by name or one for all."""
+    """Masks and pull as the constructor of MaskedAdamW takes them."""
 
     masks: Mapping[str, Tensor]
-    anchors: Mapping[str, Tensor] | str | None
-    pulls: Mapping[str, Tensor | float] | float | None
-
-    def __post_init__(self) -> None:
-        require((self.anchors is None) == (self.pulls is None),
-                f"{NAME}: anchors and pulls belong together; give both or neither.")
-        require(not isinstance(self.anchors, str) or self.anchors == "initial",
-                f"{NAME}: anchors must be tensors by name or 'initial', not {self.anchors!r}.")
-        if isinstance(self.anchors, Mapping) and isinstance(self.pulls, Mapping):
-            alone = sorted(set(self.anchors) ^ set(self.pulls))
-            require(not alone, f"{NAME}: {', '.join(alone)} has an anchor or a pull, but not both.")
+    pull: Pull | None
 
     def check_names(self, known: Iterable[str]) -> None:
-        for kind, given in (("masks", self.masks), ("anchors", self.anchors), ("pulls", self.pulls)):
-            unknown = sorted(set(given) - set(known)) if isinstance(given, Mapping) else []
-            require(not unknown,
-                    f"{NAME}: there are {kind} for {', '.join(unknown)}, which this optimizer does not train.")
+        unknown = sorted(set(self.masks) - set(known))
+        require(not unknown,
+                f"{NAME}: there are masks for {', '.join(unknown)}, which this optimizer does not train.")
+        if self.pull is not None:
+            self.pull.check_names(known)
 
     def of(self, name: str, p: Tensor) -> Factors:
         """Those of one parameter, checked. To be called without grad mode."""
         mask = self.masks.get(name)
-        pull = self.pulls.get(name) if isinstance(self.pulls, Mapping) else self.pulls
-        if isinstance(self.anchors, Mapping):
-            anchor = self.anchors.get(name)
-            pull = None if anchor is None else pull
+        mask = None if mask is None else _mask(name, mask, p)
+        if self.pull is None or not self.pull.pulls(name):
+            return Factors(mask)
+        if self.pull.initial is None:
+            anchor = p.detach().clone()
         else:
-            anchor = None if pull is None else p.detach().clone()
-        return Factors(
-            None if mask is None else _mask(name, mask, p),
-            None if anchor is None else _anchor(name, anchor, p),
-            None if pull is None else _pull(name, pull, p),
-        )
+            require(name in self.pull.initial,
+                    f"{NAME}: the pull's initial weights lack {name}; add it, or name in units those that are pulled.")
+            anchor = _anchor(name, self.pull.initial[name], p)
+        units = torch.ones(()) if self.pull.units is None else self.pull.units[name]
+        return Factors(mask, anchor, _strengths(name, units, self.pull.strength, p))
 
 
 def _mask(name: str, mask: Tensor, p: Tensor) -> Tensor:
@@ -124,23 +116,23 @@ def _mask(name: str, mask: Tensor, p: Tensor) -> Tensor:
     return like(mask, p)
 
 
-def _pull(name: str, pull: Tensor | float, p: Tensor) -> Tensor:
+def _strengths(name: str, units: Tensor, strength: float, p: Tensor) -> Tensor:
     label = f"the pull of {name}"
-    pull = _broadcasting(label, torch.as_tensor(pull), p)
-    low, high = _range(pull)
+    strengths = _broadcasting(label, torch.as_tensor(units), p) * strength
+    low, high = _range(strengths)
     require(low >= 0 and high < float("inf"), f"{NAME}: {label} must be finite and not negative.")
-    return like(pull, p)
+    return like(strengths, p)
 
 
 def _anchor(name: str, anchor: Tensor, p: Tensor) -> Tensor:
-    label = f"the anchor of {name}"
+    label = f"the initial weight of {name}"
     require(anchor.dtype == p.dtype and anchor.shape == p.shape,
             f"{NAME}: {label} must be {plain(p.dtype)} of shape {list(p.shape)} like its parameter, but it is "
             f"{plain(anchor.dtype)} of shape {list(anchor.shape)}.")
     check_like(NAME, label, anchor, p)
     anchor = like(anchor.detach().contiguous(), p)
     require(local(anchor).data_ptr() != local(p).data_ptr() or not local(p).numel(),
-            f"{NAME}: {label} is the parameter itself; pass a copy, or anchors='initial'.")
+            f"{NAME}: {label} is the parameter itself; pass a copy, or leave `initial` out.")
     return anchor
 
 

@@ -25,17 +25,17 @@ class Batch:
     """Parameters of one group and storage, at the same step, on one device and one device mesh.
 
     names, params, states: lists of one length; a state is as `state.new` makes it. factors: by name, shared with the
-    optimizer; written to where a parameter has moved.
+    optimizer; written to where a parameter has moved. pull_kind: of all their pulls.
     """
 
     def __init__(self, names: list[str], params: list[Tensor], states: list[dict[str, Any]],
-                 factors: dict[str, Factors]) -> None:
+                 factors: dict[str, Factors], pull_kind: str) -> None:
         self.names, self.params, self.states = names, params, states
         self.storage = states[0]["storage"]
         self.spread = spread(params[0])
         form = STORAGES[self.storage]
         self._kept = ["exp_avg", "exp_avg_sq", *["remainder"] * form.remainder, *["scale"] * form.scaled]
-        self._factors = factors
+        self._factors, self._pull_kind = factors, pull_kind
         self._look_up()
 
     def _look_up(self) -> None:
@@ -86,8 +86,9 @@ class Batch:
             remainders=kept.get("remainder", []), scales=kept.get("scale", []), masks=self._masks,
             anchors=self._anchors, pulls=self._pulls, clip=clip, lr=lr.detach().reshape(()).double(),
             step=count if on_device else torch.tensor(count + 1), beta1=group["betas"][0], beta2=group["betas"][1],
-            eps=group["eps"], weight_decay=group["weight_decay"], mask_mode=group["mask_mode"], storage=self.storage,
-            seed=group["seed"], offsets=self._offsets, zero_grad=zero_grad,
+            eps=group["eps"], weight_decay=group["weight_decay"], mask_mode=group["mask_mode"],
+            pull_kind=self._pull_kind, storage=self.storage, seed=group["seed"], offsets=self._offsets,
+            zero_grad=zero_grad,
         )
         if not torch.compiler.is_compiling():
             call = self._prepared(call)

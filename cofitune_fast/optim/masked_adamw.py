@@ -13,6 +13,7 @@ from ..ops._checks import require
 from . import state as states
 from .arguments import NAME, Factors, Given, check_options, named_pairs, resolved_storage
 from .batch import Batch
+from .pull import Pull
 from .sharding import global_grad_norm, spread
 
 _Named = tuple[str, torch.Tensor]
@@ -44,15 +45,13 @@ class MaskedAdamW(Optimizer):
         seed: of the stochastic rounding; with the parameter's name, step and element it fixes the random bits.
         zero_grad_after: set the gradients to zero in the same pass, so that no `zero_grad()` is needed.
         backend: "auto", "reference", "cpu", "triton" or "cuda"; see `ops.backends()`.
-        anchors: name -> a tensor like the parameter towards which it is pulled (L2-SP, EWC); "initial": a copy of the
-            parameter as it is now, which costs 2 (bfloat16) or 4 bytes per parameter and is saved with the state.
-        pulls: strength >= 0 for all anchors, or name -> strengths that broadcast like a mask. A parameter moves by
-            min(1, lr pull) of its distance from the anchor per step.
+        pull: draws the parameters back to their initial values (L2-SP, L1-SP, EWC); see `Pull`. It costs a copy of
+            them, 2 (bfloat16) or 4 bytes per parameter, which is saved with the state unless it was given.
         capturable: count steps on the device, so that a step works under torch.compile (give lr as a tensor) and
             CUDA-graph capture. States are made at once, and every parameter needs a gradient at every step.
 
-    Tensors of masks, anchors and pulls are used in place where they have the right device and dtype. For a DTensor they
-    may be whole or DTensors placed like it.
+    Masks and initial weights are used in place where they have the right device and dtype. For a DTensor they and a
+    pull's units may be whole or DTensors placed like it.
 
     Attributes:
         last_grad_norm: float32 0-d tensor on the parameters' device, the norm before clipping; None before a step.
@@ -76,8 +75,7 @@ class MaskedAdamW(Optimizer):
         seed: int = 0,
         zero_grad_after: bool = False,
         backend: str = "auto",
-        anchors: Mapping[str, torch.Tensor] | str | None = None,
-        pulls: Mapping[str, torch.Tensor | float] | float | None = None,
+        pull: Pull | None = None,
         capturable: bool = False,
     ) -> None:
         require(max_grad_norm is None or max_grad_norm > 0,
@@ -88,7 +86,8 @@ class MaskedAdamW(Optimizer):
         self.capturable = capturable
         # A dictionary, as torch.compile forgets what a compiled step assigns to attributes of an optimizer.
         self._measured: dict[str, torch.Tensor | None] = {"norm": None, "clip": None}
-        self._given = Given(masks or {}, anchors, pulls)
+        require(pull is None or isinstance(pull, Pull), f"{NAME}: pull must be a Pull or None, not {pull!r}.")
+        self._given = Given(masks or {}, pull)
         self._factors: dict[str, Factors] = {}
         self._batches: list[tuple[list[int] | None, list[Batch]]] = []  # per group: whose gradients, and how to step
         params = list(params)
@@ -102,8 +101,8 @@ class MaskedAdamW(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group {"params": (name, parameter) pairs, ...options}.
 
-        Masks, anchors and pulls are for parameters given to the constructor, but one pull for all "initial" anchors
-        holds for later groups too.
+        Masks are for parameters given to the constructor; so is a pull with units or initial weights by name, while one
+        without holds for later groups too.
         """
         pairs = named_pairs(param_group)
         names = [name for name, _ in pairs]
@@ -176,7 +175,11 @@ class MaskedAdamW(Optimizer):
             state = self._state(group, name, p)
             step = None if self.capturable else state["step"]
             alike[state["storage"], step, p.device, spread(p)].append((name, p, state))
-        return [Batch(*map(list, zip(*members, strict=True)), self._factors) for members in alike.values()]
+        return [self._batch(*map(list, zip(*members, strict=True))) for members in alike.values()]
+
+    def _batch(self, names: list[str], params: list[torch.Tensor], of_params: list[dict[str, Any]]) -> Batch:
+        kind = "l2" if self._given.pull is None else self._given.pull.kind
+        return Batch(names, params, of_params, self._factors, kind)
 
     def _state(self, group: dict[str, Any], name: str, p: torch.Tensor) -> dict[str, Any]:
         if p not in self.state:
@@ -192,9 +195,10 @@ class MaskedAdamW(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {name: {"step", "storage", "exp_avg", "exp_avg_sq", ...}}, "param_groups": [{"params": [names],
-        ...options}]}: of the states what `ops._storage.new_state` lists, with anchors="initial" also "anchor".
+        ...options}]}: of the states what `ops._storage.new_state` lists, and with a pull to weights as they
+        were when the optimizer was made also these, "anchor".
 
-        Tensors are the optimizer's own, not copies. Masks and given anchors are not part of it: give them to the
+        Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not part of it: give them to the
         constructor. For DTensor parameters states are DTensors, as torch.distributed.checkpoint takes them.
         """
         state = {name: self._entry(name, self.state[p]) for name, p in self._by_name().items() if p in self.state}
@@ -206,7 +210,8 @@ class MaskedAdamW(Optimizer):
 
     def _anchor(self, name: str) -> torch.Tensor | None:
         """What belongs to a saved state because nobody else has it."""
-        return self._factors[name].anchor if self._given.anchors == "initial" else None
+        pull = self._given.pull
+        return self._factors[name].anchor if pull is not None and pull.initial is None else None
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ class OneByOne:
     """Steps of single parameters of a MaskedAdamW, by a clip factor that the caller has measured.
 
     Given the same gradients and factor, all parameters one by one have the bits of one `MaskedAdamW.step`. Options of
-    their groups, masks, anchors and states are the optimizer's; its own `step` may follow at any time.
+    their groups, masks, pull and states are the optimizer's; its own `step` may follow at any time.
 
     Raises:
         CofituneError: the optimizer counts its steps on the device, for all parameters together.
@@ -61,7 +61,7 @@ class OneByOne:
         group, batch = self._kept.get(p, (None, None))
         if batch is None or self.optimizer.state.get(p) is not batch.states[0]:  # new, or replaced by load_state_dict
             name, group = self._place(p)
-            batch = Batch([name], [p], [self.optimizer._state(group, name, p)], self.optimizer._factors)
+            batch = self.optimizer._batch([name], [p], [self.optimizer._state(group, name, p)])
             self._kept[p] = group, batch
         return group, batch
 

@@ -1,6 +1,6 @@
 """DTensors (FSDP2, fully_shard): the rows of a parameter that lie on this rank, and what goes with them.
 
-Each rank updates its own rows. States, masks, anchors and pulls are placed like their parameter, and random numbers are
+Each rank updates its own rows. States, masks and pulls are placed like their parameter, and random numbers are
 counted from the first element of the whole, so that a sharded run gives the bits of an unsharded one.
 """
 

@@ -65,7 +65,7 @@ def check_entry(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> 
         check_like(NAME, f"{key} of {name}", theirs, ours)
     besides = sorted(set(saved) - set(own))
     require(not besides, f"{NAME}: the state of {name} has {', '.join(besides)}, which this optimizer does not keep; "
-            "give it the same anchors as the saved run.")
+            "give it the same pull as the saved run.")
 
 
 def check_steps(batches: Iterable[Sequence[str]], saved: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ struct AdamwOptions {
   AdamwCoefficients coefficients;
   const float* clip;  // factor and skip flag; null: 1 and 0
   MaskMode mode;
+  Pull pull;  // of tensors with an anchor
   Storage storage;
   bool zero_grad;
   uint64_t seed;

@@ -23,15 +23,15 @@ constexpr int32_t kStride = 64;      // elements between prefetches
 constexpr int32_t kAhead = 2048;     // bytes
 static_assert(kChunk % kScaleBlock == 0 && kRun % kScaleBlock == 0, "blocks under one scale are never cut");
 
-enum class Factors : uint8_t { kOne, kPerElement, kPerElementAndAnchor };
-
-template <class WeightType, class MomentsType, MaskMode kMaskMode, Factors kFactors>
+// With a pull, factors are always per element.
+template <class WeightType, class MomentsType, MaskMode kMaskMode, bool kPerElement, Pull kPull = Pull::kNone>
 struct Kind {
   using Weight = WeightType;
   using Moments = MomentsType;
   static constexpr MaskMode mode = kMaskMode;
-  static constexpr bool per_element = kFactors != Factors::kOne;
-  static constexpr bool anchored = kFactors == Factors::kPerElementAndAnchor;
+  static constexpr Pull pull = kPull;
+  static constexpr bool anchored = kPull != Pull::kNone;
+  static constexpr bool per_element = kPerElement || anchored;
   // Whether some elements may have to keep their bytes; a run with one factor of 0 is not even begun.
   static constexpr bool may_keep = per_element && kMaskMode == MaskMode::kUpdate;
 };
@@ -102,9 +102,12 @@ CF_BODY void expand_masks(float* __restrict masks, const Run& run, int32_t begin
   }
 }
 
+template <class K>
 CF_BODY void expand_pulls(float* __restrict pulls, const Run& run, int32_t begin, int32_t size) {
   const AdamwCoefficients c = run.options->coefficients;
-  for (int32_t i = 0; i < size; ++i) pulls[i] = pull_factor(run.pulls != nullptr ? run.pulls[begin + i] : run.pull, c);
+  for (int32_t i = 0; i < size; ++i) {
+    pulls[i] = pull_factor<K::pull>(run.pulls != nullptr ? run.pulls[begin + i] : run.pull, c);
+  }
 }
 
 // Fetches the elements kAhead bytes further on, a stride of each stream. Without it the prefetchers of the CPU, with
@@ -150,9 +153,9 @@ CF_BODY void update_elements(WeightValue* __restrict p, const GradientValue* __r
     float p_new = Weight::value(p_old);
     float m_new = Moments::first(m[i], m_scale);
     float v_new = Moments::second(v[i], v_scale);
-    adamw_element<K::mode, K::anchored>(p_new, bit_cast<float>(Gradient::widen(g[i])) * clip, m_new, v_new, mask,
-                                        K::anchored ? bit_cast<float>(Gradient::widen(anchor[i])) : 0.0F,
-                                        K::anchored ? pulls[i] : 0.0F, c);
+    adamw_element<K::mode, K::pull>(p_new, bit_cast<float>(Gradient::widen(g[i])) * clip, m_new, v_new, mask,
+                                    K::anchored ? bit_cast<float>(Gradient::widen(anchor[i])) : 0.0F,
+                                    K::anchored ? pulls[i] : 0.0F, c);
     Weight::store(p, remainder, i, choose(live, Weight::round(p_new, random), p_old));
     if constexpr (Moments::kScaled) {
       m_exact[i] = m_new;
@@ -208,7 +211,7 @@ CF_BODY void update_block(const Run& run, int32_t begin, int32_t size) {
   Buffers buffers;
   if (Weight::kRandom || Moments::kRandom) draw(buffers.random, run, begin, size);
   if (K::per_element) expand_masks(buffers.masks, run, begin, size);
-  if (K::anchored) expand_pulls(buffers.pulls, run, begin, size);
+  if (K::anchored) expand_pulls<K>(buffers.pulls, run, begin, size);
   const float m_scale = Moments::kScaled ? scales[0] : 1.0F;
   const float v_scale = Moments::kScaled ? scales[1] : 1.0F;
   for (int32_t i = 0; i < size; i += kStride) {
@@ -230,33 +233,33 @@ CF_BODY void update(const Run& run) {
 using UpdateFunction = void (*)(const Run&);
 CF_FOR_EACH_ISA(update_for, UpdateFunction, const Run&, update)
 
-// The loops for one storage and mode: for runs with one mask factor, with one per element, and with an anchor.
+// The loops for one storage, mode and pull: for runs with one mask factor, with one per element, and with an anchor.
 struct Updates {
   UpdateFunction with_one_factor, with_factors, with_anchor;
   int64_t weight_bytes, moment_bytes;
 };
 
 template <class Weight, class Moments, MaskMode kMode>
-Updates updates_of_mode(Isa isa) {
-  return {update_for<Kind<Weight, Moments, kMode, Factors::kOne>>(isa),
-          update_for<Kind<Weight, Moments, kMode, Factors::kPerElement>>(isa),
-          update_for<Kind<Weight, Moments, kMode, Factors::kPerElementAndAnchor>>(isa), sizeof(typename Weight::Value),
-          sizeof(typename Moments::Value)};
+Updates updates_of_mode(Pull pull, Isa isa) {
+  return {update_for<Kind<Weight, Moments, kMode, false>>(isa), update_for<Kind<Weight, Moments, kMode, true>>(isa),
+          pull == Pull::kL1 ? update_for<Kind<Weight, Moments, kMode, true, Pull::kL1>>(isa)
+                            : update_for<Kind<Weight, Moments, kMode, true, Pull::kL2>>(isa),
+          sizeof(typename Weight::Value), sizeof(typename Moments::Value)};
 }
 
 template <class Weight, class Moments>
-Updates updates_of(MaskMode mode, Isa isa) {
-  return mode == MaskMode::kUpdate ? updates_of_mode<Weight, Moments, MaskMode::kUpdate>(isa)
-                                   : updates_of_mode<Weight, Moments, MaskMode::kGradient>(isa);
+Updates updates_of(MaskMode mode, Pull pull, Isa isa) {
+  return mode == MaskMode::kUpdate ? updates_of_mode<Weight, Moments, MaskMode::kUpdate>(pull, isa)
+                                   : updates_of_mode<Weight, Moments, MaskMode::kGradient>(pull, isa);
 }
 
-Updates choose_updates(Storage storage, MaskMode mode, Isa isa) {
+Updates choose_updates(Storage storage, MaskMode mode, Pull pull, Isa isa) {
   switch (storage) {
-    case Storage::kBf16Split: return updates_of<SplitWeight, PlainMoments<Float32>>(mode, isa);
-    case Storage::kBf16Sr: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Float32>>(mode, isa);
-    case Storage::kBf16: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Bfloat16>>(mode, isa);
-    case Storage::kInt8: return updates_of<PlainWeight<Bfloat16>, EightBitMoments>(mode, isa);
-    default: return updates_of<PlainWeight<Float32>, PlainMoments<Float32>>(mode, isa);
+    case Storage::kBf16Split: return updates_of<SplitWeight, PlainMoments<Float32>>(mode, pull, isa);
+    case Storage::kBf16Sr: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Float32>>(mode, pull, isa);
+    case Storage::kBf16: return updates_of<PlainWeight<Bfloat16>, PlainMoments<Bfloat16>>(mode, pull, isa);
+    case Storage::kInt8: return updates_of<PlainWeight<Bfloat16>, EightBitMoments>(mode, pull, isa);
+    default: return updates_of<PlainWeight<Float32>, PlainMoments<Float32>>(mode, pull, isa);
   }
 }
 
@@ -328,7 +331,7 @@ void update_chunk(const AdamwTensor& t, const Chunk& chunk, const AdamwOptions& 
 }  // namespace
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options) {
-  const Updates updates = choose_updates(options.storage, options.mode, current_isa());
+  const Updates updates = choose_updates(options.storage, options.mode, options.pull, current_isa());
   std::vector<int64_t> first_chunks;  // of each tensor
   first_chunks.reserve(tensors.size());
   int64_t chunks = 0;

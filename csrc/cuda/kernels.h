@@ -19,6 +19,7 @@ struct AdamwOptions {
   const int64_t* scalars;  // on the device: the eight float32 of AdamwCoefficients, then the step
   const float* clip;       // on the device: factor and skip flag; null: 1 and 0
   MaskMode mode;
+  Pull pull;  // of tensors with an anchor
   Storage storage;
   bool zero_grad;
   uint64_t seed;

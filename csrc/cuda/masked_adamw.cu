@@ -11,23 +11,28 @@ namespace {
 
 using Kernel = void (*)(AdamwLaunch);
 
-template <Storage kStorage>
-Kernel kernel_of(MaskMode mode, bool anchored) {
-  if (mode == MaskMode::kUpdate) {
-    return anchored ? masked_adamw_kernel<kStorage, MaskMode::kUpdate, true>
-                    : masked_adamw_kernel<kStorage, MaskMode::kUpdate, false>;
+template <Storage kStorage, MaskMode kMode>
+Kernel kernel_of(Pull pull) {
+  switch (pull) {
+    case Pull::kNone: return masked_adamw_kernel<kStorage, kMode, Pull::kNone>;
+    case Pull::kL2: return masked_adamw_kernel<kStorage, kMode, Pull::kL2>;
+    default: return masked_adamw_kernel<kStorage, kMode, Pull::kL1>;
   }
-  return anchored ? masked_adamw_kernel<kStorage, MaskMode::kGradient, true>
-                  : masked_adamw_kernel<kStorage, MaskMode::kGradient, false>;
 }
 
-Kernel kernel_of(Storage storage, MaskMode mode, bool anchored) {
+template <Storage kStorage>
+Kernel kernel_of(MaskMode mode, Pull pull) {
+  return mode == MaskMode::kUpdate ? kernel_of<kStorage, MaskMode::kUpdate>(pull)
+                                   : kernel_of<kStorage, MaskMode::kGradient>(pull);
+}
+
+Kernel kernel_of(Storage storage, MaskMode mode, Pull pull) {
   switch (storage) {
-    case Storage::kFp32: return kernel_of<Storage::kFp32>(mode, anchored);
-    case Storage::kBf16Split: return kernel_of<Storage::kBf16Split>(mode, anchored);
-    case Storage::kBf16Sr: return kernel_of<Storage::kBf16Sr>(mode, anchored);
-    case Storage::kBf16: return kernel_of<Storage::kBf16>(mode, anchored);
-    default: return kernel_of<Storage::kInt8>(mode, anchored);
+    case Storage::kFp32: return kernel_of<Storage::kFp32>(mode, pull);
+    case Storage::kBf16Split: return kernel_of<Storage::kBf16Split>(mode, pull);
+    case Storage::kBf16Sr: return kernel_of<Storage::kBf16Sr>(mode, pull);
+    case Storage::kBf16: return kernel_of<Storage::kBf16>(mode, pull);
+    default: return kernel_of<Storage::kInt8>(mode, pull);
   }
 }
 
@@ -44,7 +49,7 @@ void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& o
     std::vector<AdamwTensor> part;
     std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(part),
                  [&](const AdamwTensor& t) { return (t.anchor != nullptr) == anchored; });
-    const Kernel kernel = kernel_of(options.storage, options.mode, anchored);
+    const Kernel kernel = kernel_of(options.storage, options.mode, anchored ? options.pull : Pull::kNone);
     launch_in_tables(
         part, launch.table, [](const AdamwTensor& t) { return chunk_count(t.rows, t.columns, kChunk); },
         [&](int64_t blocks) { start("masked_adamw_", kernel, blocks, kThreads, place, launch); });

@@ -24,13 +24,14 @@ struct AdamwLaunch {
 static_assert(sizeof(AdamwLaunch) <= kParameterBytes, "the list of tensors does not fit into a kernel's parameters");
 
 // What the threads of a block share.
-template <Storage kStorage, MaskMode kMode, bool kAnchored>
+template <Storage kStorage, MaskMode kMode, Pull kPull>
 class AdamwChunk {
   using Part = Span<kStorage>;
   using Values = typename Part::Values;
   using Weight = typename Format<kStorage>::Weight;
   using Moment = typename Format<kStorage>::Moment;
   static constexpr int kWidth = Part::kWidth;
+  static constexpr bool kAnchored = kPull != Pull::kNone;
   static constexpr bool kRemainder = kStorage == Storage::kBf16Split;
   static constexpr bool kScaled = kStorage == Storage::kInt8;
 
@@ -154,8 +155,8 @@ class AdamwChunk {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       const float anchor = kAnchored ? widened(s.anchor, i) : 0.0f;
-      const float pull = kAnchored ? pull_factor(s.pull[i], c_) : 0.0f;
-      adamw_element<kMode, kAnchored>(p[i], widened(s.g, i) * clip_, m[i], v[i], s.mask[i], anchor, pull, c_);
+      const float pull = kAnchored ? pull_factor<kPull>(s.pull[i], c_) : 0.0f;
+      adamw_element<kMode, kPull>(p[i], widened(s.g, i) * clip_, m[i], v[i], s.mask[i], anchor, pull, c_);
     }
     if constexpr (kScaled) rescale(s, m, v);
     s.is_plain(p, m, v, counters_) ? s.template narrow<true>(p, m, v, counters_)
@@ -227,13 +228,13 @@ class AdamwChunk {
 // before it uses any of it; with as many blocks at a time as below these are 32 KB in the least case (int8 with a
 // pull). Only int8 has about as much to compute as to move: some 98 instructions an element, where an H200 could issue
 // 60 to 70 in the time of its 10 bytes.
-template <Storage kStorage, bool kAnchored>
-constexpr int kBlocksAtATime = (Format<kStorage>::kWidth == 4 ? 4 : 3) - kAnchored;
+template <Storage kStorage, Pull kPull>
+constexpr int kBlocksAtATime = (Format<kStorage>::kWidth == 4 ? 4 : 3) - (kPull != Pull::kNone);
 
-template <Storage kStorage, MaskMode kMode, bool kAnchored>
-__global__ void __launch_bounds__(kThreads, kBlocksAtATime<kStorage, kAnchored>)
+template <Storage kStorage, MaskMode kMode, Pull kPull>
+__global__ void __launch_bounds__(kThreads, kBlocksAtATime<kStorage, kPull>)
     masked_adamw_kernel(const __grid_constant__ AdamwLaunch launch) {
-  using Work = AdamwChunk<kStorage, kMode, kAnchored>;
+  using Work = AdamwChunk<kStorage, kMode, kPull>;
   alignas(Work) __shared__ unsigned char memory[sizeof(Work)];  // and not 40 registers of every thread
   if (threadIdx.x == 0) {
     const int index = tensor_of_block(launch.table.first_block, launch.table.count, blockIdx.x);

@@ -108,6 +108,6 @@ def read_kernels(build: Build) -> dict[tuple[str, str], Kernel]:
 
 @cache
 def _readable(mangled: str) -> str:
-    """Without types and namespaces: "masked_adamw_kernel<4, 0, false>"."""
+    """Without types and namespaces: "masked_adamw_kernel<4, 0, 2>"."""
     name = run(["c++filt", mangled]).strip().removeprefix("void ")
-    return re.sub(r"\(cofitune::(Storage|MaskMode)\)|cofitune::(cuda::)?", "", name).split("(")[0]
+    return re.sub(r"\(cofitune::(Storage|MaskMode|Pull)\)|cofitune::(cuda::)?", "", name).split("(")[0]

@@ -19,12 +19,12 @@ from cofitune_fast.ops import cuda
 pytestmark = pytest.mark.slow  # nvcc takes a minute for all of it
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 WIDE = ("3", "4")  # bf16 and int8, by the numbers of csrc/include/cofitune/adamw_tensor.h: eight elements a thread
-STORAGES, MODES, ANCHORED = ("0", "1", "2", "3", "4"), ("0", "1"), ("false", "true")
-ADAMW = [(storage, mode, anchored) for storage in STORAGES for mode in MODES for anchored in ANCHORED]
+STORAGES, MODES, PULLS = ("0", "1", "2", "3", "4"), ("0", "1"), ("0", "1", "2")
+ADAMW = [(storage, mode, pull) for storage in STORAGES for mode in MODES for pull in PULLS]
 
 
-def adamw(kernels, arch, storage, mode, anchored):
-    return kernels[f"masked_adamw_kernel<{storage}, {mode}, {anchored}>", arch]
+def adamw(kernels, arch, storage, mode, pull):
+    return kernels[f"masked_adamw_kernel<{storage}, {mode}, {pull}>", arch]
 
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
@@ -41,9 +41,9 @@ def test_no_kernel_uses_local_memory(kernels):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_registers_let_as_many_threads_run_as_the_memory_needs(kernels, arch):
-    for storage, mode, anchored in ADAMW:
-        threads = (3 if storage in WIDE else 4) * 256 - (256 if anchored == "true" else 0)
-        assert adamw(kernels, arch, storage, mode, anchored).registers <= 65536 // threads, (storage, mode, anchored)
+    for storage, mode, pull in ADAMW:
+        threads = (3 if storage in WIDE else 4) * 256 - (256 if pull != "0" else 0)
+        assert adamw(kernels, arch, storage, mode, pull).registers <= 65536 // threads, (storage, mode, pull)
     assert kernels["grad_norm_kernel", arch].registers <= 64  # 1024 threads
     assert kernels["grad_norm_finish", arch].registers <= 64  # one block of 1024 threads
 
@@ -53,10 +53,10 @@ def test_streams_are_moved_16_bytes_at_a_time(kernels, arch):
     """And what is narrower beside a stream of 16 bytes lies side by side: 8 bytes a thread."""
     # Loads and stores of 16 and of 8 bytes in the straight path: p, g, m, v, remainder in; p, m, v, remainder out.
     least = {"0": (4, 3, 0, 0), "1": (2, 2, 3, 2), "2": (2, 2, 2, 1), "3": (4, 3, 0, 0), "4": (2, 1, 2, 2)}
-    for storage, mode, anchored in ADAMW:
-        code = adamw(kernels, arch, storage, mode, anchored).instructions
+    for storage, mode, pull in ADAMW:
+        code = adamw(kernels, arch, storage, mode, pull).instructions
         counts = [code.count(name) for name in ("LDG.E.128", "STG.E.128", "LDG.E.64", "STG.E.64")]
-        assert all(a >= b for a, b in zip(counts, least[storage], strict=True)), (storage, mode, anchored, counts)
+        assert all(a >= b for a, b in zip(counts, least[storage], strict=True)), (storage, mode, pull, counts)
     assert kernels["grad_norm_kernel", arch].instructions.count("LDG.E.128") >= 8
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ops.ops_cases import BYTES, LAYOUTS, MASK_DTYPES, MODES, OPTIONS, Case, assert_same_bits, bits, make_case
+from ops.ops_cases import BYTES, KINDS, LAYOUTS, MASK_DTYPES, MODES, OPTIONS, Case, assert_same_bits, bits, make_case
 
 from cofitune_fast.ops import masked_adamw_
 from cofitune_fast.ops._storage import STORAGES, new_state
@@ -36,13 +36,14 @@ def test_the_reference_bits(storage, layout, mask_dtype, mode, device):
                           clip=torch.tensor([0.7, 0.0]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pull_layout", LAYOUTS[1:])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_reference_bits_with_anchors(storage, pull_layout, mode, device):
+def test_the_reference_bits_with_anchors(storage, pull_layout, mode, kind, device):
     case = make_case(storage, "element", anchored=pull_layout)
     case.anchors[1] = case.pulls[1] = None  # in one list with others that have an anchor
-    assert_reference_bits(case, device, mask_mode=mode, seed=-5)
+    assert_reference_bits(case, device, mask_mode=mode, pull_kind=kind, seed=-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -100,9 +101,10 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1e-38, 1e-20, 1.0, -1.0, 3e38, -3e38
            float("nan")]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_denormals_signed_zeros_infinities_and_nan(storage, layout, device):
+def test_denormals_signed_zeros_infinities_and_nan(storage, layout, kind, device):
     """Every pair of special weight and gradient, with new moments and then with those that came of it. What a NaN's
     other bits are, its sign among them, is left open."""
     form, special = STORAGES[storage], torch.tensor(SPECIAL)
@@ -114,7 +116,8 @@ def test_denormals_signed_zeros_infinities_and_nan(storage, layout, device):
                    exp_avg_sqs=[fresh["exp_avg_sq"]], remainders=[fresh["remainder"]] if form.remainder else [],
                    scales=[fresh["scale"]] if form.scaled else [], anchors=[weights.T.contiguous()])
     for number in range(1, 4):
-        ours, case = step(case, device, step=number), case.step(step=number, backend="reference")
+        ours = step(case, device, step=number, pull_kind=kind)
+        case = case.step(step=number, pull_kind=kind, backend="reference")
         for actual, expected in zip(ours.values(0), case.values(0), strict=True):
             torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
             known = ~expected.isnan()

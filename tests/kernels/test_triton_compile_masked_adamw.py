@@ -24,7 +24,7 @@ CODES = {"int8": 2}  # 8 codes of each moment are 8 bytes
 REGISTERS = 160  # of 65536, so that three blocks of four warps run together
 
 
-def step(storage: str, mask: str, layout: Layout, anchor: bool = False, **options) -> int:
+def step(storage: str, mask: str, layout: Layout, anchor: bool = False, pull: int = 1, **options) -> int:
     form = STORAGES[storage]
     weight, moment = (POINTERS[str(dtype).removeprefix("torch.")] for dtype in (form.weight, form.moment))
     width = BLOCK if form.scaled else TILE
@@ -34,12 +34,13 @@ def step(storage: str, mask: str, layout: Layout, anchor: bool = False, **option
         "pull": "*fp32:16" if anchor else None, "clip": "*fp32:16", "coefficients": "*fp32:16", "step": "*i64:16",
         "seed": "u64", "offset": "u64", "rows": "i64", "pieces_per_row": "i64", "columns": "i64:16",
         "STORAGE": form.code, "MASK_LAYOUT": int(layout), "PULL_LAYOUT": int(Layout.ROW if anchor else Layout.NONE),
-        "GRADIENT_MODE": False, "ZERO_GRAD": True, "PIECES": TILE // width, "WIDTH": width,
+        "PULL": pull, "GRADIENT_MODE": False, "ZERO_GRAD": True, "PIECES": TILE // width, "WIDTH": width,
     }, num_warps=WARPS, **{"enable_fp_fusion": False, **options})
 
 
 BY_ROW = {storage: step(storage, "*fp32:16", Layout.ROW) for storage in STORAGES}
 BY_ELEMENT = {storage: step(storage, "*u8:16", Layout.ELEMENT, anchor=True) for storage in STORAGES}
+BY_L1 = {storage: step(storage, "*fp32:16", Layout.ROW, anchor=True, pull=2) for storage in STORAGES}
 FUSED = step("fp32", "*fp32:16", Layout.ROW, enable_fp_fusion=True)
 CRAMPED = step("fp32", "*fp32:16", Layout.ROW, maxnreg=24)
 
@@ -57,7 +58,7 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(storage, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values()])
+@pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values(), *BY_L1.values()])
 def test_no_spills_and_no_float64(number, arch):
     result = compiled(number, arch)
     assert not result.local_bytes and result.registers <= REGISTERS
@@ -66,7 +67,7 @@ def test_no_spills_and_no_float64(number, arch):
 
 @pytest.mark.skipif(tuple(map(int, version("triton").split(".")[:2])) < (3, 6), reason="it then flushes denormals")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values()])
+@pytest.mark.parametrize("number", [*BY_ROW.values(), *BY_ELEMENT.values(), *BY_L1.values()])
 def test_every_rounding_is_as_on_the_cpu(number, arch):
     assert not compiled(number, arch).uses_approximation
 

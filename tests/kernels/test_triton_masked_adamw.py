@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.ops_cases import BYTES, LAYOUTS, MODES, SHAPES, Case, assert_same_bits, bits, make_case
+from ops.ops_cases import BYTES, KINDS, LAYOUTS, MODES, SHAPES, Case, assert_same_bits, bits, make_case
 
 from cofitune_fast.ops import triton
 from cofitune_fast.ops._registry import OPERATIONS
@@ -45,9 +45,18 @@ def test_every_shape(storage, shape, device):
 
 @pytest.mark.parametrize("anchored", LAYOUTS[1:])
 @pytest.mark.parametrize("layout", ["none", "row", "element"])
-def test_every_layout_of_the_pull(layout, anchored, device):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_of_the_pull(kind, layout, anchored, device):
     case = make_case("fp32", layout, [(5, 300)], anchored=anchored)
-    assert_same_bits(*both(case, device))
+    assert_same_bits(*both(case, device, pull_kind=kind))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["row", "column"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_l1_pull_in_every_storage(storage, layout, mode, device):
+    case = make_case(storage, layout, [(5, 300), (17,)], anchored="row")
+    assert_same_bits(*both(case, device, mask_mode=mode, pull_kind="l1", clip=torch.tensor([0.5, 0.0])))
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 3 * 10**9, 2**63 - 1, -1, -(2**63)])

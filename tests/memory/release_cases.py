@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from optim.optim_cases import dtype_of, make_masks, make_pairs
 
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 
 
 def network_loss(pairs, seed, scale=1.0):
@@ -18,10 +18,10 @@ def network_loss(pairs, seed, scale=1.0):
 
 
 def make_trained(storage, optimizer_class=MaskedAdamW, device="cpu", **options):
-    """Fresh parameters and an optimizer of them with masks, anchors and decay: all that enters a step."""
+    """Fresh parameters and an optimizer of them with masks, pull and decay: all that enters a step."""
     pairs = [(name, torch.nn.Parameter(p.detach().to(device))) for name, p in make_pairs(dtype_of(storage))]
     optimizer = optimizer_class(pairs, **{
-        "lr": 1e-2, "storage": storage, "seed": 5, "masks": make_masks(), "anchors": "initial", "pulls": 0.5,
+        "lr": 1e-2, "storage": storage, "seed": 5, "masks": make_masks(), "pull": Pull("l1", 0.05),
         "max_grad_norm": 1e6, **options,
     })
     return pairs, optimizer

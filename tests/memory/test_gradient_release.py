@@ -70,7 +70,7 @@ def test_exact_clipping_is_the_ordinary_step_with_the_norm_it_measured(storage):
 
 
 def test_exact_clipping_is_that_of_torch():
-    pairs, optimizer = make_trained("fp32", max_grad_norm=0.3, masks=None, anchors=None, pulls=None)
+    pairs, optimizer = make_trained("fp32", max_grad_norm=0.3, masks=None, pull=None)
     expected = make_pairs()
     other = torch.optim.AdamW([p for _, p in expected], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     release = GradientRelease(optimizer, "exact")

@@ -19,6 +19,7 @@ ON_CPU = [*BACKENDS, pytest.param("triton", marks=interpreted)]  # all that serv
 ISAS = ["baseline", "avx2", "avx512"]
 MODES = ["update", "gradient"]
 LAYOUTS = ["none", "one", "row", "column", "element"]
+KINDS = ["l2", "l1"]
 BYTES = torch.uint8
 MASK_DTYPES = [torch.float32, BYTES]
 
@@ -186,10 +187,17 @@ def in_float64(case: Case, step: int, mode: str, clip: float = 1.0, **options) -
         m_new, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         adam = (m_new / (1 - b1**step)) / ((v_new / (1 - b2**step)).sqrt() + o["eps"])
         p_new = p - lr * adam - lr * o["weight_decay"] * p
-        if case.anchors and case.anchors[index] is not None:
-            p_new = p_new - (lr * case.pulls[index].double()).clamp(max=1) * (p - case.anchors[index].double())
+        pulled, kind = bool(case.anchors) and case.anchors[index] is not None, o.get("pull_kind", "l2")
+        if pulled:
+            anchor, pull = case.anchors[index].double(), lr * case.pulls[index].double()
+        if pulled and kind == "l2":
+            p_new = p_new - pull.clamp(max=1) * (p - anchor)
         if mode == "update":
             p_new = p + mask * (p_new - p)
+        if pulled and kind == "l1":
+            threshold = (mask if mode == "update" else 1) * pull
+            p_new = anchor + (p_new - anchor).sign() * ((p_new - anchor).abs() - threshold).clamp(min=0)
+        if mode == "update":
             p_new, m_new, v_new = (torch.where(mask == 0, a, b) for a, b in ((p, p_new), (m, m_new), (v, v_new)))
         results.append((p_new, m_new, v_new))
     return results

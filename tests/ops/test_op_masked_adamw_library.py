@@ -16,7 +16,7 @@ def test_the_library_op_keeps_its_schema(storage, backend):
     case = make_case(storage, "row", [(6, 5), (3,)], anchored="one")
     arguments = (*case.lists(), case.remainders, case.scales, case.masks, case.anchors, case.pulls,
                  torch.tensor([0.5, 0.0]), torch.tensor(1e-2, dtype=torch.float64), torch.tensor(2), 0.9, 0.95, 1e-8,
-                 0.1, "update", storage, 7, [0, 30], True, backend)
+                 0.1, "update", "l1", storage, 7, [0, 30], True, backend)
     torch.library.opcheck(torch.ops.cofitune_fast.masked_adamw_.default, arguments)
 
 

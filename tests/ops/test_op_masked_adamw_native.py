@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import (
     ISAS,
+    KINDS,
     LAYOUTS,
     MASK_DTYPES,
     MODES,
@@ -35,15 +36,16 @@ def assert_native_is_reference(case: Case, **options) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("anchored", ["none", "one", "element"])
+@pytest.mark.parametrize(("anchored", "kind"), [("none", "l2"), ("one", "l2"), ("element", "l2"), ("element", "l1")])
 @pytest.mark.parametrize("mask_dtype", MASK_DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_reference_bits_on_every_instruction_set(storage, layout, mask_dtype, anchored, isa):
+def test_the_reference_bits_on_every_instruction_set(storage, layout, mask_dtype, anchored, kind, isa):
     case = make_case(storage, layout, mask_dtype=mask_dtype, anchored=anchored)
     with instruction_set(isa):
         for mode in MODES:
-            assert_native_is_reference(case, mask_mode=mode, seed=11, zero_grad=True, clip=torch.tensor([0.7, 0.0]))
+            assert_native_is_reference(case, mask_mode=mode, seed=11, zero_grad=True, clip=torch.tensor([0.7, 0.0]),
+                                       pull_kind=kind)
 
 
 @settings(max_examples=150, deadline=None)
@@ -51,20 +53,24 @@ def test_the_reference_bits_on_every_instruction_set(storage, layout, mask_dtype
     shapes=st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(st.integers(1, 3),
                                                                                     st.integers(200, 600)), max_size=4),
     layout=st.sampled_from(LAYOUTS), mask_dtype=st.sampled_from(MASK_DTYPES), anchored=st.sampled_from(LAYOUTS),
-    storage=st.sampled_from(list(STORAGES)), mode=st.sampled_from(MODES), zero_grad=st.booleans(),
+    kind=st.sampled_from(KINDS), storage=st.sampled_from(list(STORAGES)), mode=st.sampled_from(MODES),
+    zero_grad=st.booleans(),
     offset=st.sampled_from([0, 2**32 - 37, 2**32 + 5, 2**61]), seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_the_reference_bits_for_any_shapes(shapes, layout, mask_dtype, anchored, storage, mode, zero_grad, offset,
+def test_the_reference_bits_for_any_shapes(shapes, layout, mask_dtype, anchored, kind, storage, mode, zero_grad, offset,
                                            seed):
     case = make_case(storage, layout, shapes, mask_dtype=mask_dtype, anchored=anchored)
-    assert_native_is_reference(case, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes), zero_grad=zero_grad)
+    assert_native_is_reference(case, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes), zero_grad=zero_grad,
+                               pull_kind=kind)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("layout", ["none", "row", "element"])
 def test_the_reference_bits_over_several_chunks_and_runs(layout, storage):
     shapes = [(2, 140_001), (9000, 33), (0,), (600, 256), (1,)]
-    assert_native_is_reference(make_case(storage, layout, shapes, anchored="row"), offsets=[2**32 - 50_000] * 5)
+    for kind in KINDS:
+        assert_native_is_reference(make_case(storage, layout, shapes, anchored="row"), offsets=[2**32 - 50_000] * 5,
+                                   pull_kind=kind)
     assert_native_is_reference(make_case(storage, layout, shapes), seed=1)
 
 
@@ -85,9 +91,10 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1e-38, 1e-20, 1.0, -1.0, 3e38, -3e38
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_denormals_signed_zeros_infinities_and_nan_give_the_reference_bits(storage, layout, isa):
+def test_denormals_signed_zeros_infinities_and_nan_give_the_reference_bits(storage, layout, kind, isa):
     """Every pair of special weight and gradient, with new moments and then with those that came of it. What a NaN's
     other bits are, its sign among them, is left open."""
     form, special = STORAGES[storage], torch.tensor(SPECIAL)
@@ -100,7 +107,7 @@ def test_denormals_signed_zeros_infinities_and_nan_give_the_reference_bits(stora
                    scales=[fresh["scale"]] if form.scaled else [], anchors=[weights.T.contiguous()])
     with instruction_set(isa):
         for step in range(1, 4):
-            ours, case = case.step(step=step, backend="cpu"), case.step(step=step, backend="reference")
+            ours, case = (case.step(step=step, pull_kind=kind, backend=name) for name in ("cpu", "reference"))
             for actual, expected in zip(ours.values(0), case.values(0), strict=True):
                 torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
                 number = ~expected.isnan()

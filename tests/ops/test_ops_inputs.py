@@ -90,6 +90,7 @@ def alias(name, index, other, other_index=None, part=slice(None)):
     (None, {"clip": torch.zeros(3)}, r"clip must have shape \[2\]"),
     (None, {"clip": torch.zeros(2).double()}, r"clip must be float32"),
     (None, {"clip": torch.zeros(4)[::2]}, r"clip must be contiguous"),
+    (None, {"pull_kind": "L1"}, r"pull_kind must be 'l2' or 'l1', not 'L1'"),
     (None, {"mask_mode": "both"}, r"mask_mode must be 'update' or 'gradient', not 'both'"),
     (None, {"step": 0}, r"step is counted from 1, not 0"),
     (None, {"step": torch.tensor(0)}, r"step is counted from 1, not 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.distributed.tensor import distribute_tensor as distribute_from_one_ra
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops._storage import STORAGES
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 
 WORLD = 2
 # Rows are shared out unevenly, or there are fewer than ranks. A row has two scale blocks, a shard of the vector one.
@@ -86,15 +87,17 @@ def assert_same(pairs, optimizer, others, other):
 
 
 def everything(storage):
-    """Masks of every layout, anchors and pulls, all whole."""
+    """Masks and pulls of every layout, all whole."""
     generator = torch.Generator().manual_seed(9)
     elements = torch.randint(0, 256, (512,), generator=generator, dtype=torch.uint8)
     return {
         "storage": storage,
         "masks": {"up": torch.tensor([0, 0.5, 1, 1, 0, 0.25, 1])[:, None], "one": torch.rand(1, 7, generator=generator),
                   "vector": elements},
-        "anchors": {name: tensor * 0.5 for name, tensor in make_parameters(storage).items()},
-        "pulls": {"up": torch.rand(1, 300, generator=generator), "one": 0.5, "vector": torch.ones(512)},
+        "pull": Pull(
+            units={"up": torch.rand(1, 300, generator=generator), "one": torch.tensor(0.5), "vector": torch.ones(512)},
+            initial={name: tensor * 0.5 for name, tensor in make_parameters(storage).items()},
+        ),
     }
 
 
@@ -126,8 +129,8 @@ def counted_on_the_device(mesh):
     same_bits(mesh, "bf16_sr", capturable=True, lr=torch.tensor(1e-2))
 
 
-def initial_anchors(mesh):
-    same_bits(mesh, "bf16", anchors="initial", pulls=3.0)
+def initial_weights(mesh):
+    same_bits(mesh, "bf16", pull=Pull("l1", 3.0))
 
 
 def fully_sharded_model(mesh, storage):
@@ -182,9 +185,11 @@ def factors_that_are_distributed(mesh):
     tensors, given = make_parameters("fp32"), everything("fp32")
     rows = dict.fromkeys(SHAPES, (mesh, [Shard(0)]))
     placements = {"up": [Shard(0)], "one": [Replicate()], "vector": [Replicate()]}
+    initial = {name: distribute_tensor(p, mesh, [Shard(0)]) for name, p in given["pull"].initial.items()}
+    units = {**given["pull"].units, "vector": distribute_tensor(given["pull"].units["vector"], mesh, [Shard(0)])}
     placed = {
         **given,
-        "anchors": {name: distribute_tensor(anchor, mesh, [Shard(0)]) for name, anchor in given["anchors"].items()},
+        "pull": replace(given["pull"], initial=initial, units=units),
         "masks": {name: distribute_tensor(mask, mesh, placements[name]) for name, mask in given["masks"].items()},
     }
     sharded, full = optimizer_of(tensors, rows, **placed), optimizer_of(tensors, **given)
@@ -211,7 +216,8 @@ def infinity_on_one_rank(mesh):
 
 def distributed_checkpoint(mesh, storage):
     tensors, rows = make_parameters(storage), dict.fromkeys(SHAPES, (mesh, [Shard(0)]))
-    given = {**everything(storage), "anchors": "initial"}
+    given = everything(storage)
+    given["pull"] = replace(given["pull"], initial=None)
     pairs, optimizer = optimizer_of(tensors, rows, **given)
     run(pairs, optimizer, range(2))
     folder = [tempfile.mkdtemp()]
@@ -277,7 +283,7 @@ CASES = {
     **{f"distributed checkpoint: {s}": (distributed_checkpoint, s) for s in ("bf16_split", "int8")},
     **{f"whole state: {s}": (whole_state, s) for s in ("bf16_split", "int8")},
     **{case.__name__: (case,) for case in (
-        clipping, counted_on_the_device, initial_anchors, mixed_placements, replicas_of_shards,
+        clipping, counted_on_the_device, initial_weights, mixed_placements, replicas_of_shards,
         factors_that_are_distributed, infinity_on_one_rank, refusals)},
 }
 

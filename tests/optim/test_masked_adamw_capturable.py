@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops._storage import STORAGES
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 
 SCHEDULERS = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
@@ -63,7 +63,7 @@ def test_a_rate_in_double_precision_is_the_number():
 @pytest.mark.parametrize("storage", STORAGES)
 def test_counting_on_the_device_changes_no_bit(storage):
     plain, counted = make_pairs(dtype_of(storage)), make_pairs(dtype_of(storage))
-    options = {"storage": storage, "anchors": "initial", "pulls": 0.5}
+    options = {"storage": storage, "pull": Pull("l1", 0.5)}
     first, second = make_optimizer(plain, **options), make_optimizer(counted, capturable=True, **options)
     run(first, plain, range(4))
     run(second, counted, range(4))
@@ -140,7 +140,7 @@ class Counting:
 def test_a_compiled_step_is_compiled_once_and_has_the_same_bits(storage):
     torch._dynamo.reset()
     eager, compiled = make_pairs(dtype_of(storage)), make_pairs(dtype_of(storage))
-    options = {"storage": storage, "anchors": "initial", "pulls": 0.5, "capturable": True, "zero_grad_after": True}
+    options = {"storage": storage, "pull": Pull("l2", 0.5), "capturable": True, "zero_grad_after": True}
     first, second = (make_optimizer(pairs, lr=float64(1e-2), **options) for pairs in (eager, compiled))
     count = Counting()
     step = torch.compile(second.step, backend=count, fullgraph=True)

@@ -10,7 +10,7 @@ from optim.optim_cases import SHAPES, assert_same, dtype_of, make_masks, make_pa
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops import grad_norm, masked_adamw_
 from cofitune_fast.ops._storage import STORAGES, new_state
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -39,12 +39,14 @@ def test_without_masks_it_trains_as_clip_and_torch_adamw_do(max_grad_norm, backe
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("mask_mode", ["update", "gradient"])
-def test_a_step_is_the_two_ops_bit_for_bit(storage, mask_mode):
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_a_step_is_the_two_ops_bit_for_bit(storage, kind, mask_mode):
     pairs, own = make_pairs(dtype_of(storage)), make_pairs(dtype_of(storage))
     masks, pulls = make_masks(), {"down.weight": torch.tensor(30.0)}
     anchors = {"down.weight": torch.zeros(6, 8, dtype=dtype_of(storage))}
-    optimizer = MaskedAdamW(pairs, lr=1e-2, masks=masks, mask_mode=mask_mode, storage=storage, seed=3, anchors=anchors,
-                            pulls=pulls, zero_grad_after=True)
+    pull = Pull(kind, 15.0, units={name: strength / 15 for name, strength in pulls.items()}, initial=anchors)
+    optimizer = MaskedAdamW(pairs, lr=1e-2, masks=masks, mask_mode=mask_mode, storage=storage, seed=3, pull=pull,
+                            zero_grad_after=True)
     names, states = list(SHAPES), [new_state(p, storage) for _, p in own]
     extra = {"remainders": "remainder", "scales": "scale"}
     for step in (1, 2, 3):
@@ -57,7 +59,8 @@ def test_a_step_is_the_two_ops_bit_for_bit(storage, mask_mode):
             [s["exp_avg_sq"] for s in states], [masks.get(name) for name in names],
             anchors=[anchors.get(name) for name in names], pulls=[pulls.get(name) for name in names],
             **{many: [s[one] for s in states if one in s] for many, one in extra.items()}, lr=1e-2, step=step,
-            clip=norm.clip, mask_mode=mask_mode, storage=storage, seed=3, offsets=list(map(random_offset, names)),
+            clip=norm.clip, mask_mode=mask_mode, pull_kind=kind, storage=storage, seed=3,
+            offsets=list(map(random_offset, names)),
         )
         assert optimizer.last_grad_norm.item() == norm.norm.item()
         assert all(not p.grad.any() for _, p in pairs)

@@ -12,7 +12,7 @@ from optim.optim_cases import SHAPES, assert_same, dtype_of, make_masks, make_pa
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops._storage import STORAGES, new_state
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 
 
 def make_optimizer(pairs, **options):
@@ -35,7 +35,7 @@ def put(pairs, weights):
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("way", [copy.deepcopy, through_torch_save])
 def test_resuming_is_not_having_stopped_bit_for_bit(storage, backend, way):
-    options = {"storage": storage, "backend": backend, "anchors": "initial", "pulls": 0.5}
+    options = {"storage": storage, "backend": backend, "pull": Pull("l1" if way is copy.deepcopy else "l2", 0.5)}
     straight = make_pairs(dtype_of(storage))
     optimizer = make_optimizer(straight, **options)
     run(optimizer, straight, range(3))
@@ -45,7 +45,7 @@ def test_resuming_is_not_having_stopped_bit_for_bit(storage, backend, way):
     resumed = make_pairs(dtype_of(storage))
     put(resumed, weights)
     resumed.reverse()  # neither the order nor what else is trained may matter
-    second = make_optimizer(resumed, **{**options, "lr": 1.0, "seed": 0})  # anchors are those of the saved run
+    second = make_optimizer(resumed, **{**options, "lr": 1.0, "seed": 0})  # pulled to the saved run's weights
     second.load_state_dict(saved)
     run(second, resumed, range(3, 6))
     assert_same(values(straight), values(reversed(resumed)))
@@ -145,7 +145,7 @@ def stored_as_int8(state):
     (numbered, r"the state is keyed by numbers, but this optimizer's is keyed by parameter names"),
     (stray, r"the state of gate.weight belongs to no parameter"),
     (stepless, r"step of up.bias is missing in the state"),
-    (anchored, r"the state of up.bias has anchor, which this optimizer does not keep; give it the same anchors"),
+    (anchored, r"the state of up.bias has anchor, which this optimizer does not keep; give it the same pull"),
     (stored_as_int8, r"the state of up.weight is stored as 'int8', but this optimizer stores it as 'fp32'"),
 ])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, words):
@@ -179,12 +179,46 @@ def test_a_state_of_another_storage_is_refused_with_both_names(theirs, ours):
     assert not second.state
 
 
-def test_initial_anchors_are_missed_in_a_state_without_them():
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_initial_weights_are_those_before_the_first_step_whenever_the_optimizer_is_made(storage, kind):
+    """Before the checkpoint's weights are loaded; after that, as Trainer does; or with the base's weights given."""
+    options = {"storage": storage, "pull": Pull(kind, 20.0)}
+    base = {name: p.detach().clone() for name, p in make_pairs(dtype_of(storage))}
+    straight = make_pairs(dtype_of(storage))
+    optimizer = make_optimizer(straight, **options)
+    run(optimizer, straight, range(3))
+    saved, weights = copy.deepcopy(optimizer.state_dict()), values(straight)
+    run(optimizer, straight, range(3, 6))
+
+    before, after, given = (make_pairs(dtype_of(storage)) for _ in range(3))
+    made_before = make_optimizer(before, **options)
+    for pairs in (before, after, given):
+        put(pairs, weights)
+    made_after = make_optimizer(after, **options)
+    for second, pairs in ((made_before, before), (made_after, after)):
+        second.load_state_dict(saved)
+        assert_same([second.state_dict()["state"][name]["anchor"] for name in SHAPES], list(base.values()))
+        run(second, pairs, range(3, 6))
+        assert_same(values(straight), values(pairs))
+
+    third = make_optimizer(given, storage=storage, pull=Pull(kind, 20.0, initial=base))
+    with pytest.raises(CofituneError, match=r"the state of .* has anchor, which this optimizer does not keep"):
+        third.load_state_dict(saved)
+    for entry in saved["state"].values():
+        del entry["anchor"]
+    third.load_state_dict(saved)
+    run(third, given, range(3, 6))
+    assert_same(values(straight), values(given))
+    assert all("anchor" not in entry for entry in third.state_dict()["state"].values())
+
+
+def test_initial_weights_are_missed_in_a_state_without_them():
     pairs = make_pairs()
     optimizer = make_optimizer(pairs)
     run(optimizer, pairs, range(1))
     with pytest.raises(CofituneError, match=r"anchor of up.weight is missing in the state"):
-        make_optimizer(make_pairs(), anchors="initial", pulls=1.0).load_state_dict(optimizer.state_dict())
+        make_optimizer(make_pairs(), pull=Pull()).load_state_dict(optimizer.state_dict())
 
 
 def test_a_seed_changes_the_rounding_and_nothing_else():

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops._storage import STORAGES
-from cofitune_fast.optim import MaskedAdamW
+from cofitune_fast.optim import MaskedAdamW, Pull
 from cofitune_fast.training.checkpoint import OPTIMIZER_FILE, load_training_state, save_training_state
 
 SHAPES = {"layers.0.up.weight": (5, 300), "layers.0.up.bias": (5,)}
@@ -19,7 +19,7 @@ def make_run(storage, steps, **options):
     generator = torch.Generator().manual_seed(0)
     pairs = [(name, torch.nn.Parameter(torch.randn(shape, generator=generator).to(STORAGES[storage].weight)))
              for name, shape in SHAPES.items()]
-    optimizer = MaskedAdamW(pairs, storage=storage, anchors="initial", pulls=0.5, **{"lr": 1e-2, **options})
+    optimizer = MaskedAdamW(pairs, storage=storage, pull=Pull("l2", 0.5), **{"lr": 1e-2, **options})
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     advance(pairs, optimizer, scheduler, range(steps))
     return pairs, optimizer, scheduler

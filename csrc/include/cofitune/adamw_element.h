@@ -23,22 +23,32 @@ struct AdamwCoefficients {
 // Where the mask acts: on the step (decay and pull included), or on the gradient before the moments see it.
 enum class MaskMode : uint8_t { kUpdate, kGradient };
 
-// The factor of the pull toward an anchor; it never overshoots.
+// How a weight is drawn toward its anchor: by a share of the distance, or by a distance that is the same for all.
+enum class Pull : uint8_t { kNone, kL2, kL1 };
+
+// That share, which never overshoots, or that distance.
+template <Pull kPull>
 CF_HD float pull_factor(float strength, const AdamwCoefficients& c) {
   const float factor = c.lr * strength;
-  return factor > 1.0f ? 1.0f : factor;
+  return kPull == Pull::kL2 && factor > 1.0f ? 1.0f : factor;
 }
 
-// g is the clipped gradient; with kAnchored, p is drawn toward `anchor` by the factor `pull`.
-template <MaskMode kMode, bool kAnchored>
+// g is the clipped gradient; with a pull, p is drawn toward `anchor` by the factor `pull`.
+template <MaskMode kMode, Pull kPull>
 CF_HD void adamw_element(float& p, float g, float& m, float& v, float mask, float anchor, float pull,
                          const AdamwCoefficients& c) {
   if (kMode == MaskMode::kGradient) g = g * mask;
   m = m + c.one_minus_beta1 * (g - m);
   v = c.beta2 * v + c.one_minus_beta2 * g * g;
   float change = c.decay * p + c.step_size * m / (sqrtf(v) * c.denominator_scale + c.eps);
-  if (kAnchored) change = change + pull * (p - anchor);
+  if (kPull == Pull::kL2) change = change + pull * (p - anchor);
   p = kMode == MaskMode::kUpdate ? p - mask * change : p - change;
+  if (kPull == Pull::kL1) {  // after the step: a weight that it moves by less than the threshold lands on the anchor
+    const float threshold = kMode == MaskMode::kUpdate ? mask * pull : pull;
+    const float away = p - anchor;
+    const float nearer = away < 0.0f ? p + threshold : p - threshold;
+    p = fabsf(away) <= threshold ? anchor : nearer;
+  }
 }
 
 }  // namespace cofitune

@@ -21,7 +21,7 @@ struct AdamwTensor {
   float* scales;        // kInt8: [rows, blocks of a row, 2], of m and of v
   const void* mask;     // float, or uint8_t in units of 1/255
   const void* anchor;   // as p; null: none
-  const float* pull;    // strengths of the anchor's pull
+  const float* pull;    // strengths of the pull toward the anchor
   int64_t rows;
   int64_t columns;
   uint64_t offset;  // random counter of the first element
