@@ -18,7 +18,8 @@ class TrialSetup:
 
     model: arguments of `load_model`, `path` among them. training: of transformers.TrainingArguments, for every node.
     output: the folder of the search; nodes keep their checkpoints in `nodes/ID` there. checkpoint_minutes: a node
-    that trains longer leaves a checkpoint that often.
+    that trains longer leaves a checkpoint that often. work: what does a job in a worker, as "module:function", called
+    with workbench, setup and job; default `run_job`.
     """
 
     model: Mapping[str, Any]
@@ -28,6 +29,7 @@ class TrialSetup:
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
     checkpoint_minutes: float = 5.0
+    work: str | None = None
 
     def workbench(self) -> Workbench:
         options = dict(self.model)
