@@ -12,7 +12,7 @@ from ..errors import CofituneError
 from ..files import write_json
 from ..scoring import SuiteScores
 from ..search.executors import Executor
-from ..training import planned_epochs, training_arguments
+from ..training import training_arguments
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .catalogue import NamedMethod
@@ -64,13 +64,11 @@ class Comparison:
         for name, data in self.settings.tasks.items():
             bench = self.bench.with_data(data)
             try:
-                rows = len(bench.train_rows)
+                bench.train_rows  # noqa: B018  (read now, and so are the suites)
                 for split in SPLITS:
                     bench.suite(split)
             except CofituneError as error:
                 raise CofituneError(f"The task {name}: {error}") from None
-            for method in self.settings.methods:
-                planned_epochs({**self.setup.training, **method.recipe.training}, rows)
         for method in self.settings.methods:
             recipe = method.recipe
             try:

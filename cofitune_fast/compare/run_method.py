@@ -7,13 +7,14 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data import Encoded
@@ -25,7 +26,7 @@ from ..trials import TrialData, TrialSetup, Workbench
 from .interpolate import interpolate
 from .lora import LoraAdapter, trained_endpoint
 from .mofo import MoFO
-from .recipe import Recipe
+from .recipe import PullSettings, Recipe
 
 WORK = f"{__name__}:run_method"  # for TrialSetup
 SPLITS = ("valid", "test")
@@ -54,6 +55,8 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     scores: list[dict[str, Any]] = []
     clock.lap("preparation_seconds")
     with bench.trial(region) as base:
+        if recipe.pull is not None:
+            options["pull"] = replace(options["pull"], initial=base)  # instead of another copy
         with trained.attached(bench.model) if adapted else nullcontext():
             try:
                 run = bench.train(trained, setup.node_folder(job["id"]), training, **options)
@@ -143,29 +146,27 @@ def _options(
         importance = _importance(bench, setup, job, trained, recipe.mask.importance)
         options.update(masks=bench.masks(importance, trained, recipe.mask.preset), mask_mode=recipe.mask.mode)
     if recipe.pull is not None:
-        options["pull"] = make_pull(bench, recipe, trained, lambda: _importance(bench, setup, job, trained, "task"))
+        options["pull"] = make_pull(recipe.pull, bench, trained,
+                                    lambda: _importance(bench, setup, job, trained, "task"))
     return options
 
 
-def make_pull(bench: Workbench, recipe: Recipe, trained: Region, importance: Any) -> dict[str, Any]:
-    """{"kind", "strength"}: a number for all that is trained, or name -> factors that broadcast to the parameter.
+def make_pull(settings: PullSettings, bench: Workbench, trained: Region, importance: Callable[[], Importance]) -> Any:
+    """The `optim.Pull` of a recipe. Its units are the units' importance, or its square, over the layer's mean, so that
+    the mean pull of a layer is the same with and without; parameters without units (norms, embeddings) have 1."""
+    from ..optim import Pull
 
-    With units these are the strength times the units' importance, or its square, over the layer's mean, so that the
-    mean strength of a layer's units is the same; parameters without units (norms, embeddings) get the mean.
-    """
-    pull = recipe.pull
-    if pull.units == "none":
-        return {"kind": pull.kind, "strength": pull.strength}
-    power = 2 if pull.units == "importance_squared" else 1
+    if settings.units == "none":
+        return Pull(settings.kind, settings.strength)
+    power = 2 if settings.units == "importance_squared" else 1
 
     def relative(scores: Tensor) -> Tensor:
         powered = scores.double() ** power
         return (powered / powered.mean(-1, keepdim=True).clamp_min(1e-300)).float()
 
-    keep = bench.masks(importance(), trained, Preset(pull.units, relative, down="neuron"))
-    units = {name: pull.strength * (1 - factors) for name, factors in keep.items()}
-    return {"kind": pull.kind,
-            "strength": {**{name: pull.strength for name, _ in trained.parameters(bench.model)}, **units}}
+    keep = bench.masks(importance(), trained, Preset(settings.units, relative, down="neuron"))
+    units = {name: torch.ones((), device=parameter.device) for name, parameter in trained.parameters(bench.model)}
+    return Pull(settings.kind, settings.strength, {**units, **{name: 1 - factors for name, factors in keep.items()}})
 
 
 def _importance(
