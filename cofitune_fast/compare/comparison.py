@@ -77,6 +77,10 @@ class Comparison:
                     training_arguments({**self.setup.training, **recipe.training, "learning_rate": rate}, "checked")
                 if recipe.lora is not None:
                     require_peft()
+                memory = self.setup.memory
+                if recipe.mofo and (memory.gradient_release, memory.optimizer_states) != ("off", "device"):
+                    raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release "
+                                        "must be off and memory.optimizer_states device.")
                 if recipe.anchor is not None:
                     _check_anchor(recipe.anchor)
                 if recipe.needs_general:
@@ -247,7 +251,10 @@ def _check_anchor(settings: Mapping[str, Any]) -> None:
     from ..anchor import AnchorSettings
 
     refuse_unknown(settings, [one.name for one in fields(AnchorSettings)], "Its anchor")
-    AnchorSettings(**settings)
+    try:
+        AnchorSettings(**settings)
+    except TypeError as error:
+        raise CofituneError(f"Its anchor is not understood ({error}).") from None
 
 
 def _curves(content: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -58,11 +59,14 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
         if recipe.pull is not None:
             options["pull"] = replace(options["pull"], initial=base)  # instead of another copy
         with trained.attached(bench.model) if adapted else nullcontext():
+            folder = setup.node_folder(job["id"])
             try:
-                run = bench.train(trained, setup.node_folder(job["id"]), training, **options)
+                run = bench.train(trained, folder, training, **options)
             except LossNotFinite as error:
                 clock.lap("training_seconds")
                 return _result([], clock, why=str(error))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
             clock.lap("training_seconds")
             if None in job["alphas"]:
                 scores.append({"alpha": None, **_score(bench, region, memory)})

@@ -13,6 +13,7 @@ from cofitune_fast.compare import Comparison, ComparisonSettings, read_methods
 from cofitune_fast.compare.entries import scores_row
 from cofitune_fast.compare.folder import ComparisonFolder
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.training import MemorySettings
 
 METHODS = ["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"]
 RATES = {"full-sft": [1e-4, 2e-4], "half": [1e-4, 2e-4], "region": [1e-3, 2e-3]}
@@ -159,6 +160,11 @@ def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):
             pytest.raises(CofituneError, match="Another comparison is running"):
         comparison.run()
     comparison.run()
+
+
+def test_mofo_needs_the_plain_optimizer(make):
+    with pytest.raises(CofituneError, match=r"The method mofo: .*memory\.gradient_release must be off"):
+        make(["mofo"], {}, memory=MemorySettings(gradient_release="exact"))[0].run()
 
 
 @pytest.mark.parametrize(("methods", "sentence"), [
