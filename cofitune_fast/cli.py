@@ -104,9 +104,42 @@ def demo(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command(context_settings=_OPEN)
 @_command
-def compare(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Search (unless `region` is given), train with and without the mask, contrast with full SFT, report."""
-    _compare(_config(context, config), as_json)
+def compare(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs of compare.methods; train none.")] = False,
+) -> None:
+    """Search (unless `region` is given), train with and without the mask, contrast with full SFT, report.
+
+    With compare.methods: methods x tasks x learning rates x seeds, resumed in the same output folder."""
+    settings = _config(context, config)
+    if settings.compare.methods:
+        _compare_methods(settings, as_json, dry_run)
+    elif dry_run:
+        raise CofituneError("--dry-run lists the runs of compare.methods, and there are none; for a search use "
+                            "`cofitune search --dry-run`.")
+    else:
+        _compare(settings, as_json)
+
+
+def _compare_methods(settings: Config, as_json: bool, dry_run: bool) -> None:
+    from .compare_command import open_comparison, plan_table, results_table
+    from .display import PlainDisplay
+
+    display = PlainDisplay(console)
+    display.stage(f"Loading {_needed(settings, 'model').path}")
+    elsewhere = settings.compare.executor != "in-process"
+    with open_comparison(settings, _needed(settings, "output"), display,
+                         lambda: _workbench(settings, device="cpu" if elsewhere else None),
+                         dry_run=dry_run) as comparison:
+        if dry_run:
+            rows = comparison.plan()
+            _emit({"runs": rows}, as_json, lambda: print(plan_table(rows)))
+            return
+        content = comparison.run()
+    path = Path(settings.output) / "comparison.json"
+    _emit(content, as_json, lambda: print(results_table(content), path, sep="\n"))
 
 
 def _compare(config: Config, as_json: bool) -> None:

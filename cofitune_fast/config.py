@@ -158,9 +158,24 @@ class SearchSection(Section):
 
 
 class CompareSection(Section):
-    """Training arguments of the full-SFT contrast, over those of `training`."""
+    """full_sft: training arguments of the pipeline's contrast, over those of `training`.
+
+    With `methods` the command compares these instead: names of the catalogue, or mappings {name, method, and what is
+    to be different}, on `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates`
+    ({method: [...]}) and with `seeds`. general: a file of general rows, for methods that take them. limit: training
+    rows of each task that has no limit of its own. executor, workers, ray_address: as in `search`.
+    """
 
     full_sft: dict[str, Any] = Field(default_factory=dict)
+    methods: list[str | dict[str, Any]] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    learning_rates: dict[str, list[float]] = Field(default_factory=dict)
+    general: str | None = None
+    limit: int | None = Field(None, ge=1)
+    executor: Literal["in-process", "processes", "ray"] = "in-process"
+    workers: int | None = Field(None, ge=1)
+    ray_address: str | None = None
 
 
 class Config(Section):

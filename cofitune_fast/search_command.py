@@ -9,7 +9,7 @@ from typing import Any
 
 from .anchor import AnchorSettings
 from .compare import Pipeline, PipelineObserver, PipelineSettings
-from .config import Config
+from .config import CompareSection, Config, SearchSection
 from .errors import CofituneError
 from .files import writable_folder
 from .models.sharded import started_by_torchrun
@@ -58,6 +58,7 @@ def search_settings(settings: Config) -> SearchSettings:
 
 
 def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Executor:
+    """Where the nodes of a search run."""
     section = settings.search
     if section.ray_address is not None and section.executor != "ray":
         raise CofituneError("search.ray_address is given, but search.executor is not ray; set --search.executor ray.")
@@ -68,6 +69,13 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
         from .search.executors.ranks import Ranks
 
         return Ranks(lambda job: run_job(bench, setup, job))
+    return make_workers(section, setup, lambda job: run_job(bench, setup, job))
+
+
+def make_workers(
+    section: SearchSection | CompareSection, setup: TrialSetup, work: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Executor:
+    """The executor that a section names; work: does a job in this process."""
     if section.executor == "processes":
         from .search.executors.processes import Processes
 
@@ -76,7 +84,7 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
         from .search.executors.ray_cluster import RayCluster
 
         return RayCluster(setup, section.ray_address, workers=section.workers)
-    return InProcess(lambda job: run_job(bench, setup, job))
+    return InProcess(work)
 
 
 def make_search(settings: Config, bench: Workbench, output: str | Path) -> Search:

@@ -29,13 +29,14 @@ MAY_IMPORT = {
     "training": "errors files models anchor data optim regions memory planning",
     "trials": "errors files models anchor data importance memory regions scoring training",
     "search": "errors files models regions scoring training trials",
-    "compare": "errors files environment models anchor data importance regions scoring training trials search",
+    "compare": "errors files environment models anchor data importance optim regions scoring training trials search",
     "report": "errors files",
     "config": "errors",
     "display": "report search",
     "demo": "errors files config",
     "train_command": "anchor errors files config importance models regions training trials",
     "planning": "errors ops memory models regions",
+    "compare_command": "compare config errors files models search search_command trials",
     "search_command": "anchor compare errors config files models search training trials",
     "plan_command": "errors config memory models planning regions",
 }
@@ -52,6 +53,7 @@ THIRD_PARTY = {
     "cli": CORE_THIRD_PARTY | {"typer", "rich"},
     "memory": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
     "training": CORE_THIRD_PARTY | {"accelerate"},  # inside the function that uses it; Trainer needs it anyway
+    "compare": CORE_THIRD_PARTY | {"peft"},  # inside the function that uses it
     "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
     "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
@@ -61,7 +63,7 @@ THIRD_PARTY = {
 }
 CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "anchor",
         "training", "trials", "search", "compare")
-EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray")
+EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft")
 
 
 def imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -9,9 +9,6 @@ Everything is kept in one folder, and a second call with the same settings goes 
 
 from __future__ import annotations
 
-import datetime
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..anchor import AnchorSettings
-from ..environment import environment
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -30,6 +26,7 @@ from ..scoring.results import SUMMARY
 from ..search import Journal, Search, SearchResult
 from ..training import MemorySettings, TrainResult, planned_epochs, training_arguments
 from ..trials import Workbench
+from .head import report_head
 from .methods import BASE, Method, method_row
 from .progress import Clock, PipelineObserver, Quiet
 
@@ -221,16 +218,7 @@ class Pipeline:
         ]
 
     def _head(self, title: str) -> dict[str, Any]:
-        """What every report tells of a run."""
-        return {
-            "title": title,
-            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else "",
-            "base": {"model": _shown(self.bench.source), "fingerprint": self.bench.base.fingerprint,
-                     "dtype": self.bench.base.dtype, "parameters": self.bench.total_parameters},
-            "split": {"search": "valid", "report": "test"},
-            "environment": environment(),
-        }
+        return {**report_head(self.bench, title), "split": {"search": "valid", "report": "test"}}
 
     # Bookkeeping -----------------------------------------------------------------------------------------------------
 
@@ -327,11 +315,6 @@ class _WithFinals:
         spent = self._search.ledger.spent()
         self._clock.learn(spent["flops"], spent["seconds"])
         self._observer.remaining((seconds or 0.0) + (self._clock.remaining or 0.0))
-
-
-def _shown(source: str) -> str:
-    """A hub id as it is; of a folder or file its name, as a report goes to people on other machines."""
-    return Path(source).name if Path(source).exists() else source
 
 
 def _summary(row: dict[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from .budget import Budget, Work
 from .choice import Choice
-from .journal import Journal
+from .journal import Journal, differences
 from .nodes import Node, Rung
 from .observer import Observer, Silent
 from .results import SearchResult
@@ -11,5 +11,5 @@ from .space import SPACES, Candidate, Level, children, space_levels
 from .strategy import STRATEGIES, Strategy, named_strategy
 
 __all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Node", "Observer", "Rung",
-           "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children", "named_strategy",
-           "node_rate", "search_work", "space_levels"]
+           "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children", "differences",
+           "named_strategy", "node_rate", "search_work", "space_levels"]

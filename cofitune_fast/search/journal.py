@@ -65,7 +65,7 @@ class Journal:
                 f"The journal {self.path} is of version {header.get('version')}, this program writes {VERSION}; "
                 "choose another output folder."
             )
-        changed = _differences(header["settings"], settings)
+        changed = differences(header["settings"], settings)
         if changed:
             raise CofituneError(
                 f"The search in {self.path.parent} was begun with other settings ({'; '.join(changed)}); restore them "
@@ -99,10 +99,10 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def _differences(was: Any, now: Any, where: str = "") -> list[str]:
+def differences(was: Any, now: Any, where: str = "") -> list[str]:
     """What changed, down to the key: "training.learning_rate was 0.0004, is 0.0001"."""
     if isinstance(was, dict) and isinstance(now, dict):
         return [text for key in sorted({*was, *now})
-                for text in _differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]
+                for text in differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]
     shown = ["not set" if value is None else json.dumps(value) for value in (was, now)]
     return [] if was == now else [f"{where} was {shown[0]}, is {shown[1]}"]

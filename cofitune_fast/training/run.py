@@ -23,6 +23,7 @@ from ..memory.cached_prefix import open_prefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.settings import MemorySettings
 from ..models.sharded import all_ranks, broadcast_object, is_sharded, world_size
+from ..optim import MaskedAdamW, Pull
 from ..optim.sharding import local
 from ..planning.out_of_memory import advice, is_out_of_memory
 from ..planning.planner import Settings
@@ -124,20 +125,22 @@ def train_region(
     anchor: Anchor | None = None,
     masks: Mapping[str, Tensor] | None = None,
     mask_mode: str = "update",
+    pull: Pull | None = None,
     storage: str = "auto",
     memory: MemorySettings = MemorySettings(),  # noqa: B008  (frozen)
     callbacks: Sequence[TrainerCallback] = (),
     on_last_good: Callable[[], Any] | None = None,
     interruptible: bool = False,
+    optimizer_kind: Callable[..., MaskedAdamW] | None = None,
 ) -> TrainResult:
     """Train `region` in place on the response tokens of `rows`; every other tensor is proven unchanged afterwards.
 
     loss: of a response token, see `memory.objectives.CrossEntropy`. anchor: texts of the base, some of which come with
-    every batch; their KL to the base is added to the loss.
+    every batch; their KL to the base is added to the loss. pull: toward the initial weights, see `optim.Pull`.
     training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
     last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights
     still are. memory: see MemorySettings. interruptible: the first Ctrl-C then ends training after its step, with a
-    checkpoint. Raises LossNotFinite and CofituneError.
+    checkpoint. optimizer_kind: in place of MaskedAdamW. Raises LossNotFinite and CofituneError.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
@@ -153,7 +156,7 @@ def train_region(
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     trainer = CoFiTuneTrainer(
         model, arguments, region, data, base=base, pad_token_id=pad_token_id, loss=loss, masks=masks,
-        mask_mode=mask_mode, storage=storage, memory=memory, prefix_cache=cache,
+        mask_mode=mask_mode, pull=pull, storage=storage, memory=memory, prefix_cache=cache, optimizer_kind=optimizer_kind,
         callbacks=[*callbacks, *([interrupt] if interruptible else [])],
     )
     try:
@@ -166,10 +169,11 @@ def train_region(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CofituneError(
-            f"Out of memory at step {trainer.state.global_step + 1}. "
-            f"{advice(model, region, _plan_settings(arguments, data, memory, trainer))}"
-        ) from error
+        if isinstance(region, Region):
+            remedy = advice(model, region, _plan_settings(arguments, data, memory, trainer))
+        else:
+            remedy = "Take a smaller training.per_device_train_batch_size with more gradient_accumulation_steps."
+        raise CofituneError(f"Out of memory at step {trainer.state.global_step + 1}. {remedy}") from error
     except CofituneError as error:
         together = isinstance(error, LossNotFinite) or not is_sharded(model)  # another error may be one rank's alone
         if on_last_good is not None and together and _finite(trainer.trained):

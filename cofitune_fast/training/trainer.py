@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..memory.response_loss import Term, response_losses, takes_chunks
 from ..memory.settings import MemorySettings
 from ..models.attention import takes_tries, trie_attention
 from ..models.sharded import all_ranks, barrier, is_sharded, reshard, total, world_size
-from ..optim import MaskedAdamW
+from ..optim import MaskedAdamW, Pull
 from ..regions import BaseInfo, Region, load_delta, save_delta
 from .batching import FixedBatches, KeyedRows, TrainingCollator, packing_gain
 from .callbacks import SameOnAllRanks
@@ -55,8 +55,9 @@ class CoFiTuneTrainer(Trainer):
 
     region: what is trained; the rest is frozen, has no gradient and no optimizer state.
     train_dataset: `Encoded` rows, or `KeyedRows`, which may hold an anchor besides. loss: of a response token, see
-    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them.
+    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them. pull: toward the initial weights, see `optim.Pull`.
     memory: see MemorySettings; prefix_cache: the open cache of the layers below the region, if there is to be one.
+    optimizer_kind: called in place of MaskedAdamW, with its arguments; makes a subclass of it.
     Differences to Trainer: a checkpoint holds the delta instead of the whole model, and no pickle; gradient clipping
     (`max_grad_norm`) happens inside the optimizer; only response positions reach the head, and their logits never stand
     all in memory; the layers below the region run without a graph, or not at all where their output is cached; rows
@@ -78,17 +79,20 @@ class CoFiTuneTrainer(Trainer):
         loss: str = "ce",
         masks: Mapping[str, Tensor] | None = None,
         mask_mode: str = "update",
+        pull: Pull | None = None,
         storage: str = "auto",
         memory: MemorySettings = MemorySettings(),  # noqa: B008  (frozen)
         prefix_cache: PrefixCache | None = None,
+        optimizer_kind: Callable[..., MaskedAdamW] | None = None,
         **kwargs: Any,
     ):
         if loss not in LOSSES:
             raise CofituneError(f"The loss is {loss!r}; choose one of {', '.join(LOSSES)}.")
         self.loss, self.anchor_kl = loss, _Mean()
         self.region, self.base = region, base
-        self.masks, self.mask_mode, self.storage = masks, mask_mode, storage
+        self.masks, self.mask_mode, self.pull, self.storage = masks, mask_mode, pull, storage
         self.memory, self.prefix_cache = memory, prefix_cache
+        self.optimizer_kind = optimizer_kind
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
         data = train_dataset if isinstance(train_dataset, KeyedRows) else KeyedRows(train_dataset)
@@ -175,7 +179,7 @@ class CoFiTuneTrainer(Trainer):
                 {"params": [pair for pair in self.trained if pair[0] not in decayed], "weight_decay": 0.0},
             ]
             kind = HostMaskedAdamW if self.memory.optimizer_states == "host" else MaskedAdamW
-            self.optimizer = kind(
+            self.optimizer = (self.optimizer_kind or kind)(
                 [group for group in groups if group["params"]],
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -183,6 +187,7 @@ class CoFiTuneTrainer(Trainer):
                 max_grad_norm=self.args.max_grad_norm or None,
                 masks=dict(self.masks) if self.masks else None,
                 mask_mode=self.mask_mode,
+                pull=self.pull,
                 storage=self.storage,
                 seed=self.args.seed,
             )

@@ -19,7 +19,8 @@ class TrialSetup:
 
     model: arguments of `load_model`, `path` among them. training: of transformers.TrainingArguments, for every node.
     loss, anchor: see `training.train_region`. output: the folder of the search; nodes keep their checkpoints in
-    `nodes/ID` there. checkpoint_minutes: a node that trains longer leaves a checkpoint that often.
+    `nodes/ID` there. checkpoint_minutes: a node that trains longer leaves a checkpoint that often. work: what does a
+    job in a worker, as "module:function", called with workbench, setup and job; default `run_job`.
     """
 
     model: Mapping[str, Any]
@@ -31,6 +32,7 @@ class TrialSetup:
     checkpoint_minutes: float = 5.0
     loss: str = "ce"
     anchor: AnchorSettings = field(default_factory=AnchorSettings)
+    work: str | None = None
 
     def workbench(self) -> Workbench:
         options = dict(self.model)

@@ -7,7 +7,7 @@ proven by hash; so every trial starts from the same base.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +118,10 @@ class Workbench:
         return {}
 
     @cached_property
+    def _with_data(self) -> dict[TrialData, Workbench]:
+        return {}
+
+    @cached_property
     def _suites(self) -> dict[str, Suite]:
         return {}
 
@@ -172,20 +176,35 @@ class Workbench:
             self._anchors[settings] = open_anchor(self.model, self.tokenizer, settings, self.base.fingerprint, task)
         return self._anchors[settings]
 
+    def with_data(self, data: TrialData) -> Workbench:
+        """The same model and base on other data; made once for each."""
+        if data == self.data:
+            return self
+        if data not in self._with_data:
+            other = object.__new__(Workbench)
+            shared = ("model", "tokenizer", "source", "layout", "digests", "base", "pad_token_id")
+            vars(other).update({name: getattr(self, name) for name in shared}, data=data)
+            self._with_data[data] = other
+        return self._with_data[data]
+
     def train(self, region: Region, output_dir: str | Path, training: Mapping[str, Any] | None = None,
-              **options: Any) -> TrainResult:
-        """Train `region` in place from what the model holds now; options as in `training.train_region`."""
+              *, rows: Sequence[Encoded] | None = None, **options: Any) -> TrainResult:
+        """Train `region` in place from what the model holds now, on `rows` or else the training rows; options as in
+        `training.train_region`."""
         return train_region(
-            self.model, region, self.train_rows, output_dir, training, base=self.base,
+            self.model, region, self.train_rows if rows is None else rows, output_dir, training, base=self.base,
             pad_token_id=self.pad_token_id, **options,
         )
 
     @contextmanager
-    def trial(self, region: Region) -> Iterator[None]:
-        """Whatever happens to `region` inside the block, the base's bytes are back after it, proven by hash."""
+    def trial(self, region: Region) -> Iterator[dict[str, Tensor]]:
+        """Whatever happens to `region` inside the block, the base's bytes are back after it, proven by hash.
+
+        Yields the base's tensors of the region, by name.
+        """
         kept = {name: parameter.detach().clone() for name, parameter in region.parameters(self.model)}
         try:
-            yield
+            yield kept
         finally:
             restore(self.model, kept)
             for parameter in self.model.parameters():

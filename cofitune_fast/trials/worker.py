@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,18 @@ class Worker:
     def do(self, job: str) -> str:
         """The answer to a job."""
         task = json.loads(job)
-        return _answer(lambda: {"id": task["id"], "result": run_job(self._bench, self._setup, task)})
+        return _answer(lambda: {"id": task["id"], "result": self._work(self._bench, self._setup, task)})
 
     @cached_property
     def _setup(self) -> TrialSetup:
         return TrialSetup.from_dict(json.loads(self._text))
+
+    @property
+    def _work(self) -> Callable[..., dict[str, Any]]:
+        if self._setup.work is None:
+            return run_job
+        module, _, name = self._setup.work.partition(":")
+        return getattr(import_module(module), name)
 
     @cached_property
     def _bench(self) -> Workbench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,16 @@ def test_a_result_carries_the_id_of_its_job_and_the_base_is_loaded_once(setup, m
         assert json.loads(one.do(JOB)) == {"id": "node", "result": {
             "cost": 0.1, "seen": ["bench", setup.output, {"id": "node", "region": None}]}}
     assert loads == [setup]
+
+
+def double(bench, setup, job):
+    return {"twice": 2 * job["number"], "bench": bench}
+
+
+def test_a_setup_may_name_what_does_its_jobs(setup, monkeypatch):
+    monkeypatch.setattr(TrialSetup, "workbench", lambda self: "bench")
+    one = make_worker(replace(setup, work=f"{__name__}:double"))
+    assert json.loads(one.do('{"id": "x", "number": 4}')) == {"id": "x", "result": {"twice": 8, "bench": "bench"}}
 
 
 def test_what_a_user_can_put_right_comes_as_its_sentence(setup):

@@ -1,0 +1,134 @@
+"""The methods that are known by name, each with a sentence and its source, and how a YAML entry becomes a method."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import CofituneError
+from .recipe import Recipe, refuse_unknown
+
+DEFAULT_REGION = "ffn.up+ffn.down@50%-75%"
+
+FULL_RATES = (1e-5, 3e-5, 5e-5, 1e-4)
+LORA_RATES = (1e-4, 3e-4, 1e-3, 2e-3)
+REGION_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """A recipe under the name it has in the comparison; `sentence` says what it is and where it comes from."""
+
+    name: str
+    sentence: str
+    recipe: Recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "sentence": self.sentence, "recipe": self.recipe.to_dict()}
+
+
+_REGION = "the run's region"  # stands for the region of the configuration
+_FFN = {"targets": "ffn"}
+_ANCHOR = {"weight": 1.0}
+
+CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
+    "full-sft": ("Every parameter is trained.", {}),
+    "region": ("Only the region is trained, without a mask: CoFiTune coarse (arXiv 2404.10306).",
+               {"region": _REGION}),
+    "lora": ("LoRA of rank 16 on all projections (Hu et al., arXiv 2106.09685), by PEFT.", {"lora": {}}),
+    "lora-ffn": ("LoRA of rank 16 on the FFN projections (Hu et al., arXiv 2106.09685), by PEFT.", {"lora": _FFN}),
+    "wise-ft": ("Full SFT, interpolated with the base after training (Wortsman et al., WiSE-FT, arXiv 2109.01903).",
+                {"alphas": ALPHAS}),
+    "l2": ("Full SFT with a pull to the initial weights, in proportion to the distance (Li et al., L2-SP, "
+           "arXiv 1802.01483); decoupled from Adam.", {"pull": {"kind": "l2", "strength": 100.0}}),
+    "l1": ("Full SFT with a constant pull to the initial weights (soft threshold), decoupled from Adam.",
+           {"pull": {"kind": "l1", "strength": 0.1}}),
+    "ewc": ("Full SFT with a quadratic pull weighted by the squared importance of the units, after EWC (Kirkpatrick et "
+            "al., arXiv 1612.00796), which weights each parameter by its own squared gradient.",
+            {"pull": {"kind": "l2", "strength": 100.0, "units": "importance_squared"}}),
+    "v-softmask": ("Full SFT with a soft mask over the whole model, on the gradient (Ke et al., DAS, arXiv 2302.03241; "
+                   "the V-SoftMask of the CoFiTune paper).", {"mask": {"preset": "paper", "mode": "gradient"}}),
+    "mix": ("Full SFT on the task's rows and as many general rows (replay).", {"mix": 1.0}),
+    "bottom-frozen": ("The matrices of the upper half of the layers are trained.", {"frozen_bottom": 0.5}),
+    "hft": ("A random half of each layer's matrices is trained (Hui et al., HFT, arXiv 2404.18466).",
+            {"random_half": True}),
+    "mofo": ("Full SFT that moves only the tenth of each tensor with the largest momentum at each step (Chen et al., "
+             "MoFO, arXiv 2407.20999).", {"mofo": 0.1}),
+    "dft": ("Full SFT with the loss of each token times its own probability, held fixed (Wu et al., DFT, "
+            "arXiv 2508.05629).", {"loss": "dft"}),
+    "eaft": ("Full SFT with the loss of each token weighted by the entropy of the model's prediction (EAFT).",
+             {"loss": "eaft"}),
+    "fine-gradient": ("The region with a rank mask on the gradient.",
+                      {"region": _REGION, "mask": {"mode": "gradient"}}),
+    "fine-update": ("The region with a rank mask on Adam's step.", {"region": _REGION, "mask": {"mode": "update"}}),
+    "fine-paper": ("The region with the paper's mask on the gradient: CoFiTune fine (arXiv 2404.10306).",
+                   {"region": _REGION, "mask": {"preset": "paper", "mode": "gradient"}}),
+    "fine-general": ("The region with a rank mask on Adam's step, its importance measured on general rows.",
+                     {"region": _REGION, "mask": {"mode": "update", "importance": "general"}}),
+    "anchor": ("The region with an anchor: the KL to the base on texts that the base wrote itself.",
+               {"region": _REGION, "anchor": _ANCHOR}),
+    "full-anchor": ("Full SFT with the anchor.", {"anchor": _ANCHOR}),
+    "lora-anchor": ("LoRA of rank 16 on all projections with the anchor.", {"lora": {}, "anchor": _ANCHOR}),
+    "region-anchor-wise": ("The region with the anchor, interpolated with the base after training.",
+                           {"region": _REGION, "anchor": _ANCHOR, "alphas": ALPHAS}),
+}
+
+
+def read_methods(
+    entries: Sequence[str | Mapping[str, Any]], rates: Mapping[str, Sequence[float]] | None = None,
+    region: str | None = None,
+) -> list[NamedMethod]:
+    """Methods from the names of the catalogue, or mappings {name, method: NAME OF THE CATALOGUE, sentence, fields of
+    Recipe over the catalogue's}. rates: sweeps by method name. region: what the catalogue's region methods train.
+
+    Raises:
+        CofituneError: a name that is not known or stands twice, sweeps of unknown methods, a recipe that cannot be.
+    """
+    rates = dict(rates or {})
+    methods = [_read(entry, rates, region or DEFAULT_REGION) for entry in entries]
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise CofituneError(f"compare.methods has {name} twice; give one of them another name.")
+    for name in rates:
+        if name not in names:
+            raise CofituneError(f"compare.learning_rates has rates for {name}, which is not among compare.methods"
+                                f"{_nearest(name, names)}")
+    return methods
+
+
+def _read(entry: str | Mapping[str, Any], rates: Mapping[str, Sequence[float]], region: str) -> NamedMethod:
+    values = {"method": entry} if isinstance(entry, str) else entry
+    refuse_unknown(values, ["name", "method", "sentence", *(one.name for one in fields(Recipe))],
+                   "An entry of compare.methods")
+    values = dict(values)
+    kind = values.pop("method", None)
+    if kind not in CATALOGUE:
+        raise CofituneError(f"compare.methods names the unknown method {kind!r}{_nearest(str(kind), list(CATALOGUE))}")
+    name, sentence = str(values.pop("name", kind)), values.pop("sentence", None)
+    content = dict(CATALOGUE[kind][1])
+    if content.get("region") == _REGION:
+        content["region"] = region
+    for key, value in values.items():
+        both = isinstance(value, Mapping) and isinstance(content.get(key), Mapping)
+        content[key] = {**content[key], **value} if both else value
+    if name in rates:
+        content["learning_rates"] = rates[name]
+    recipe = Recipe.from_dict(content, f"The method {name} of compare.methods")
+    if not recipe.learning_rates:
+        recipe = Recipe.from_dict({**recipe.to_dict(), "learning_rates": _default_rates(recipe)})
+    return NamedMethod(name, sentence or CATALOGUE[kind][0], recipe)
+
+
+def _default_rates(recipe: Recipe) -> tuple[float, ...]:
+    if recipe.lora is not None:
+        return LORA_RATES
+    return FULL_RATES if recipe.region == "full" else REGION_RATES
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}."

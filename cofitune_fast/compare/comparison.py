@@ -1,0 +1,265 @@
+"""The comparison: every method on every task, at the rates of its sweep, with every seed, from one base."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import CofituneError
+from ..files import write_json
+from ..scoring import SuiteScores
+from ..search.executors import Executor
+from ..training import training_arguments
+from ..trials import TrialData, TrialSetup, Workbench
+from ..trials.workbench import content_digest
+from .catalogue import NamedMethod
+from .entries import base_name, scores_entry, without
+from .folder import ComparisonFolder
+from .forecast import Forecast
+from .head import report_head
+from .lora import require_peft
+from .progress import PipelineObserver, Quiet
+from .recipe import refuse_unknown
+from .run_method import SPLITS, general_bench, what_is_trained
+from .runs import Run, all_runs, next_stage
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """tasks: by name. general: a data file of general rows. importance: arguments of `Workbench.importance`."""
+
+    methods: Sequence[NamedMethod]
+    tasks: Mapping[str, TrialData]
+    seeds: Sequence[int]
+    general: str | None = None
+    importance: Mapping[str, Any] = field(default_factory=dict)
+    title: str = "Comparison"
+
+
+class Comparison:
+    """`run` makes the runs that are missing in `setup.output` and writes comparison.json after each.
+
+    bench: the base, for its layout and rows; what is trained goes through the executor, whose work is `run_method`.
+    """
+
+    def __init__(
+        self, bench: Workbench, setup: TrialSetup, settings: ComparisonSettings, executor: Executor | None = None,
+        observer: PipelineObserver | None = None,
+    ):
+        self.bench, self.setup, self.settings = bench, setup, settings
+        self.executor, self.observer = executor, observer or Quiet()
+        self.forecast = Forecast(bench, setup, settings.methods, settings.tasks)
+        self.runs = all_runs(settings.methods, list(settings.tasks), settings.seeds)
+        self._methods = {method.name: method for method in settings.methods}
+        self._done: dict[str, dict[str, Any]] = {}  # by run id, without items
+        self._bases: dict[str, dict[str, Any]] = {}
+        self._spent = [0.0, 0.0]  # operations and seconds of the runs of this folder
+
+    def check(self) -> None:
+        """Read all data and settle all methods on this model; one sentence for what is wrong, before anything is
+        trained. Raises CofituneError."""
+        for name, data in self.settings.tasks.items():
+            bench = self.bench.with_data(data)
+            try:
+                bench.train_rows  # noqa: B018  (read now, and so are the suites)
+                for split in SPLITS:
+                    bench.suite(split)
+            except CofituneError as error:
+                raise CofituneError(f"The task {name}: {error}") from None
+        for method in self.settings.methods:
+            recipe = method.recipe
+            try:
+                what_is_trained(recipe, self.bench.layout, self.settings.seeds[0])
+                for rate in recipe.learning_rates:
+                    training_arguments({**self.setup.training, **recipe.training, "learning_rate": rate}, "checked")
+                if recipe.lora is not None:
+                    require_peft()
+                memory = self.setup.memory
+                if recipe.mofo and (memory.gradient_release, memory.optimizer_states) != ("off", "device"):
+                    raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release "
+                                        "must be off and memory.optimizer_states device.")
+                if recipe.anchor is not None:
+                    _check_anchor(recipe.anchor)
+                if recipe.needs_general:
+                    general_bench(next(self._benches()), self.settings.general).train_rows  # noqa: B018
+            except CofituneError as error:
+                raise CofituneError(f"The method {method.name}: {error}") from None
+
+    def run(self) -> dict[str, Any]:
+        """Everything that is missing, in the order of `next_stage`; returns comparison.json's content."""
+        self.check()
+        with ComparisonFolder(self.setup.output, self.identity()) as folder:
+            self._score_bases(folder)
+            for run in self.runs:
+                if (entry := folder.find(run)) is not None:
+                    self._take(run, entry)
+            while waiting := [run for run in self.runs if run.id not in self._done]:
+                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points())
+                for job, result in self.executor.run(self._jobs(stage, waiting)):
+                    self._keep(folder, job, result)
+            self.observer.remaining(0.0)
+            content = self.content()
+            content.update(_curves(content, self._items(folder)))
+            write_json(folder.path / "comparison.json", content)
+        return content
+
+    def content(self) -> dict[str, Any]:
+        """comparison.json, without curves and verdicts."""
+        runs = []
+        for run in self.runs:
+            entry = self._done.get(run.id) or {"state": "missing", "why": None, **dict.fromkeys(SPLITS), "cost": None}
+            runs.append({**run.to_dict(), **{key: entry[key] for key in ("state", "why", *SPLITS, "cost")}})
+        return {
+            **report_head(self.bench, self.settings.title),
+            "split": {"choose": "valid", "report": "test"},
+            "tasks": list(self.settings.tasks), "seeds": list(self.settings.seeds),
+            "methods": [method.to_dict() for method in self.settings.methods],
+            "base_scores": {task: {split: entry[split] for split in SPLITS} for task, entry in self._bases.items()},
+            "runs": runs, "curves": [], "verdicts": [],
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What the runs depend on besides their recipes, see `ComparisonFolder`."""
+        setup, first = self.setup, next(iter(self.settings.tasks.values()))
+        files = {"versatility_valid", "versatility_test"}
+        tasks = {}
+        for name, bench in zip(self.settings.tasks, self._benches(), strict=True):
+            tasks[name] = {
+                **{key: getattr(bench.data, key) for key in ("max_length", "limit", "metric")},
+                "sha256": {key: value for key, value in bench.data_digests.items() if key not in files},
+            }
+        shared = self.bench.with_data(first)
+        return {
+            "settings": {
+                "base": self.bench.base.fingerprint, "dtype": self.bench.base.dtype,
+                "versatility": {"limit": first.versatility_limit,
+                                "sha256": {key: shared.data_digests.get(key) for key in sorted(files)}},
+                "training": {key: value for key, value in setup.training.items()
+                             if key not in ("learning_rate", "seed", "data_seed")},
+                "importance": dict(self.settings.importance), "storage": setup.storage,
+                "packing": setup.memory.packing, "gradient_release": setup.memory.gradient_release,
+            },
+            "tasks": tasks,
+            "general": {"sha256": content_digest(Path(self.settings.general))} if self.settings.general else None,
+        }
+
+    def plan(self) -> list[dict[str, Any]]:
+        """The runs in the order in which they would be made if all methods were equal, with what each is predicted to
+        cost, in units of one full SFT on its task; the first run of those that share a training carries its cost."""
+        self.check()
+        rows, waiting, seen = [], list(self.runs), set()
+        while waiting:
+            for run in next_stage(waiting, self.settings.methods, self.settings.seeds, {}):
+                waiting.remove(run)
+                training, scoring, full = self.forecast.run(run)
+                rows.append({**run.to_dict(), "full_sft": (scoring + training * (run.training not in seen)) / full})
+                seen.add(run.training)
+        return rows
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    def _score_bases(self, folder: ComparisonFolder) -> None:
+        jobs = []
+        for task, data in self.settings.tasks.items():
+            name = base_name(task)
+            if folder.file(name).is_file():
+                self._bases[task] = without(folder.read(name))
+            else:
+                jobs.append({"id": name, "task": task, "recipe": None, "data": asdict(data)})
+        for job, result in self.executor.run(jobs):
+            entry = {"id": job["id"], "task": job["task"], "state": "done", "why": None,
+                     **scores_entry(result["scores"][0]), "cost": result["cost"]}
+            folder.keep(job["id"], entry)
+            self._bases[job["task"]] = without(entry)
+        for task, entry in self._bases.items():
+            self.observer.note(f"base on {task} (valid): Spec {entry['valid']['spec']:.3f}  "
+                               f"Vers {entry['valid']['vers']:.3f}")
+
+    def _jobs(self, stage: Sequence[Run], waiting: Sequence[Run]) -> list[dict[str, Any]]:
+        """A job trains once for all runs that share the training, also of later methods."""
+        jobs: dict[str, dict[str, Any]] = {}
+        for run in stage:
+            if run.training not in jobs:
+                together = [one for one in waiting if one.training == run.training]
+                alphas = sorted({one.alpha for one in together}, key=lambda alpha: (alpha is not None, alpha or 0.0))
+                jobs[run.training] = {
+                    "id": run.id, "training": run.training, "recipe": self._methods[run.method].recipe.to_dict(),
+                    "data": asdict(self.settings.tasks[run.task]), "learning_rate": run.learning_rate,
+                    "seed": run.seed, "alphas": alphas, "general": self.settings.general,
+                    "importance": dict(self.settings.importance),
+                }
+        return list(jobs.values())
+
+    def _keep(self, folder: ComparisonFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Write the runs of a job, and comparison.json with them."""
+        by_alpha = {entry["alpha"]: entry for entry in result["scores"]}
+        scoring = result["cost"]["scoring_seconds"] / max(1, len(by_alpha))
+        cost = {**result["cost"], "scoring_seconds": scoring,
+                "seconds": result["cost"]["training_seconds"] + scoring}
+        for run in self.runs:
+            if run.training == job["training"] and run.id not in self._done:
+                scores = scores_entry(by_alpha[run.alpha]) if by_alpha else {**dict.fromkeys(SPLITS), "items": None}
+                entry = {**run.to_dict(), "state": result["state"], "why": result["why"], **scores, "cost": cost}
+                folder.keep(run.id, entry)
+                self._take(run, entry)
+                self.observer.note(self._line(run, entry))
+        self.observer.remaining(self._remaining())
+        write_json(folder.path / "comparison.json", self.content())
+
+    def _take(self, run: Run, entry: Mapping[str, Any]) -> None:
+        self._done[run.id] = without(entry)
+        training, scoring, _ = self.forecast.run(run)
+        self._spent[0] += training + scoring
+        self._spent[1] += entry["cost"]["seconds"]
+
+    def _points(self) -> dict[tuple[str, str], list[tuple[float, float]]]:
+        points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for entry in self._done.values():
+            if entry["state"] == "done":
+                found = points.setdefault((entry["method"], entry["task"]), [])
+                found.append((entry["valid"]["spec"], entry["valid"]["vers"]))
+        return points
+
+    def _line(self, run: Run, entry: Mapping[str, Any]) -> str:
+        alpha = "" if run.alpha is None else f" alpha {run.alpha:g}"
+        what = (f"Spec {entry['valid']['spec']:.3f}  Vers {entry['valid']['vers']:.3f}"
+                if entry["state"] == "done" else f"failed: {entry['why']}")
+        return (f"run {len(self._done)} of {len(self.runs)}: {run.method} on {run.task} at {run.learning_rate:g}"
+                f"{alpha}, seed {run.seed}: {what}  ({entry['cost']['seconds']:.0f} s)")
+
+    def _items(self, folder: ComparisonFolder) -> dict[str, dict[str, SuiteScores]]:
+        done = [run_id for run_id, entry in self._done.items() if entry["state"] == "done"]
+        return {name: {split: SuiteScores.from_dict(scores) for split, scores in folder.read(name)["items"].items()}
+                for name in itertools.chain(done, map(base_name, self.settings.tasks))}
+
+    def _remaining(self) -> float | None:
+        """Seconds of what is missing, at the speed of what is done."""
+        seen = {run.training for run in self.runs if run.id in self._done}
+        waiting = [run for run in self.runs if run.id not in self._done]
+        left = self.forecast.operations(waiting, seen)
+        operations, seconds = self._spent
+        return left * seconds / operations / self.executor.slots if operations else None
+
+    def _benches(self) -> Iterator[Workbench]:
+        return map(self.bench.with_data, self.settings.tasks.values())
+
+
+def _check_anchor(settings: Mapping[str, Any]) -> None:
+    from ..anchor import AnchorSettings
+
+    refuse_unknown(settings, [one.name for one in fields(AnchorSettings)], "Its anchor")
+    try:
+        AnchorSettings(**settings)
+    except TypeError as error:
+        raise CofituneError(f"Its anchor is not understood ({error}).") from None
+
+
+def _curves(content: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        from .curves import curves_and_verdicts
+    except ImportError:
+        return {}
+    return curves_and_verdicts(content, items)

@@ -1,0 +1,95 @@
+"""The folder of a comparison: what its runs depend on, and a file for each run that is finished.
+
+    identity.json      base, data and settings; a comparison of others is refused
+    runs/ID.json       a run with its per-item values, written when it is finished
+    comparison.json    all of it without items, for tables and pictures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import CofituneError
+from ..files import read_json, writable_folder, write_json
+from ..search import differences
+from .entries import without
+from .runs import Run
+
+VERSION = 1
+
+
+class ComparisonFolder:
+    """As a context it holds the folder's lock, which the system frees when the process dies.
+
+    identity: {"settings", "tasks": {name: what its rows are}, "general"}. Settings must be those of before, and so must
+    a task that was there before, and general rows if there were any; new tasks may come.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]):
+        self.path = writable_folder(path)
+        self._identity = json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
+        self._lock = FileLock(self.path / "comparison.lock")
+
+    def __enter__(self) -> ComparisonFolder:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise CofituneError(f"Another comparison is running in {self.path}; wait for it or choose another output "
+                                "folder.") from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def find(self, run: Run) -> dict[str, Any] | None:
+        """The finished run without its items; a method under a new name takes over what it had under the old one."""
+        path = self.file(run.id)
+        if not path.is_file():
+            same = sorted(path.parent.glob(f"*-{run.digest}.json"))
+            if not same:
+                return None
+            write_json(path, {**self._read(same[0]), **run.to_dict()})
+        return without(self._read(path))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A finished run with its items."""
+        return self._read(self.file(name))
+
+    def keep(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Write a finished run, items and all; it is there whole or not at all."""
+        write_json(self.file(name), entry)
+
+    def file(self, name: str) -> Path:
+        return self.path / "runs" / f"{name}.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_json(path, "run of a comparison")
+
+    def _open(self) -> None:
+        path = self.path / "identity.json"
+        now = {"version": VERSION, **self._identity}
+        if path.is_file():
+            was = read_json(path, "identity of a comparison")
+            if was.get("version") != VERSION:
+                raise CofituneError(f"The comparison in {self.path} is of version {was.get('version')}, this program "
+                                    f"writes {VERSION}; choose another output folder.")
+            tasks = {**was["tasks"], **now["tasks"]}
+            changed = differences(was["settings"], now["settings"])
+            changed += [text for name in was["tasks"] for text in differences(was["tasks"][name], tasks[name], name)]
+            if was["general"] and now["general"]:
+                changed += differences(was["general"], now["general"], "general")
+            if changed:
+                raise CofituneError(f"The comparison in {self.path} was begun with another base, other data or other "
+                                    f"settings ({'; '.join(changed)}); restore them or choose another output folder.")
+            now = {**now, "tasks": tasks, "general": now["general"] or was["general"]}
+        write_json(path, now)

@@ -1,0 +1,25 @@
+"""Interpolation between the base and a trained model, tensor by tensor, without a second model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..models.fingerprint import named_parameters
+
+
+@torch.no_grad()
+def interpolate(
+    model: nn.Module, base: Mapping[str, Tensor], endpoint: Callable[[str, Tensor], Tensor], alpha: float
+) -> None:
+    """Put base + alpha (trained - base) into the tensors named in `base` (Wortsman et al., WiSE-FT, arXiv 2109.01903).
+
+    base: name -> the base's value. endpoint: (name, base's value) -> the trained value, of the same shape. The
+    arithmetic is float32, with one rounding to the parameter's dtype; alpha 1 gives the trained value itself.
+    """
+    parameters = dict(named_parameters(model))
+    for name, start in base.items():
+        end = endpoint(name, start)
+        parameters[name].copy_(end if alpha == 1 else start.float() + alpha * (end.float() - start.float()))

@@ -1,0 +1,106 @@
+"""The runs of a comparison, methods x tasks x rates x seeds, and the order in which they are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .catalogue import NamedMethod
+
+Point = tuple[float, float]  # Spec, Vers
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the table: one method on one task at one rate and seed; alpha: the interpolation that is scored, None
+    for the trained model as it is.
+
+    training: digest of what is trained. Two methods that train the same and differ in alpha share it.
+    """
+
+    method: str
+    task: str
+    learning_rate: float
+    seed: int
+    alpha: float | None
+    training: str
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained and scored, whatever the method is called."""
+        return hashlib.sha256(f"{self.training} {self.alpha}".encode()).hexdigest()[:12]
+
+    @property
+    def id(self) -> str:
+        """For people and as a file's name; its end is the digest."""
+        alpha = "" if self.alpha is None else f"-a{self.alpha:g}"
+        words = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{self.method}-{self.task}")
+        return f"{words}-{self.learning_rate:g}-s{self.seed}{alpha}-{self.digest}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "method": self.method, "task": self.task, "learning_rate": self.learning_rate,
+                "seed": self.seed, "alpha": self.alpha}
+
+
+def all_runs(methods: Sequence[NamedMethod], tasks: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """Every run, in the order of the configuration."""
+    runs = []
+    for method in methods:
+        alphas = method.recipe.alphas or (None,)
+        for task in tasks:
+            for rate in method.recipe.learning_rates:
+                for seed in seeds:
+                    content = json.dumps([method.recipe.digest, task, float(rate), seed])
+                    training = hashlib.sha256(content.encode()).hexdigest()
+                    runs += [Run(method.name, task, float(rate), seed, alpha, training) for alpha in alphas]
+    return runs
+
+
+def next_stage(
+    waiting: Iterable[Run], methods: Sequence[NamedMethod], seeds: Sequence[int],
+    points: Mapping[tuple[str, str], Sequence[Point]],
+) -> list[Run]:
+    """Of the runs that wait, those that can decide most, in order; none only where none wait.
+
+    First comes every method at the middle rate of its sweep with the first seed, then the rest of the sweeps with this
+    seed, then one further seed after another. Within a stage methods near the front come first, for they can still win,
+    and of a method the rates nearest to the middle. No run is left out, also beyond the best rate of a sweep.
+
+    points: (method, task) -> (Spec, Vers) on the validation part of the runs that are done.
+    """
+    sweeps = {method.name: method.recipe.learning_rates for method in methods}
+    place = {method.name: index for index, method in enumerate(methods)}
+
+    def stage(run: Run) -> int:
+        further = seeds.index(run.seed)
+        return further + 1 if further or run.learning_rate != middle(sweeps[run.method]) else 0
+
+    def worth(run: Run) -> tuple[Any, ...]:
+        others = [point for (method, task), found in points.items() if task == run.task and method != run.method
+                  for point in found]
+        behind = gap(points.get((run.method, run.task), ()), others)
+        away = abs(math.log(run.learning_rate / middle(sweeps[run.method])))
+        return behind, place[run.method], run.task, away
+
+    waiting = list(waiting)
+    first = min(map(stage, waiting), default=0)
+    return sorted((run for run in waiting if stage(run) == first), key=worth)
+
+
+def middle(sweep: Sequence[float]) -> float:
+    """The middle rate of a sweep; of an even number the larger one of the two."""
+    return float(sorted(sweep)[len(sweep) // 2])
+
+
+def gap(own: Iterable[Point], others: Iterable[Point]) -> float:
+    """How far a method is behind the front: the least that must be added to both scores of its best point for no
+    other point to be above it in both; 0 on the front, and for a method without points."""
+    others = list(others)
+    if not others:
+        return 0.0
+    behind = (max(min(other[0] - point[0], other[1] - point[1]) for other in others) for point in own)
+    return max(0.0, min(behind, default=0.0))

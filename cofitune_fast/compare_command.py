@@ -1,0 +1,142 @@
+"""`cofitune compare` with compare.methods: from the configuration to a comparison of methods, and its table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .compare import (
+    WORK,
+    Comparison,
+    ComparisonSettings,
+    PipelineObserver,
+    read_methods,
+    refuse_unknown,
+    run_method,
+)
+from .config import Config, DataSection
+from .errors import CofituneError
+from .files import writable_folder
+from .models.sharded import started_by_torchrun
+from .search.executors import InProcess
+from .search_command import make_workers, trial_data, trial_setup
+from .trials import TrialData, Workbench
+
+
+def comparison_settings(settings: Config) -> ComparisonSettings:
+    """Methods, tasks and seeds; paths are absolute, as a worker may start in another folder."""
+    section = settings.compare
+    if len(set(section.seeds)) < len(section.seeds):
+        raise CofituneError(f"compare.seeds is {section.seeds}; each seed may stand there once.")
+    methods = read_methods(section.methods, section.learning_rates, settings.region)
+    return ComparisonSettings(
+        methods, _tasks(settings), tuple(section.seeds), _absolute(section.general), settings.importance.arguments(),
+        settings.title,
+    )
+
+
+def _tasks(settings: Config) -> dict[str, TrialData]:
+    shared, section = trial_data(settings), settings.compare
+    if section.tasks:
+        found = {name: _task(name, values, shared) for name, values in section.tasks.items()}
+    elif settings.data.train is None:
+        raise CofituneError("Nothing to compare on: set compare.tasks, or data.train, data.valid and data.test.")
+    else:
+        found = {"task": shared}
+    files = ("train", "valid", "test", "versatility_valid", "versatility_test")
+    return {name: replace(data, limit=section.limit if data.limit is None else data.limit,
+                          **{key: _absolute(getattr(data, key)) for key in files}) for name, data in found.items()}
+
+
+def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
+    where = f"The task {name} of compare.tasks"
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise CofituneError(f"{where} has a name that cannot be a file's; use letters, digits, dots and dashes.")
+    refuse_unknown(values, list(DataSection.model_fields), where)
+    for part in ("train", "valid", "test"):
+        if not values.get(part):
+            raise CofituneError(f"{where} has no {part} data; name a JSON, JSONL or CSV file.")
+    try:
+        data = DataSection.model_validate(values)
+    except ValueError as error:  # pydantic's own
+        problem = error.errors()[0]
+        raise CofituneError(f"{where} has {problem['input']!r} as {problem['loc'][0]}: {problem['msg']}.") from None
+    return replace(shared, **data.model_dump())
+
+
+@contextmanager
+def open_comparison(
+    settings: Config, output: str | Path, observer: PipelineObserver, workbench: Callable[[], Workbench], *,
+    dry_run: bool = False,
+) -> Iterator[Comparison]:
+    """The comparison of a configuration; its workers end with the block. dry_run: only to be planned, without workers
+    and an output folder."""
+    if started_by_torchrun():
+        raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
+                            "train.")
+    chosen = comparison_settings(settings)
+    first = next(iter(chosen.tasks.values()))
+    setup = replace(trial_setup(settings, os.path.abspath(output)), data=first, training=settings.training, work=WORK)
+    if not dry_run:
+        writable_folder(output)
+    bench = workbench().with_data(first)
+    work = lambda job: run_method(bench, setup, job)  # noqa: E731
+    executor = InProcess(work) if dry_run else make_workers(settings.compare, setup, work)
+    try:
+        yield Comparison(bench, setup, chosen, executor, observer)
+    finally:
+        executor.close()
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The runs that a comparison will make, a line each, and what they take together."""
+    width = max(len(row["method"]) for row in rows)
+    lines = [f"{number:5}  {row['method']:{width}}  {row['task']}  {_setting(row)}  seed {row['seed']}  "
+             f"{row['full_sft']:.2f} full SFT" for number, row in enumerate(rows, 1)]
+    total = sum(row["full_sft"] for row in rows)
+    return "\n".join([*lines, f"{len(rows)} runs, about as long as {total:.1f} full SFTs (without texts of anchors)"])
+
+
+def results_table(content: Mapping[str, Any]) -> str:
+    """Per task and method the setting with the best Uni on valid, averaged over the seeds that are there, and its
+    scores on test."""
+    lines = []
+    width = max(len(method["name"]) for method in content["methods"])
+    for task in content["tasks"]:
+        base = content["base_scores"][task]["test"]
+        lines += [f"{task} (test)", f"  {'base':{width}}  Spec {base['spec']:.3f}  Vers {base['vers']:.3f}"]
+        for method in content["methods"]:
+            runs = [run for run in content["runs"] if run["method"] == method["name"] and run["task"] == task]
+            lines.append(f"  {method['name']:{width}}  {_best(runs, len(content['seeds']))}")
+    return "\n".join(lines)
+
+
+def _best(runs: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    settings: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["state"] == "done":
+            settings.setdefault((run["learning_rate"], run["alpha"]), []).append(run)
+    count = {state: sum(run["state"] == state for run in runs) for state in ("failed", "missing")}
+    rest = "".join(f"  {number} runs {state}" for state, number in count.items() if number)
+    if not settings:
+        return f"no run is done{rest}"
+    best = max(settings.values(), key=lambda those: _mean(those, "valid", "uni"))
+    return (f"Spec {_mean(best, 'test', 'spec'):.3f}  Vers {_mean(best, 'test', 'vers'):.3f}  {_setting(best[0])}  "
+            f"{len(best)} of {seeds} seeds{rest}")
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], split: str, key: str) -> float:
+    return sum(run[split][key] for run in runs) / len(runs)
+
+
+def _setting(run: Mapping[str, Any]) -> str:
+    return f"{run['learning_rate']:g}" + ("" if run["alpha"] is None else f" alpha {run['alpha']:g}")
+
+
+def _absolute(path: str | None) -> str | None:
+    return os.path.abspath(path) if path is not None else None

@@ -1,0 +1,75 @@
+"""`cofitune compare` with compare.methods, from the YAML to comparison.json, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from tiny import write_jsonl
+
+
+@pytest.fixture
+def config(tiny_run, tmp_path):
+    """Writes a configuration with the section compare given; returns its path."""
+    def write(**compare):
+        values = {"model": tiny_run["model"], "output": tiny_run["output"], "region": "ffn.up@2-3",
+                  "data": {part: tiny_run[f"data.{part}"] for part in ("train", "valid", "test")},
+                  "versatility": {part: tiny_run[f"versatility.{part}"] for part in ("valid", "test")},
+                  "training": {"per_device_train_batch_size": 8}, "compare": compare}
+        path = tmp_path / "comparison.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_from_yaml_to_comparison_and_again(command_line, config, tiny_run, tmp_path):
+    pytest.importorskip("peft")
+    data = {part: tiny_run[f"data.{part}"] for part in ("train", "valid", "test")}
+    path = config(methods=["region", {"name": "small-lora", "method": "lora", "lora": {"rank": 2}}], seeds=[1],
+                  learning_rates={"region": [0.01], "small-lora": [0.01]},
+                  tasks={"letters": data, "few": {**data, "limit": 8}})
+    status, out, err = command_line("compare", "-c", path, "--dry-run")
+    assert status == 0 and "4 runs, about as long as" in out and not (tmp_path / "run").exists()
+    status, out, err = command_line("compare", "-c", path, "--json")
+    assert status == 0, err
+    content = json.loads(out)
+    assert content == json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert {(run["method"], run["task"], run["state"]) for run in content["runs"]} == {
+        (method, task, "done") for method in ("region", "small-lora") for task in ("letters", "few")}
+    assert set(content["base_scores"]) == {"letters", "few"}
+    few = [run for run in content["runs"] if run["task"] == "few"]
+    assert all(run["cost"]["tokens"] < other["cost"]["tokens"] for run in few for other in content["runs"]
+               if other["task"] != "few" and other["method"] == run["method"])
+    assert "run 4 of 4: " in err
+    status, out, err = command_line("compare", "-c", path)
+    assert status == 0 and "run 4 of 4" not in err
+    assert "letters (test)" in out and "small-lora  Spec" in out and "1 of 1 seeds" in out
+
+
+def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
+    path = config(methods=["region"], seeds=[1], learning_rates={"region": [0.01]})
+    assert command_line("compare", "-c", path)[0] == 0
+    write_jsonl(tmp_path / "valid.jsonl", [{"prompt": "p", "completion": "c"}] * 3)
+    status, _, err = command_line("compare", "-c", path)
+    assert status == 2 and "was begun with another base, other data" in err and "task.sha256.valid was" in err
+
+
+@pytest.mark.parametrize(("compare", "options", "sentence"), [
+    ({"methods": ["lroa"]}, [], "unknown method 'lroa'; did you mean lora?"),
+    ({"methods": ["region"], "seeds": [1, 1]}, [], "each seed may stand there once"),
+    ({"methods": ["region"], "tasks": {"e2e": {"trian": "x"}}}, [], "unknown key trian; did you mean train?"),
+    ({"methods": ["region"], "tasks": {"e2e": {"train": "x"}}}, [], "The task e2e of compare.tasks has no valid data"),
+    ({"methods": ["region"], "tasks": {"e2e": {"train": "x", "valid": "x", "test": "x", "limit": "many"}}}, [],
+     "has 'many' as limit"),
+    ({"methods": ["region"], "tasks": {"a/b": {}}}, [], "has a name that cannot be a file's"),
+    ({"methods": ["region"]}, ["--data.train", "gone.jsonl"], "The task task: The data file"),
+    ({"methods": ["region"]}, ["--model.quantize", "nf4"], "cannot be quantised"),
+    ({"method": ["region"]}, [], "Unknown key compare.method"),
+    ({}, ["--dry-run"], "--dry-run lists the runs of compare.methods, and there are none"),
+])
+def test_what_is_wrong_is_said_before_anything_is_made(command_line, config, tmp_path, compare, options, sentence):
+    status, _, err = command_line("compare", "-c", config(**compare), *options)
+    assert status == 2 and sentence in err
+    assert not (tmp_path / "run" / "runs").exists()

@@ -1,0 +1,199 @@
+"""The comparison in its folder: which runs it makes, what it keeps, what it refuses. Nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from comparison_cases import Recorder, make_bench, make_setup
+from tiny import make_tiny_model, write_jsonl
+
+from cofitune_fast.compare import Comparison, ComparisonSettings, read_methods
+from cofitune_fast.compare.entries import scores_row
+from cofitune_fast.compare.folder import ComparisonFolder
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.training import MemorySettings
+
+METHODS = ["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"]
+RATES = {"full-sft": [1e-4, 2e-4], "half": [1e-4, 2e-4], "region": [1e-3, 2e-3]}
+
+
+@pytest.fixture
+def bench(tiny_run):
+    return make_bench(tiny_run)
+
+
+@pytest.fixture
+def scored(bench):
+    """Real scores of the base, to be answered to every job."""
+    return {split: bench.score(split).to_dict(items=True) for split in ("valid", "test")}
+
+
+@pytest.fixture
+def make(bench, tiny_run, scored):
+    def build(methods=METHODS, rates=RATES, seeds=(1, 2), tasks=None, answer=None, general=None, one_bench=bench,
+              **setup):
+        def done(job):
+            cost = {"seconds": 3.0, "training_seconds": 1.0, "scoring_seconds": 2.0, "tokens": 5,
+                    "trained_parameters": 7, "peak_memory_bytes": 9, "preparation_seconds": 0.0}
+            return {"state": "done", "why": None, "cost": cost,
+                    "scores": [{"alpha": alpha, **scored} for alpha in job.get("alphas", [None])]}
+
+        settings = ComparisonSettings(read_methods(methods, rates), tasks or {"letters": one_bench.data}, seeds,
+                                      general)
+        recorder = Recorder(one_bench, answer or done)
+        return Comparison(one_bench, make_setup(tiny_run, one_bench, **setup), settings, recorder), recorder
+
+    return build
+
+
+def trained(recorder):
+    return [(job["learning_rate"], job["seed"], job["alphas"]) for job in recorder.jobs if job["recipe"]]
+
+
+def test_each_training_is_made_once_and_serves_all_methods_that_share_it(make, tmp_path, scored):
+    comparison, recorder = make()
+    content = comparison.run()
+    assert recorder.jobs[0]["recipe"] is None
+    both = [None, 0.5, 1.0]
+    assert trained(recorder) == [(2e-4, 1, both), (2e-3, 1, [None]), (1e-4, 1, both), (1e-3, 1, [None]),
+                                 (2e-4, 2, both), (1e-4, 2, both), (2e-3, 2, [None]), (1e-3, 2, [None])]
+    assert content == json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert [run["state"] for run in content["runs"]] == ["done"] * 16
+    assert content["tasks"] == ["letters"] and content["seeds"] == [1, 2]
+    assert content["split"] == {"choose": "valid", "report": "test"}
+    assert [method["name"] for method in content["methods"]] == ["full-sft", "half", "region"]
+    (half,) = [run for run in content["runs"]
+               if (run["method"], run["learning_rate"], run["seed"], run["alpha"]) == ("half", 1e-4, 2, 0.5)]
+    assert half["test"] == scores_row(scored["test"]) == content["base_scores"]["letters"]["test"]
+    assert half["cost"]["scoring_seconds"] == 2 / 3 and half["cost"]["seconds"] == 1 + 2 / 3
+    kept = json.loads((tmp_path / "run" / "runs" / f"{half['id']}.json").read_text())
+    assert kept.pop("items") == scored and kept == half
+
+
+def test_scores_have_the_nll_of_what_is_scored_by_likelihood(scored):
+    row = scores_row(scored["test"])
+    tasks = scored["test"]["tasks"]
+    assert row["nll"] == {name: tasks[group][name]["metrics"]["nll"]
+                          for group, name in (("speciality", "speciality-test"), ("instruction", "do-test"))}
+    assert "tasks" not in row and row["vers_se"] == scored["test"]["vers_se"]
+
+
+def test_it_goes_on_where_it_was_stopped_and_missing_runs_are_shown(make, tmp_path):
+    comparison, recorder = make()
+    recorder.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run()
+    content = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    states = [run["state"] for run in content["runs"]]
+    assert states.count("done") == 7 and states.count("missing") == 9  # 3 trainings, two of them of both full methods
+    missing = next(run for run in content["runs"] if run["state"] == "missing")
+    assert (missing["valid"], missing["test"], missing["cost"]) == (None, None, None)
+    again, rest = make()
+    again.run()
+    assert trained(recorder) + trained(rest) == trained(_all(make, tmp_path)[1])
+    third, none = make()
+    third.run()
+    assert not none.jobs
+
+
+def _all(make, tmp_path):
+    (tmp_path / "run").rename(tmp_path / "former")
+    comparison, recorder = make()
+    comparison.run()
+    return comparison, recorder
+
+
+def test_more_methods_seeds_rates_and_tasks_run_only_what_is_missing(make, bench, tmp_path):
+    make(["region"], {"region": [1e-3]}, seeds=(1,))[0].run()
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": f"p {i}", "completion": "c"} for i in range(8)])
+    tasks = {"letters": bench.data, "other": replace(bench.data, train=str(other))}
+    comparison, recorder = make(["region", "lora"], {"region": [1e-3, 2e-3], "lora": [1e-2]}, seeds=(1, 2),
+                                tasks=tasks)
+    content = comparison.run()
+    done = {("region", "letters", 1e-3, 1)}
+    wanted = {(method, task, rate, seed) for method, rates in (("region", (1e-3, 2e-3)), ("lora", (1e-2,)))
+              for task in tasks for rate in rates for seed in (1, 2)}
+    assert len(trained(recorder)) == len(wanted - done) == 11
+    assert {(run["method"], run["task"], run["learning_rate"], run["seed"]) for run in content["runs"]} == wanted
+    # and a comparison of one method alone takes it out of the same folder, under any name
+    comparison, recorder = make([{"name": "ours", "method": "region"}], {"ours": [1e-3]}, seeds=(2,))
+    (run,) = comparison.run()["runs"]
+    assert not recorder.jobs and run["method"] == "ours" and run["state"] == "done" and run["id"].startswith("ours-")
+
+
+def test_a_diverged_run_is_kept_with_its_reason_and_stops_nothing(make):
+    def answer(job):
+        cost = {"seconds": 1.0, "training_seconds": 1.0, "scoring_seconds": 0.0}
+        return {"state": "failed", "why": "The loss is nan.", "scores": [], "cost": cost}
+
+    comparison, _ = make()
+    base = comparison.executor.answer
+    comparison.executor.answer = lambda job: base(job) if job["recipe"] is None or job["seed"] == 2 else answer(job)
+    content = comparison.run()
+    assert {(run["seed"], run["state"], run["why"]) for run in content["runs"]} == {
+        (1, "failed", "The loss is nan."), (2, "done", None)}
+    again, recorder = make()
+    again.run()
+    assert not recorder.jobs
+
+
+def test_another_base_other_data_and_other_settings_are_refused_with_the_difference(make, bench, tiny_run, tmp_path):
+    make()[0].run()
+    with pytest.raises(CofituneError, match=r"training\.weight_decay was not set, is 0\.5"):
+        make(training={"per_device_train_batch_size": 8, "max_steps": 2, "weight_decay": 0.5})[0].run()
+    make(training={"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1.0, "seed": 4})[0].run()
+    with pytest.raises(CofituneError, match=r"letters\.limit was not set, is 3"):
+        make(tasks={"letters": replace(bench.data, limit=3)})[0].run()
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "p", "completion": "c"}] * 4)
+    with pytest.raises(CofituneError, match=r"letters\.sha256\.train was "):
+        make(one_bench=make_bench(tiny_run))[0].run()
+    make_tiny_model(seed=1).save_pretrained(tiny_run["model"])
+    with pytest.raises(CofituneError, match="base was "):
+        make(one_bench=make_bench(tiny_run))[0].run()
+
+
+def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):
+    comparison, _ = make()
+    with ComparisonFolder(tmp_path / "run", comparison.identity()), \
+            pytest.raises(CofituneError, match="Another comparison is running"):
+        comparison.run()
+    comparison.run()
+
+
+def test_mofo_needs_the_plain_optimizer(make):
+    with pytest.raises(CofituneError, match=r"The method mofo: .*memory\.gradient_release must be off"):
+        make(["mofo"], {}, memory=MemorySettings(gradient_release="exact"))[0].run()
+
+
+@pytest.mark.parametrize(("methods", "sentence"), [
+    ([{"method": "region", "region": "ffn@9"}], "The method region: Region 'ffn@9' names layer 9"),
+    (["mix"], "The method mix: A method needs general rows; set compare.general"),
+    ([{"method": "region", "training": {"epochs": 1}}], "The method region: Unknown key training.epochs"),
+])
+def test_what_cannot_run_is_said_before_anything_is_trained(make, tmp_path, methods, sentence):
+    comparison, recorder = make(["full-sft", *methods], {})
+    with pytest.raises(CofituneError) as error:
+        comparison.run()
+    assert sentence in str(error.value) and not recorder.jobs and not (tmp_path / "run").exists()
+
+
+def test_lora_without_peft_and_a_task_without_rows_are_said_too(make, bench, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(CofituneError, match="The method lora: LoRA needs the package peft: pip install"):
+        make(["lora"], {})[0].run()
+    with pytest.raises(CofituneError, match=r"The task letters: The data file .*gone\.jsonl does not exist"):
+        make(tasks={"letters": replace(bench.data, test="gone.jsonl")})[0].run()
+
+
+def test_the_plan_has_every_run_in_order_and_counts_a_training_once(make):
+    comparison, recorder = make()
+    rows = comparison.plan()
+    assert [row["id"] for row in rows][:3] == [run.id for run in comparison.runs
+                                               if run.learning_rate == 2e-4 and run.seed == 1]
+    assert len(rows) == 16 and not recorder.jobs
+    full, half, _ = rows[:3]
+    assert full["full_sft"] == pytest.approx(half["full_sft"] + 1.0)
+    region = next(row for row in rows if row["method"] == "region")
+    assert half["full_sft"] < region["full_sft"] < full["full_sft"]

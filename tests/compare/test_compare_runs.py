@@ -1,0 +1,59 @@
+"""The grid of runs, their names, and which of them come first."""
+
+from __future__ import annotations
+
+from cofitune_fast.compare import read_methods
+from cofitune_fast.compare.runs import all_runs, gap, middle, next_stage
+
+METHODS = read_methods(["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"],
+                       rates={"full-sft": [1, 2, 4], "half": [1, 2, 4], "region": [10, 20, 40]})
+SEEDS = (7, 3)
+
+
+def test_ids_are_stable_and_come_from_what_is_run():
+    runs = all_runs(METHODS, ["a", "b"], SEEDS)
+    assert len(runs) == len({run.id for run in runs}) == 2 * 2 * 3 * (1 + 2 + 1)
+    assert [run.id for run in runs] == [run.id for run in all_runs(METHODS, ["a", "b"], SEEDS)]
+    assert runs[0].id.startswith("full-sft-a-1-s7-")
+    half = next(run for run in runs if run.method == "half")
+    assert half.training == runs[0].training and half.digest != runs[0].digest
+    other = read_methods([{"method": "full-sft", "training": {"weight_decay": 0.1}, "learning_rates": [1, 2, 4]}])
+    assert not {run.digest for run in all_runs(other, ["a"], SEEDS)} & {run.digest for run in runs}
+    renamed = read_methods([{"name": "sft", "method": "full-sft", "learning_rates": [1, 2, 4]}])
+    assert [run.digest for run in all_runs(renamed, ["a", "b"], SEEDS)] == [
+        run.digest for run in runs if run.method == "full-sft"]
+
+
+def test_first_the_middle_rates_then_the_sweeps_then_the_seeds_and_every_run_once():
+    waiting, stages = all_runs(METHODS, ["a"], SEEDS), []
+    total = len(waiting)
+    while waiting:
+        stages.append(next_stage(waiting, METHODS, SEEDS, {}))
+        waiting = [run for run in waiting if run not in stages[-1]]
+    assert sum(map(len, stages)) == total
+    said = [[(run.method, run.learning_rate, run.seed) for run in stage if run.alpha in (None, 1.0)]
+            for stage in stages]
+    assert said == [
+        [("full-sft", 2.0, 7), ("half", 2.0, 7), ("region", 20.0, 7)],
+        [("full-sft", 1.0, 7), ("full-sft", 4.0, 7), ("half", 1.0, 7), ("half", 4.0, 7), ("region", 10.0, 7),
+         ("region", 40.0, 7)],
+        [(name, rate, 3) for name, rates in (("full-sft", (2.0, 1.0, 4.0)), ("half", (2.0, 1.0, 4.0)),
+                                             ("region", (20.0, 10.0, 40.0))) for rate in rates],
+    ]
+    assert middle((1e-5, 3e-5, 5e-5, 1e-4)) == 5e-5 and middle((3,)) == 3
+
+
+def test_methods_near_the_front_come_first_but_none_is_left_out():
+    points = {("full-sft", "a"): [(0.2, 0.2)], ("half", "a"): [(0.5, 0.3)], ("region", "a"): [(0.4, 0.5)],
+              ("region", "b"): [(0.9, 0.9)]}
+    waiting = [run for run in all_runs(METHODS, ["a"], SEEDS) if run.seed == 7 and run.learning_rate not in (2, 20)]
+    order = [run.method for run in next_stage(waiting, METHODS, SEEDS, points)]
+    assert order == ["half"] * 4 + ["region"] * 2 + ["full-sft"] * 2
+
+
+def test_the_gap_to_the_front():
+    others = [(0.5, 0.3), (0.4, 0.5)]
+    assert gap([(0.3, 0.2)], others) == 0.4 - 0.3
+    assert gap([(0.3, 0.2), (0.45, 0.29)], others) == 0.3 - 0.29
+    assert gap([(0.45, 0.4)], others) == 0.0  # on the front
+    assert gap([], others) == gap([(0.1, 0.1)], []) == 0.0
