@@ -156,7 +156,8 @@ def train_region(
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     trainer = CoFiTuneTrainer(
         model, arguments, region, data, base=base, pad_token_id=pad_token_id, loss=loss, masks=masks,
-        mask_mode=mask_mode, pull=pull, storage=storage, memory=memory, prefix_cache=cache, optimizer_kind=optimizer_kind,
+        mask_mode=mask_mode, pull=pull, storage=storage, memory=memory, prefix_cache=cache,
+        optimizer_kind=optimizer_kind,
         callbacks=[*callbacks, *([interrupt] if interruptible else [])],
     )
     try:

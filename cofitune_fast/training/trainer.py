@@ -55,7 +55,8 @@ class CoFiTuneTrainer(Trainer):
 
     region: what is trained; the rest is frozen, has no gradient and no optimizer state.
     train_dataset: `Encoded` rows, or `KeyedRows`, which may hold an anchor besides. loss: of a response token, see
-    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them. pull: toward the initial weights, see `optim.Pull`.
+    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them. pull: toward
+    the initial weights, see `optim.Pull`.
     memory: see MemorySettings; prefix_cache: the open cache of the layers below the region, if there is to be one.
     optimizer_kind: called in place of MaskedAdamW, with its arguments; makes a subclass of it.
     Differences to Trainer: a checkpoint holds the delta instead of the whole model, and no pickle; gradient clipping
