@@ -7,14 +7,16 @@ curves, one for each task and method in their order:
     {"task", "method",
      "points": [{"learning_rate", "alpha", "seeds": [those present], "missing": [{"seed", "state", "why"}],
                  "interval_of": "items and seeds" | "items" (one seed) | None (no run),
-                 "valid": {FIGURE: mean over the seeds present}, "test": {FIGURE: interval}, "cost": COST | None}],
+                 "valid": {FIGURE: mean over the seeds present}, "test": {FIGURE: interval},
+                 "minus_base": {FIGURE: interval of the paired difference}, "cost": COST | None}],
      "frontier": {MEASURE: [indices of the points on it, by rising speciality; null is the base]},
      "chosen": {"uni": ROW | None, "equal_spec": ROW | None}}
     COST is the mean over the seeds present of each entry of the runs' costs.
     chosen: on the valid part, "uni" by the highest Uni, "equal_spec" by the least loss of Vers among the points whose
-    Spec is at most 2 % below the reference's. A ROW is the chosen point with "point" (its index) and, in intervals,
-    "minus_base", "minus_reference": {FIGURE: paired difference}, "outcome": {FIGURE: ahead | level | behind | open of
-    the reference}, and "time_of_reference": training seconds as a share of the reference's, or None.
+    Spec is at most 2 % below the reference's. A ROW is the chosen point with "point" (its index), "minus_reference":
+    {FIGURE: interval of the paired difference}, "outcome": {FIGURE: ahead | level | behind | open}, by whether this
+    interval holds 0 (open: it does not, but one of the two has a single seed), and "time_of_reference": training
+    seconds as a share of the reference's, or None.
 
 verdicts, one for each task and measure: see `verdicts`.
 
@@ -54,7 +56,7 @@ def curves_and_verdicts(
             curves.append({
                 "task": task,
                 "method": method,
-                "points": [point_dict(point) for point in points],
+                "points": [point_dict(point, found.base) for point in points],
                 "frontier": {measure: [None if point is found.base else points.index(point) for point in those]
                              for measure, those in corners.items()},
                 "chosen": choices(found, method),
@@ -63,7 +65,7 @@ def curves_and_verdicts(
     return {"curves": curves, "verdicts": verdicts}
 
 
-def point_dict(point: Point) -> dict[str, Any]:
+def point_dict(point: Point, base: Point) -> dict[str, Any]:
     return {
         "learning_rate": point.learning_rate,
         "alpha": point.alpha,
@@ -72,5 +74,7 @@ def point_dict(point: Point) -> dict[str, Any]:
         "interval_of": None if not point.runs else "items" if len(point.runs) == 1 else "items and seeds",
         "valid": point.valid,
         "test": {figure: estimate.to_dict() for figure, estimate in point.test.items()},
+        "minus_base": {figure: (estimate - base.test[figure]).to_dict() for figure, estimate in point.test.items()
+                       if figure in base.test},
         "cost": point.cost or None,
     }

@@ -33,7 +33,8 @@ CONFIDENCE = 0.95
 FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift")
 """What is reported of a point, larger is better: the figures of a suite, and two measures of versatility that move
 before it does. instruction_likelihood: exp(-NLL per token), mean over the likelihood-scored tasks of the instruction
-group. drift: minus the KL to the base in nats per token."""
+group. drift: minus the KL to the base in nats per token; it has no items here, so its interval is of seeds only, and of
+one seed has no width."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,15 @@ class Estimate:
     def __mul__(self, factor: float) -> Estimate:
         return Estimate(factor * self.value, factor * self.draws)
 
-    def __truediv__(self, other: Estimate) -> Estimate:
-        return Estimate(self.value / other.value, self.draws / other.draws)
+    def share_of(self, other: Estimate) -> Estimate:
+        """The quotient, for an `other` that is above 0; where a draw of it is not, the share is beyond all bounds."""
+        drawn = np.divide(self.draws, other.draws, out=np.full(len(self.draws), np.inf), where=other.draws > 0)
+        return Estimate(self.value / other.value, drawn)
 
     def interval(self) -> tuple[float, float]:
-        low, high = np.quantile(self.draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        """The percentiles of the draws; each is one of them, so that draws beyond all bounds do no harm."""
+        ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = np.quantile(self.draws, ends, method="inverted_cdf")
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, float]:

@@ -43,20 +43,18 @@ def choices(found: TaskCurves, method: str) -> dict[str, dict[str, Any] | None]:
     kept = max(able, key=lambda point: point.valid["vers"], default=None)
     chosen = {"uni": found.best(method), "equal_spec": kept}
     return {
-        name: None if point is None else {"point": points.index(point), **_row(point, found.base, reference)}
+        name: None if point is None else {"point": points.index(point), **_row(point, reference)}
         for name, point in chosen.items()
     }
 
 
-def _row(point: Point, base: Point, reference: Point) -> dict[str, Any]:
+def _row(point: Point, reference: Point) -> dict[str, Any]:
     differences = {
         figure: estimate - reference.test[figure] for figure, estimate in point.test.items() if figure in reference.test
     }
     times = [entry.cost.get("training_seconds") for entry in (point, reference)]
     seeds = min(len(point.runs), len(reference.runs))
     return {
-        "minus_base": {figure: (estimate - base.test[figure]).to_dict() for figure, estimate in point.test.items()
-                       if figure in base.test},
         "minus_reference": {figure: difference.to_dict() for figure, difference in differences.items()},
         "outcome": {figure: _sign(*difference.interval(), seeds) for figure, difference in differences.items()},
         "time_of_reference": times[0] / times[1] if None not in times and times[1] > 0 else None,
@@ -173,7 +171,7 @@ def _outcome(place: _Place, other: _Place) -> str:
 
 
 def _share(loss: Estimate, other: Estimate) -> dict[str, float] | None:
-    return (loss / other).to_dict() if other.interval()[0] > 0 else None
+    return loss.share_of(other).to_dict() if other.interval()[0] > 0 else None
 
 
 # In words --------------------------------------------------------------------------------------------------------
@@ -192,18 +190,21 @@ def _sentence(task: str, measure: str, row: Mapping[str, Any], places: Mapping[s
                          f"it {_lost(below['loss'], measure)}" if places[rival].reaches else
                          f"{rival} does not reach it; at {below['spec']['value']:.3f} {method} "
                          f"{_lost(below['loss'], measure)}")
-            parts.append(f"{rival} {_held(below['rival_loss'], below['share'], below['outcome'], measure)}")
+            loss, share, outcome = below["rival_loss"], below["share"], below["outcome"]
         else:
-            parts.append(f"{rival} {_held(places[rival].loss.to_dict(), row['share'][rival], outcome, measure)}")
-    seeds = "one seed" if row["seeds"] == 1 else ""
-    gone = "; ".join(f"seed {entry['seed']} {entry['state']} at {entry['at']}" for entry in row["missing"])
-    notes = ", ".join(filter(None, [seeds, gone]))
-    return f"On {task}, " + "; ".join(parts) + "." + (f" Provisional: {notes}." if notes else "")
+            loss, share = places[rival].loss.to_dict(), row["share"][rival]
+        note = f" ({method} {_interval(share, 2)} times that)" if share else ""
+        parts.append(f"{rival} {_lost(loss, measure)}{note}: {outcome}")
+    return f"On {task}, " + "; ".join(parts) + "." + _provisional(row)
 
 
-def _held(loss: Mapping[str, float], share: Mapping[str, float] | None, outcome: str, measure: str) -> str:
-    note = f" (a share of {_interval(share, 2)})" if share else ""
-    return f"{_lost(loss, measure)}{note}: {outcome}"
+def _provisional(row: Mapping[str, Any]) -> str:
+    gone: dict[str, list[str]] = {}
+    for entry in row["missing"]:
+        gone.setdefault(f"seed {entry['seed']} {entry['state']}", []).append(entry["at"])
+    notes = ["a single seed"] if row["seeds"] == 1 else []
+    notes += [f"{what} at {', '.join(places)}" for what, places in gone.items()]
+    return f" Provisional: {'; '.join(notes)}." if notes else ""
 
 
 def _interval(entry: Mapping[str, float], digits: int = 3) -> str:
