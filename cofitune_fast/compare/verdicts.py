@@ -223,7 +223,7 @@ def _lost(loss: Mapping[str, float], measure: str) -> str:
 def _summary(found: TaskCurves, measure: str, rows: list[dict[str, Any]], target: Estimate) -> str:
     reference = found.reference
     groups = {
-        f"ahead of {reference}": "ahead", "level with it": "level", "behind it": "behind",
+        f"ahead of {reference}": "ahead", f"level with {reference}": "level", f"behind {reference}": "behind",
         "open for want of seeds": "open",
     }  # fmt: skip
     texts = []

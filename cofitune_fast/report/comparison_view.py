@@ -98,7 +98,7 @@ def chosen_rows(content: dict[str, Any], task: str, kind: str = "uni") -> list[C
                       "" if _is_reference(chosen) else
                       "− ref. " + interval_text(figure, chosen["minus_reference"][figure], signed=True)
                       if figure in chosen["minus_reference"] else ""]
-             for figure, interval in point["test"].items()},
+             for figure, interval in point["test"].items() if figure in FIGURES},
             {} if _is_reference(chosen) else dict(chosen["outcome"]),
             [Cell(count(trained), percent(trained / whole) if trained is not None and whole > 0 else ""),
              Cell(duration(cost.get("training_seconds")), percent(chosen["time_of_reference"])),
@@ -179,32 +179,36 @@ def comparison_table(content: dict[str, Any]) -> Table:
     table = Table(title=escape(content["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
                   box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("Method", overflow="fold", min_width=14)
-    for title in ("Rate", "Spec", "Vers", "Vers lost", "Instr. lik.\nlost", "Against the\nreference", "Time", "Seeds"):
-        table.add_column(title, justify="right", no_wrap=title != "Seeds")
+    for title in ("Rate", "Spec", "Vers", "Vers\nlost", "Instr. lik.\nlost", "Against\nreference", "Time", "Seeds"):
+        table.add_column(title, justify="right", no_wrap=True)
     for task in content["tasks"]:
         table.add_row(f"[bold]{escape(task)}[/bold]", end_section=True)
         equal = {row.name: row for row in equal_rows(content, task)}
         for row in chosen_rows(content, task):
-            losses = equal[row.name].losses if row.name in equal else {}
-            shares = equal[row.name].shares if row.name in equal else {}
+            losses, shares = (equal[row.name].losses, equal[row.name].shares) if row.name in equal else ({}, {})
             judged = next((key for key in ("instruction_likelihood", "vers") if key in shares), None)
             against = next(iter(shares[judged].values()), Cell("")) if judged else Cell("")
-            outcome = f"[bold]{against.text}[/bold]" if against.best else against.text.replace(" at ", "\nat ")
+            outcome = f"[bold]{against.text}[/bold]" if against.best else against.text.replace(" at Spec 0", "\nat ")
+            seeds = row.cells[3].small.replace(" missing", "").replace(" failed", "")
             table.add_row(
                 escape(row.name), row.rate.replace(", ", "\n"),
                 *(row.figures.get(figure, [MISSING])[0] for figure in ("spec", "vers")),
-                *(_two_lines(losses.get(figure, Cell(MISSING))) for figure in ("vers", "instruction_likelihood")),
-                outcome, _two_lines(row.cells[1]), _two_lines(row.cells[3]),
+                *(_narrow(losses.get(figure, Cell(MISSING))) for figure in ("vers", "instruction_likelihood")),
+                outcome, row.cells[1].small or row.cells[1].text,
+                _narrow(Cell(row.cells[3].text, f"no {seeds}" if seeds else "")),
             )  # fmt: skip
     return table
 
 
-def _two_lines(cell: Cell) -> str:
-    return f"{cell.text}\n[dim]{cell.small.replace('[', chr(92) + '[')}[/dim]" if cell.small else cell.text
+def _narrow(cell: Cell) -> str:
+    """In two lines, made to fit into a terminal of 80 columns."""
+    small = cell.small.replace("0.", ".").replace(", ", ",").replace(" at most", "").replace("Spec ", "Spec ≤ ")
+    return f"{cell.text}\n[dim]{small.replace('[', chr(92) + '[')}[/dim]" if small else cell.text
 
 
 FOOTNOTE = (
-    "Lost: against the base, at the Spec of the reference at its best rate less 2 %, between the points of a method's "
-    "frontier; 95 % intervals over items and seeds. Ahead or behind: the intervals of the two losses lie apart. Bold: "
-    "ahead. Rates are chosen on valid, all else is of the test part."
+    "Lost: against the base, at the Spec of the reference at its best rate less 2 %, between the points of a "
+    "method's frontier; 95 % intervals over items and seeds. Ahead or behind, by instruction likelihood if it was "
+    "measured: the intervals of the two losses lie apart. Rates are chosen on valid, all else is of the test part. Time: of "
+    "training, as a share of the reference's."
 )
