@@ -209,6 +209,6 @@ def _narrow(cell: Cell) -> str:
 FOOTNOTE = (
     "Lost: against the base, at the Spec of the reference at its best rate less 2 %, between the points of a "
     "method's frontier; 95 % intervals over items and seeds. Ahead or behind, by instruction likelihood if it was "
-    "measured: the intervals of the two losses lie apart. Rates are chosen on valid, all else is of the test part. Time: of "
-    "training, as a share of the reference's."
+    "measured: the intervals of the two losses lie apart. Rates are chosen on valid, all else is of the test part. "
+    "Time: of training, as a share of the reference's."
 )
