@@ -12,6 +12,7 @@ from synthetic_comparison import METHODS, RATES, SEEDS, comparison
 
 from cofitune_fast.compare.curves import curves_and_verdicts
 from cofitune_fast.compare.draws import FIGURES
+from cofitune_fast.compare.frontier import hull
 from cofitune_fast.compare.points import MEASURES, base_id
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import paired_difference
@@ -122,6 +123,22 @@ def test_the_rate_is_chosen_on_valid(judged):
     assert row["time_of_reference"] == pytest.approx(402 / 442)  # full SFT has the seeds 1 and 3
     assert row["outcome"]["instruction_likelihood"] == "ahead"
     assert set(full["chosen"]["uni"]["outcome"].values()) == {"level"}
+
+
+def test_the_frontier_is_chosen_on_valid_not_on_test(judged):
+    content, values = judged
+    differ = 0
+    for curve in content["curves"]:
+        base = values[base_id(curve["task"])]
+        for part in ("valid", "test"):
+            points = [(base[part].spec, base[part].vers)] + [
+                (point["valid"]["spec"], point["valid"]["vers"]) if part == "valid" else
+                (point["test"]["spec"]["value"], point["test"]["vers"]["value"]) for point in curve["points"]]
+            corners = [index - 1 if index else None for index in hull(*zip(*points, strict=True))]
+            if part == "valid":
+                assert curve["frontier"]["vers"] == corners
+            differ += corners != curve["frontier"]["vers"]
+    assert differ  # or this test could not tell
 
 
 def test_the_verdict_at_equal_speciality_by_hand(judged):
