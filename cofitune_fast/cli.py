@@ -304,16 +304,19 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
 @app.command()
 @_command
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with report.json or search.json.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A folder with report.json, search.json or comparison.json.")],
+    as_json: AsJson = False
 ) -> None:
-    """Make report.html and the pictures of a finished run anew."""
-    from .report import methods_table, read_report, write_report
+    """Make the page and the pictures of a finished run anew."""
+    from .report import comparison_table, methods_table, read_report, write_report
 
     content = read_report(folder)
     paths = write_report(content, folder)
 
     def show() -> None:
-        if content["methods"]:
+        if "runs" in content:
+            Console().print(comparison_table(content))
+        elif content["methods"]:
             Console().print(methods_table(content))
         print(paths["html"])
 

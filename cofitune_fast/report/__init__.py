@@ -1,7 +1,8 @@
-"""From report.json to what people read: a page, pictures and a table. Reads artefacts only, never a model."""
+"""From report.json or comparison.json to what people read: page, pictures, table. Reads artefacts, never a model."""
 
+from .comparison_view import comparison_table
 from .html import write_report
 from .schema import read_report
 from .tables import methods_table, plain_table
 
-__all__ = ["methods_table", "plain_table", "read_report", "write_report"]
+__all__ = ["comparison_table", "methods_table", "plain_table", "read_report", "write_report"]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CofituneError
 from ..files import writable_folder, write_json, write_text
 from .canvas import INSTALL, inline_svg, require_matplotlib, save_png, style
+from .comparison_page import comparison_pictures, comparison_values
+from .comparison_schema import checked_comparison, is_comparison
 from .layers import importance_layers
 from .numbers import byte_size, count, duration, finite, percent, score
 from .palette import css_variables, method_styles
@@ -41,56 +43,44 @@ def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dic
     """Make report.html and its pictures from a report, given as a dictionary or as the path that `read_report` takes.
 
     Returns the paths: {"html": Path, "json": Path, "png": [Path, …]}. The JSON is a copy of the report (NaN as null),
-    unless the report already lies in `folder`; that of a search alone, without methods, is called search.json.
+    unless the report already lies in `folder`; that of a search alone, without methods, is called search.json. The
+    content of a comparison.json makes comparison.html instead.
     A picture without data is left out. Every file is complete or absent.
 
     Raises:
         CofituneError: the report is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
     """
     source = None if isinstance(report, dict) else Path(report)
-    raw = checked(report) if source is None else read_report(source)
+    raw = read_report(source) if source else (checked_comparison if is_comparison(report) else checked)(report)
+    comparison = is_comparison(raw)
     require_matplotlib()
     folder = writable_folder(folder)
-    target = folder / ("search.json" if _search_alone(raw) else "report.json")
+    name = "comparison" if comparison else "search" if _search_alone(raw) else "report"
+    target = folder / f"{name}.json"
     if source is None or target.resolve() not in (source.resolve(), (source / target.name).resolve()):
         write_json(target, plain_json(raw))
     drawings: dict[str, str] = {}
     written: list[Path] = []
     with style():
-        for name, (draw, description) in PICTURES.items():
+        for name, (draw, description) in (comparison_pictures(raw) if comparison else PICTURES).items():
             figure: Figure | None = draw(raw)
             if figure is not None:
                 written.append(save_png(figure, folder / f"{name}.png"))
                 drawings[name] = inline_svg(figure, name, html.escape(description))
             else:
                 (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report in the same folder
-    page = folder / "report.html"
-    write_text(page, render(raw, drawings))
+    page = folder / ("comparison.html" if comparison else "report.html")
+    write_text(page, (render_comparison if comparison else render)(raw, drawings))
     return {"html": page, "json": target, "png": written}
 
 
 def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
     """The page of a checked report; `drawings` are finished `<svg>` elements by picture name."""
-    try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError:
-        raise CofituneError(f"The report's page needs jinja2; install it with: {INSTALL}") from None
-    files = resources.files(__package__)
-    loader = FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"duration": duration, "percent": percent, "count": count, "score": score}
-    template = environment.get_template("template.html.j2")
-    light, dark = css_variables()
     styles = method_styles([method["name"] for method in report["methods"]])
-    return template.render(
-        report=report,
-        css=files.joinpath("style.css").read_text(encoding="utf-8"),
-        light=light,
-        dark=dark,
+    return _rendered(
+        "template.html.j2",
+        report,
         headline=search_headline(report["search"]) if _search_alone(report) else headline(report),
-        created=_readable_date(report["created"]),
         drawings=dict.fromkeys(PICTURES, "") | drawings,
         titles=TITLES,
         groups=GROUPS,
@@ -101,7 +91,34 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         failed=[check for check in report["checks"] if not check["passed"]],
         search=search_view(report),
         same_split=bool(report["search"]) and searched_on_report_split(report),
+    )
+
+
+def render_comparison(content: dict[str, Any], drawings: dict[str, str]) -> str:
+    """The page of a checked comparison, likewise."""
+    return _rendered("comparison.html.j2", content, drawings=drawings, **comparison_values(content))
+
+
+def _rendered(name: str, report: dict[str, Any], **values: Any) -> str:
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError:
+        raise CofituneError(f"The report's page needs jinja2; install it with: {INSTALL}") from None
+    files = resources.files(__package__)
+    loader = FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"duration": duration, "percent": percent, "count": count, "score": score}
+    light, dark = css_variables()
+    return environment.get_template(name).render(
+        report=report,
+        css=files.joinpath("style.css").read_text(encoding="utf-8"),
+        light=light,
+        dark=dark,
+        created=_readable_date(report["created"]),
         facts=_facts(report),
+        **values,
     )
 
 

@@ -83,6 +83,22 @@ def method_styles(names: list[str]) -> dict[str, Style]:
     return styles
 
 
+def highlighted_styles(names: list[str]) -> dict[str, Style]:
+    """Colours for what a comparison is about: ours, full SFT and LoRA; all other methods are grey, told apart by
+    their markers and the names beside them."""
+    ours = [name for name in names if name.lower().startswith("cofitune")]
+    ours_colors = ("blue", "sky", "purple", "brown")
+    styles = {}
+    for place, name in enumerate(names):
+        plain = name.lower().replace("-", " ")
+        if name in ours:  # the last one is the most refined
+            color = ours_colors[(len(ours) - 1 - ours.index(name)) % len(ours_colors)]
+        else:
+            color = "vermillion" if plain == "full sft" else "green" if plain.startswith("lora") else "muted"
+        styles[name] = Style(color, MARKERS.get(name, MARKER_CYCLE[place % len(MARKER_CYCLE)]))
+    return styles
+
+
 def css_variables() -> tuple[str, str]:
     """(light, dark) declarations for `:root`."""
     return tuple("".join(f"--{name}:{pair[scheme]};" for name, pair in COLORS.items()) for scheme in (0, 1))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import CofituneError
 from ..files import read_json
+from .comparison_schema import checked_comparison, is_comparison
 from .numbers import finite
 from .search_schema import search_part
 from .shapes import check_scores, dictionary, items, number, text, unique
@@ -18,20 +19,21 @@ UNITS = ("ffn.neuron", "ffn.output", "attn.head")
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Read and check a report.json, or a search.json, which holds a search and no methods.
+    """Read and check a report.json, a search.json, which holds a search and no methods, or a comparison.json.
 
-    path: the file, or a folder, of which report.json is read, or else search.json. Returns the report as a dictionary
-    in which every optional part exists: `search` and `importance` may be None, lists may be empty, and a score that is
-    absent or null is NaN.
+    path: the file, or a folder, of which the first of report.json, search.json and comparison.json is read. Returns
+    the report as a dictionary in which every optional part exists: `search` and `importance` may be None, lists may be
+    empty, and a score that is absent or null is NaN.
 
     Raises:
         CofituneError: the file is absent, is no JSON, or a part has not the shape that the report needs.
     """
     path = Path(path)
     if path.is_dir():
-        names = ("report.json", "search.json")
+        names = ("report.json", "search.json", "comparison.json")
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    return checked(read_json(path, "report"), str(path))
+    content = read_json(path, "report")
+    return (checked_comparison if is_comparison(content) else checked)(content, str(path))
 
 
 def checked(report: Any, where: str = "the report") -> dict[str, Any]:

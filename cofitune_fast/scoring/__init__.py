@@ -1,7 +1,7 @@
 """Spec, Vers and Uni: how well a model does its speciality, and what it kept of everything else."""
 
 from .answers import answer_scores
-from .bootstrap import resampled_figures
+from .bootstrap import resampled_figures, resampled_together
 from .results import ItemScore, Score, SuiteScores, paired_difference
 from .score import score_suite, score_task, suite_tokens
 from .suite import GROUPS, VERSATILITY, Suite, read_suite
@@ -22,6 +22,7 @@ __all__ = [
     "read_suite",
     "read_task",
     "resampled_figures",
+    "resampled_together",
     "score_suite",
     "score_task",
     "suite_tokens",

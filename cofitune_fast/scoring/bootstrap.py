@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .results import ItemScore, Score, SuiteScores
+from .results import Score, SuiteScores
 from .suite import VERSATILITY
 
 _AT_ONCE = 2**22  # counts of items in memory
@@ -23,23 +23,31 @@ def resampled_figures(scores: SuiteScores, resamples: int = 2000, seed: int = 0)
 
     scores: with the items of each task.
     """
+    return {figure: drawn[:, 0] for figure, drawn in resampled_together([scores], resamples, seed).items()}
+
+
+def resampled_together(
+    suites: Sequence[SuiteScores], resamples: int = 2000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The same for several models' scores on the same items, float64 [resamples, models]: the items are drawn once."""
     groups = {
         "spec" if group == "speciality" else group:
-            np.mean([_resampled(name, score, resamples, seed) for name, score in tasks.items()], axis=0)
-        for group, tasks in scores.tasks.items()
+            np.mean([_resampled(name, [suite.tasks[group][name] for suite in suites], resamples, seed)
+                     for name in tasks], axis=0)
+        for group, tasks in suites[0].tasks.items()
     }
     groups["vers"] = np.mean([groups[group] for group in VERSATILITY], axis=0)
     return {**groups, "uni": groups["spec"] + groups["vers"]}
 
 
-def _resampled(name: str, score: Score, resamples: int, seed: int) -> np.ndarray:
-    items: Sequence[ItemScore] = score.items
-    size = len(items)
+def _resampled(name: str, scores: Sequence[Score], resamples: int, seed: int) -> np.ndarray:
+    size = len(scores[0].items)
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    nll, tokens, correct = np.array(items, dtype=np.float64).T
+    nll, tokens, correct = np.moveaxis(np.array([score.items for score in scores], dtype=np.float64), (0, 2), (2, 0))
     drawn, step = [], max(1, _AT_ONCE // size)
     for start in range(0, resamples, step):
         counts = generator.multinomial(size, np.full(size, 1 / size), min(step, resamples - start)).astype(np.float64)
         mean_nll = (counts @ nll) / (counts @ tokens)
-        drawn.append({"nll": mean_nll, "likelihood": np.exp(-mean_nll)}.get(score.metric, counts @ correct / size))
+        drawn.append({"nll": mean_nll, "likelihood": np.exp(-mean_nll)}.get(
+            scores[0].metric, counts @ correct / size))
     return np.concatenate(drawn)

@@ -1,0 +1,70 @@
+"""A method's curve on the plane of speciality and versatility: which of its points are on it, and what lies between.
+
+The *frontier* is the upper-right hull of a method's points and the base, which every method reaches with rate 0. A
+place between two neighbours is reached at least in the mean by answering with either model in turn (the argument of
+Provost and Fawcett, Machine Learning 42, 2001, for ROC curves); a run at a rate between them, or their interpolated
+weights, usually do better, so the straight line is a cautious guess. Left of its highest point the curve is level: less
+speciality need not cost versatility.
+
+Which points are on the hull is decided on the valid part and read off on the test part, so that a method with many
+points (rates times alphas) does not win by picking lucky ones. With one rate there is one point beside the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def hull(spec: Sequence[float], versatility: Sequence[float]) -> list[int]:
+    """The indices of the upper-right hull's corners, by rising speciality; of equal points the first."""
+    order = sorted(range(len(spec)), key=lambda index: (-spec[index], -versatility[index], index))
+    corners: list[int] = []
+    for index in order:
+        if corners and versatility[index] <= versatility[corners[-1]]:
+            continue
+        while len(corners) > 1 and _above(spec, versatility, corners[-2], corners[-1], index):
+            corners.pop()
+        corners.append(index)
+    return corners[::-1]
+
+
+def _above(x: Sequence[float], y: Sequence[float], right: int, middle: int, left: int) -> bool:
+    """Whether the line from `left` to `right` passes above or through `middle`."""
+    return (y[middle] - y[left]) * (x[right] - x[left]) <= (y[right] - y[left]) * (x[middle] - x[left])
+
+
+def versatility_at(spec: np.ndarray, versatility: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The frontier's versatility at a speciality, float64 [draws].
+
+    spec, versatility: [draws, corners], corners in any order; target: [draws]. Left of the first corner that corner's
+    versatility; right of the last one the last line goes on, which only single draws need: whether a method reaches a
+    target is decided by its estimate.
+    """
+    order = np.argsort(spec, axis=1, kind="stable")
+    x, y = np.take_along_axis(spec, order, 1), np.take_along_axis(versatility, order, 1)
+    if x.shape[1] == 1:
+        return y[:, 0].copy()
+    right = np.clip((x < target[:, None]).sum(axis=1), 1, x.shape[1] - 1)
+    rows = np.arange(len(x))
+    width = x[rows, right] - x[rows, right - 1]
+    rise = y[rows, right] - y[rows, right - 1]
+    slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
+    inside = y[rows, right - 1] + slope * (target - x[rows, right - 1])
+    return np.where(target <= x[:, 0], y[:, 0], inside)
+
+
+def mean_loss(
+    spec: np.ndarray, versatility: np.ndarray, base_spec: np.ndarray, base_versatility: np.ndarray, target: np.ndarray
+) -> np.ndarray:
+    """The area between the base's level and the frontier, from the base's speciality to the target, over that width:
+    the mean versatility lost on the way, float64 [draws]. Exact, as both are made of straight lines."""
+    ends = np.stack([np.minimum(base_spec, target), target], axis=1)
+    knots = np.sort(np.concatenate([np.clip(spec, ends[:, :1], ends[:, 1:]), ends], axis=1), axis=1)
+    lost = base_versatility[:, None] - np.stack(
+        [versatility_at(spec, versatility, knots[:, place]) for place in range(knots.shape[1])], axis=1
+    )
+    width = ends[:, 1] - ends[:, 0]
+    area = (np.diff(knots, axis=1) * (lost[:, 1:] + lost[:, :-1]) / 2).sum(axis=1)
+    return np.divide(area, width, out=lost[:, -1].copy(), where=width > 0)
