@@ -268,14 +268,45 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
     _emit({"path": str(out)}, as_json, lambda: print(out))
 
 
+@app.command(context_settings=_OPEN)
+@_command
+def analyze(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    delta: Annotated[list[Path] | None, typer.Option(help="A delta or a fine-tuned model; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Rows of data.test that are read (default 100).")] = None,
+) -> None:
+    """Show where a speciality enters: change per layer and role, logit lens, attention against FFN."""
+    from .analyze_command import write_analysis
+    from .report import write_analysis_page
+
+    settings = _config(context, config)
+    _needed(settings, "model")
+    deltas = delta or ([settings.delta] if settings.delta else [])
+    path = write_analysis(settings, deltas, _needed(settings, "output"), limit=limit,
+                          tell=lambda text: console.print(text, highlight=False))
+    _emit_analysis(write_analysis_page(path, path.parent), as_json)
+
+
+def _emit_analysis(paths: dict[str, Any], as_json: bool) -> None:
+    content = {"json": str(paths["json"]), "html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}
+    _emit(content, as_json, lambda: print(*paths["sentences"], paths["html"], sep="\n"))
+
+
 @app.command()
 @_command
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with report.json or search.json.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A folder with report.json, search.json or analysis.json.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Make report.html and the pictures of a finished run anew."""
-    from .report import methods_table, read_report, write_report
+    """Make report.html or analysis.html and the pictures of a finished run anew."""
+    from .report import methods_table, read_report, write_analysis_page, write_report
 
+    if (folder / "analysis.json").is_file():
+        _emit_analysis(write_analysis_page(folder / "analysis.json", folder), as_json)
+        if not any((folder / name).is_file() for name in ("report.json", "search.json")):
+            return
     content = read_report(folder)
     paths = write_report(content, folder)
 
