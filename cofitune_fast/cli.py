@@ -303,10 +303,10 @@ def report(
     """Make report.html or analysis.html and the pictures of a finished run anew."""
     from .report import methods_table, read_report, write_analysis_page, write_report
 
-    if (folder / "analysis.json").is_file():
-        _emit_analysis(write_analysis_page(folder / "analysis.json", folder), as_json)
-        if not any((folder / name).is_file() for name in ("report.json", "search.json")):
-            return
+    others = (folder / name for name in ("report.json", "search.json"))
+    if (folder / "analysis.json").is_file() and not any(map(Path.is_file, others)):
+        _emit_analysis(write_analysis_page(folder, folder), as_json)
+        return
     content = read_report(folder)
     paths = write_report(content, folder)
 
