@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches, pad_token_id
+from ..data import batches, pad_token_id
 from ..errors import CofituneError
 from ..models.mode import evaluation_mode
 from ..regions import BaseInfo, Layout, resolve_layout
@@ -51,8 +51,8 @@ def analyze(
     layout = resolve_layout(model)
     readout = Readout(model, layout)
     if task.kind == "choice":
-        raise CofituneError(f"The task {task.name} has choices and no responses to read; give rows with a prompt and its "
-                            "completion.")
+        raise CofituneError(f"The task {task.name} has choices and no responses to read; give rows with a prompt and "
+                            "its completion.")
     rows = task_rows(task, tokenizer, max_length)
     plan = list(batches(rows, pad_token_id(tokenizer), max_tokens=BATCH_TOKENS))
     tell("base")

@@ -45,15 +45,15 @@ class Readout:
         own, read = stream.logits.float(), self.logits(stream.states[-1][:1])[0]
         if not torch.allclose(own, read, rtol=0.02, atol=0.02 * own.abs().max().item()):
             raise CofituneError(
-                f"Model type '{self.model_type}' does more to its last state than a norm, a linear head and a soft cap; "
-                "its layers cannot be read."
+                f"Model type '{self.model_type}' does more to its last state than a norm, a linear head and a soft "
+                "cap; its layers cannot be read."
             )
 
     def directions(self, states: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
         """float32 [n, hidden]: d such that d . state = logit of the target - logit of the rival, at these last states.
 
         The RMS norm divides by a number that depends on the whole state; it is held at its value (a frozen norm), so
-        that what remains is linear and parts of the state can be credited. Before the soft cap, without the head's bias.
+        that what remains is linear and parts of the state can be credited. Before the soft cap, without a head's bias.
 
         Raises:
             CofituneError: the final norm is not an RMS norm.
@@ -62,8 +62,8 @@ class Readout:
         scaled, normed = states.float() * gain, self.norm(states).float()
         factor = (normed * scaled).sum(-1, keepdim=True) / scaled.square().sum(-1, keepdim=True)
         if not (normed - factor * scaled).norm() <= 0.05 * normed.norm():  # so also where the factor is not a number
-            raise CofituneError(f"The final norm of model type '{self.model_type}' is not an RMS norm; contributions to "
-                                "its logits cannot be told apart.")
+            raise CofituneError(f"The final norm of model type '{self.model_type}' is not an RMS norm; contributions "
+                                "to its logits cannot be told apart.")
         weight = self.head.weight
         return (weight[targets].float() - weight[rivals].float()) * gain * factor
 
@@ -73,8 +73,8 @@ class Lens:
     """What each layer's reading says at n positions; all on the CPU, [n, num_layers + 1], the embedding first.
 
     nll: float32, of the right token, nats. rank: int32, 1 + the tokens with a larger logit. kl: float32, from the last
-    layer's distribution p to this layer's q, sum p log(p / q), nats. rivals: int64 [n], the most probable wrong token of
-    the last layer.
+    layer's distribution p to this layer's q, sum p log(p / q), nats. rivals: int64 [n], the most probable wrong token
+    of the last layer.
     """
 
     nll: Tensor

@@ -70,11 +70,11 @@ def _copy_model(model: nn.Module, path: str) -> dict[str, torch.Tensor]:
     try:
         shapes = {name: weight.shape for name, weight in named_parameters(skeleton(path, torch.float32))}
     except Exception as error:
-        raise CofituneError(f"The model {path} cannot be read ({error}); name a folder as save_pretrained writes it.") \
-            from None
+        reason = str(error).partition("\n")[0]
+        raise CofituneError(f"The model {path} cannot be read ({reason}); name another folder.") from None
     if shapes != {name: weight.shape for name, weight in mine.items()}:
-        raise CofituneError(f"The model {path} is no fine-tuning of {model.config.name_or_path}: its tensors have other "
-                            "names or shapes; compare models of one base.")
+        raise CofituneError(f"The model {path} is no fine-tuning of {model.config.name_or_path}: its tensors have "
+                            "other names or shapes; compare models of one base.")
     other = load_model(path, dtype=dtype_name(model), device="cpu").model
     replaced: dict[str, torch.Tensor] = {}
     with torch.no_grad():

@@ -11,7 +11,7 @@ from .numbers import MISSING, NBSP, percent
 def sentences(analysis: dict[str, Any]) -> list[str]:
     """Two sentences for each fine-tuned model: where its weights moved, and where its answers become readable."""
     base, *others = analysis["models"]
-    return [text for model in others for text in (_moved(model, analysis), _entered(model, base, analysis["layers"]))]
+    return [text for model in others for text in (_moved(model), _entered(model, base))]
 
 
 def rows(analysis: dict[str, Any]) -> list[dict[str, str]]:
@@ -44,17 +44,7 @@ def median_layer(part: dict[str, Any]) -> int | None:
     return next((depth - 1 for depth, total in enumerate(totals) if 2 * total >= whole), None) if whole else None
 
 
-def half_gain_layer(model: dict[str, Any], base: dict[str, Any]) -> int | None:
-    """The first layer from which on at least half of the last layer's difference in NLL to the base is there; -1 is the
-    embedding, None without a gain."""
-    gains = [old - new for old, new in zip(base["lens"]["nll"], model["lens"]["nll"], strict=True)]
-    if gains[-1] <= 0:
-        return None
-    below = [depth for depth, gain in enumerate(gains) if gain < gains[-1] / 2]
-    return max(below, default=-1)  # depth d is the state after layer d - 1, and the one behind the last below counts
-
-
-def _moved(model: dict[str, Any], analysis: dict[str, Any]) -> str:
+def _moved(model: dict[str, Any]) -> str:
     change = model["change"]
     if not change["total"]:
         return f"{model['name']}: its weights are those of the base."
@@ -64,27 +54,21 @@ def _moved(model: dict[str, Any], analysis: dict[str, Any]) -> str:
              f"{percent(_share(change, 'attn'))} in attention"]
     if change["rest"]["share"]:
         parts.append(f"{percent(change['rest']['share'])} in embedding, head and norms")
-    return (f"{model['name']} moved the weights by {percent(change['total'])} of their norm, {', '.join(parts)}; the cell "
-            f"that moved furthest for its size is {role} of layer {layer} of 0-{analysis['layers'] - 1} ({percent(value)}).")
+    return (f"{model['name']} moved the weights by {percent(change['total'])} of their norm, {', '.join(parts)}; the "
+            f"cell that moved furthest for its size is {role} of layer {layer} ({percent(value)}).")
 
 
-def _entered(model: dict[str, Any], base: dict[str, Any], layers: int) -> str:
-    old, new = base["lens"], model["lens"]
-    text = (f"{model['name']}: the NLL per token goes from {old['nll'][-1]:.3f}{NBSP}±{NBSP}{old['nll_se'][-1]:.3f} to "
-            f"{new['nll'][-1]:.3f}{NBSP}±{NBSP}{new['nll_se'][-1]:.3f}")
-    half = half_gain_layer(model, base)
-    if half is None:
-        return f"{text}, so nothing was gained on these rows."
-    text += f", and half of that gain is readable {_after(half)}"
-    gained = median_layer(model["readable"]["gained"])
-    if gained is not None:
-        count = sum(model["readable"]["gained"]["counts"])
-        text += (f"; the {count} tokens that only training made right become readable {_after(gained)} in the median "
-                 f"(all tokens that the base has right: {_after(median_layer(base['readable']['all']))})")
-    gain = {name: sum(model["direct"][key]) - sum(base["direct"][key])
-            for key, name in (("attention", "attention"), ("ffn", "the FFNs"))}
-    return text + "; of the right token's lead, " + " and ".join(
-        f"{value:+.2f} logits came with {name}" for name, value in gain.items()) + "."
+def _entered(model: dict[str, Any], base: dict[str, Any]) -> str:
+    nll = [f"{entry['lens']['nll'][-1]:.3f}{NBSP}±{NBSP}{entry['lens']['nll_se'][-1]:.3f}" for entry in (base, model)]
+    text = f"{model['name']}: the NLL per token goes from {nll[0]} to {nll[1]}"
+    gained = model["readable"]["gained"]
+    if sum(gained["counts"]):
+        text += (f"; the {sum(gained['counts'])} tokens that only training made right become readable "
+                 f"{_after(median_layer(gained))} in the median, those that the base has right "
+                 f"{_after(median_layer(base['readable']['all']))}")
+    gains = [sum(model["direct"][key]) - sum(base["direct"][key]) for key in ("attention", "ffn")]
+    return (f"{text}; the right token's lead changes by {gains[0]:+.2f} logits from attention and {gains[1]:+.2f} from "
+            "FFNs.")
 
 
 def _share(change: dict[str, Any], group: str) -> float:
