@@ -301,15 +301,45 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
     _emit({"path": str(out)}, as_json, lambda: print(out))
 
 
+@app.command(context_settings=_OPEN)
+@_command
+def analyze(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    delta: Annotated[list[Path] | None, typer.Option(help="A delta or a fine-tuned model; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Rows of data.test that are read (default 100).")] = None,
+) -> None:
+    """Show where a speciality enters: change per layer and role, logit lens, attention against FFN."""
+    from .analyze_command import write_analysis
+    from .report import write_analysis_page
+
+    settings = _config(context, config)
+    _needed(settings, "model")
+    deltas = delta or ([settings.delta] if settings.delta else [])
+    path = write_analysis(settings, deltas, _needed(settings, "output"), limit=limit,
+                          tell=lambda text: console.print(text, highlight=False))
+    _emit_analysis(write_analysis_page(path, path.parent), as_json)
+
+
+def _emit_analysis(paths: dict[str, Any], as_json: bool) -> None:
+    content = {"json": str(paths["json"]), "html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}
+    _emit(content, as_json, lambda: print(*paths["sentences"], paths["html"], sep="\n"))
+
+
 @app.command()
 @_command
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with report.json, search.json or comparison.json.")],
-    as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A folder with report, search, comparison or analysis .json.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make the page and the pictures of a finished run anew."""
-    from .report import comparison_table, methods_table, read_report, write_report
+    from .report import comparison_table, methods_table, read_report, write_analysis_page, write_report
 
+    others = (folder / name for name in ("report.json", "search.json", "comparison.json"))
+    if (folder / "analysis.json").is_file() and not any(map(Path.is_file, others)):
+        _emit_analysis(write_analysis_page(folder, folder), as_json)
+        return
     content = read_report(folder)
     paths = write_report(content, folder)
 

@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "trials": "errors files models anchor data importance memory regions scoring training",
     "search": "errors files models regions scoring training trials",
     "compare": "errors files environment models anchor data importance optim regions scoring training trials search",
+    "analysis": "errors files models data regions scoring",
+    "analyze_command": "analysis config environment errors files models regions scoring",
     "report": "errors files",
     "config": "errors",
     "display": "report search",
@@ -62,7 +64,7 @@ THIRD_PARTY = {
     "demo": set(),
 }
 CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "anchor",
-        "training", "trials", "search", "compare")
+        "training", "trials", "search", "compare", "analysis")
 EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft")
 
 

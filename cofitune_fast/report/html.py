@@ -27,6 +27,7 @@ from .tree import search_tree
 from .verdict import searched_on_report_split
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from matplotlib.figure import Figure
 
 PICTURES = {  # name of the PNG: (drawing, what a reader who cannot see it is told)
@@ -100,33 +101,44 @@ def render_comparison(content: dict[str, Any], drawings: dict[str, str]) -> str:
 
 
 def _rendered(name: str, report: dict[str, Any], **values: Any) -> str:
+    return page_template(name).render(
+        report=report, **style_variables(), created=readable_date(report["created"]), facts=_facts(report), **values
+    )
+
+
+def page_template(name: str) -> Template:
+    """A page's template, with the filters that all pages share.
+
+    Raises:
+        CofituneError: jinja2 is missing.
+    """
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError:
         raise CofituneError(f"The report's page needs jinja2; install it with: {INSTALL}") from None
-    files = resources.files(__package__)
-    loader = FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
+    loader = FunctionLoader(_own_file)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"duration": duration, "percent": percent, "count": count, "score": score}
+    return environment.get_template(name)
+
+
+def style_variables() -> dict[str, str]:
+    """What every page's head needs: its style sheet, and the colours of the light and the dark scheme."""
     light, dark = css_variables()
-    return environment.get_template(name).render(
-        report=report,
-        css=files.joinpath("style.css").read_text(encoding="utf-8"),
-        light=light,
-        dark=dark,
-        created=_readable_date(report["created"]),
-        facts=_facts(report),
-        **values,
-    )
+    return {"css": _own_file("style.css"), "light": light, "dark": dark}
+
+
+def _own_file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _search_alone(report: dict[str, Any]) -> bool:
     return bool(report["search"]) and not report["methods"]
 
 
-def _readable_date(text: str) -> str:
+def readable_date(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -146,9 +158,14 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("base parameters", f"{base['parameters']:,.0f}" if finite(base["parameters"]) else ""),
     ]
     facts += [(f"split for {use}", split) for use, split in report["split"].items()]
-    for key, value in report["environment"].items():
-        if key.endswith("_bytes") and finite(value):
-            facts.append((key.removesuffix("_bytes").replace("_", " "), byte_size(value)))
-        else:
-            facts.append((key.replace("_", " "), "none" if value is None else str(value)))
-    return [(name, text) for name, text in facts if text]
+    return [(name, text) for name, text in [*facts, *environment_facts(report["environment"])] if text]
+
+
+def environment_facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """The machine and its versions as (name, text) pairs."""
+    return [
+        (key.removesuffix("_bytes").replace("_", " "), byte_size(value))
+        if key.endswith("_bytes") and finite(value)
+        else (key.replace("_", " "), "none" if value is None else str(value))
+        for key, value in environment.items()
+    ]

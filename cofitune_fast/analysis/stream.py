@@ -1,0 +1,106 @@
+"""The residual stream at chosen positions: its state after every layer, and what each module wrote into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CofituneError
+from ..models.head import select_positions
+from ..regions import Layout
+
+TOLERANCE = 0.1
+"""How much of the last state may come from neither embedding nor modules: in bfloat16 the rounding of every sum."""
+
+
+@dataclass
+class Stream:
+    """n positions of one batch. All tensors are as the model made them, on its device and in its dtype.
+
+    states: num_layers + 1 of [n, hidden], the embedding first, then the state after each layer.
+    attention, ffn: num_layers of [n, hidden], what the module added, after its own norm where the family has one.
+    targets: int64 [n], the token that each position should predict. rows: int64 [n], its row in the batch.
+    logits: [vocabulary], the model's own at the first position.
+    """
+
+    targets: Tensor
+    rows: Tensor
+    states: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    ffn: list[Tensor] = field(default_factory=list)
+    logits: Tensor | None = None
+
+    def remainder(self) -> Tensor:
+        """float32 [n, hidden]: the last state less the embedding and everything the modules wrote; rounding."""
+        rest = self.states[-1].float() - self.states[0].float()
+        for write in (*self.attention, *self.ffn):
+            rest -= write.float()
+        return rest
+
+
+def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> Stream:
+    """One forward of `batch` (`data.collate`), read at the positions that predict a response token.
+
+    Raises:
+        CofituneError: the states are not the embedding plus what attention and FFN wrote (scaled residuals, adapters),
+            or they are not finite.
+    """
+    device = model.get_input_embeddings().weight.device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    places = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    places[:, :-1] = batch["labels"][:, 1:] != -100
+    stream = Stream(batch["labels"][:, 1:][places[:, :-1]], places.nonzero()[:, 0])
+    first = torch.zeros_like(places)
+    first[tuple(places.nonzero()[0])] = True
+
+    def keep(store: list[Tensor]) -> Callable[[Any], None]:
+        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[places])
+
+    with _hooks(layout, keep(stream.states), keep(stream.attention), keep(stream.ffn)), select_positions(model, first):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    stream.logits = output.logits[0, 0]
+    if not (stream.logits.isfinite().all() and stream.states[-1].isfinite().all()):
+        raise CofituneError("The model's states or logits are not finite; its weights may be damaged.")
+    off = (stream.remainder().norm() / stream.states[-1].float().norm()).item()
+    if off > TOLERANCE:
+        raise CofituneError(
+            f"The layers of model type '{layout.model_type}' are not residual + attention + FFN: {off:.0%} of the last "
+            "state come from elsewhere; this model cannot be analysed."
+        )
+    return stream
+
+
+@contextmanager
+def _hooks(
+    layout: Layout, state: Callable[[Any], None], attention: Callable[[Any], None], ffn: Callable[[Any], None]
+) -> Iterator[None]:
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        state(args[0] if args else kwargs["hidden_states"])
+
+    def after(store: Callable[[Any], None]) -> Callable[..., None]:
+        return lambda module, inputs, output: store(output)
+
+    handles = [layout.decoder_layer(0).register_forward_pre_hook(before, with_kwargs=True)]
+    for layer in range(layout.num_layers):
+        writers = _writers(layout, layer)
+        for module, store in zip((*writers, layout.decoder_layer(layer)), (attention, ffn, state), strict=True):
+            handles.append(module.register_forward_hook(after(store)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _writers(layout: Layout, layer: int) -> tuple[nn.Module, nn.Module]:
+    """The modules whose outputs are added to the residual: attention and FFN, or the norms behind them (Gemma 2, 3)."""
+    block = layout.decoder_layer(layer)
+    behind_ffn = getattr(block, "post_feedforward_layernorm", None)
+    if behind_ffn is not None:
+        return block.post_attention_layernorm, behind_ffn
+    return layout.attention(layer), layout.ffn(layer)
