@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from ..models.fingerprint import named_parameters
 from ..regions import Layout
 
-REST = "outside the roles"
-"""Embedding, head and norms together, which belong to no role."""
-
 
 def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> dict[str, Any]:
     """The change of `model` against the tensors it had `before` (those absent there did not change).
@@ -22,7 +19,7 @@ def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]
       nothing changed, None where a cell of zeros did.
     - "share": {role: [layers]}, each cell's part of the sum of ||W1 - W0||_F^2 over all tensors. The shares of all
       cells and "rest" add up to 1, or are all 0 where nothing changed.
-    - "rest": {"relative", "share"} of everything outside the roles (REST).
+    - "rest": {"relative", "share"} of what has no role: embedding, head and norms together.
     - "total": ||W1 - W0||_F / ||W0||_F over the whole model.
 
     One tensor at a time is brought to float32; the sums are float64.
