@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CofituneError
 from ..files import write_json
 from ..scoring import SuiteScores
 from ..search.executors import Executor
-from ..training import training_arguments
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .catalogue import NamedMethod
+from .checks import check_method, check_tasks
 from .entries import base_name, scores_entry, without
 from .folder import ComparisonFolder
 from .forecast import Forecast
 from .head import report_head
-from .lora import require_peft
 from .progress import PipelineObserver, Quiet
-from .recipe import refuse_unknown
-from .run_method import SPLITS, general_bench, what_is_trained
+from .run_method import SPLITS
 from .runs import Run, all_runs, next_stage
 
 
@@ -61,32 +58,9 @@ class Comparison:
     def check(self) -> None:
         """Read all data and settle all methods on this model; one sentence for what is wrong, before anything is
         trained. Raises CofituneError."""
-        for name, data in self.settings.tasks.items():
-            bench = self.bench.with_data(data)
-            try:
-                bench.train_rows  # noqa: B018  (read now, and so are the suites)
-                for split in SPLITS:
-                    bench.suite(split)
-            except CofituneError as error:
-                raise CofituneError(f"The task {name}: {error}") from None
+        check_tasks(self.bench, self.settings.tasks)
         for method in self.settings.methods:
-            recipe = method.recipe
-            try:
-                what_is_trained(recipe, self.bench.layout, self.settings.seeds[0])
-                for rate in recipe.learning_rates:
-                    training_arguments({**self.setup.training, **recipe.training, "learning_rate": rate}, "checked")
-                if recipe.lora is not None:
-                    require_peft()
-                memory = self.setup.memory
-                if recipe.mofo and (memory.gradient_release, memory.optimizer_states) != ("off", "device"):
-                    raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release "
-                                        "must be off and memory.optimizer_states device.")
-                if recipe.anchor is not None:
-                    _check_anchor(recipe.anchor)
-                if recipe.needs_general:
-                    general_bench(next(self._benches()), self.settings.general).train_rows  # noqa: B018
-            except CofituneError as error:
-                raise CofituneError(f"The method {method.name}: {error}") from None
+            check_method(method, next(self._benches()), self.setup, self.settings.general, self.settings.seeds[0])
 
     def run(self) -> dict[str, Any]:
         """Everything that is missing, in the order of `next_stage`; returns comparison.json's content."""
@@ -245,16 +219,6 @@ class Comparison:
 
     def _benches(self) -> Iterator[Workbench]:
         return map(self.bench.with_data, self.settings.tasks.values())
-
-
-def _check_anchor(settings: Mapping[str, Any]) -> None:
-    from ..anchor import AnchorSettings
-
-    refuse_unknown(settings, [one.name for one in fields(AnchorSettings)], "Its anchor")
-    try:
-        AnchorSettings(**settings)
-    except TypeError as error:
-        raise CofituneError(f"Its anchor is not understood ({error}).") from None
 
 
 def _curves(content: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import shutil
 import time
@@ -53,37 +52,47 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
                 "data_seed": seed, "save_strategy": "no"}
     region, adapted = (trained.region, True) if isinstance(trained, LoraAdapter) else (trained, False)
     memory = None if adapted or region.is_full else setup.memory
+    folder, run = setup.node_folder(job["id"]), None
+    swept = [alpha for alpha in job["alphas"] if alpha is not None]
     scores: list[dict[str, Any]] = []
-    clock.lap("preparation_seconds")
-    with bench.trial(region) as base:
-        if recipe.pull is not None:
-            options["pull"] = replace(options["pull"], initial=base)  # instead of another copy
-        with trained.attached(bench.model) if adapted else nullcontext():
-            folder = setup.node_folder(job["id"])
-            try:
-                run = bench.train(trained, folder, training, **options)
-            except LossNotFinite as error:
-                clock.lap("training_seconds")
-                return _result([], clock, why=str(error))
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            clock.lap("training_seconds")
-            if None in job["alphas"]:
-                scores.append({"alpha": None, **_score(bench, region, memory)})
-            swept = [alpha for alpha in job["alphas"] if alpha is not None]
-            if not swept:
-                endpoint = None
-            elif adapted:
-                endpoint = trained.endpoint(bench.model)
-            else:
-                endpoint = trained_endpoint({name: p.detach().clone() for name, p in region.parameters(bench.model)})
-        for alpha in swept:
-            if alpha == 1 and scores and not adapted:
-                scores.append({**scores[0], "alpha": alpha})
-                continue
-            interpolate(bench.model, base, endpoint, alpha)
+
+    def score(alpha: float | None) -> None:
+        try:
             scores.append({"alpha": alpha, **_score(bench, region, memory)})
+        except CofituneError as error:  # the base could be scored on the same items
+            raise _Diverged(str(error)) from None
+
+    clock.lap("preparation_seconds")
+    try:
+        with bench.trial(region) as base:
+            if recipe.pull is not None:
+                options["pull"] = replace(options["pull"], initial=base)  # instead of another copy
+            with trained.attached(bench.model) if adapted else nullcontext():
+                try:
+                    run = bench.train(trained, folder, training, **options)
+                finally:
+                    clock.lap("training_seconds")
+                    shutil.rmtree(folder, ignore_errors=True)
+                if None in job["alphas"]:
+                    score(None)
+                if swept and adapted:
+                    endpoint = trained.endpoint(bench.model)
+                elif swept:
+                    endpoint = trained_endpoint({name: parameter.detach().clone()
+                                                 for name, parameter in region.parameters(bench.model)})
+            for alpha in swept:
+                if alpha == 1 and scores and not adapted and scores[0]["alpha"] is None:
+                    scores.append({**scores[0], "alpha": alpha})
+                    continue
+                interpolate(bench.model, base, endpoint, alpha)
+                score(alpha)
+    except (LossNotFinite, _Diverged) as error:
+        return _result([], clock, run, why=str(error))
     return _result(scores, clock, run)
+
+
+class _Diverged(Exception):
+    """The trained model has no scores."""
 
 
 def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Region | LoraAdapter:
@@ -197,8 +206,6 @@ def _result(
     scores: list[dict[str, Any]], clock: _Clock, run: TrainResult | None = None, why: str | None = None
 ) -> dict[str, Any]:
     clock.lap("scoring_seconds")
-    if not all(math.isfinite(entry[split]["uni"]) for entry in scores for split in SPLITS):
-        scores, why = [], "The scores are not finite; the training has diverged."
     cost = {"seconds": clock.laps["training_seconds"] + clock.laps["scoring_seconds"], **clock.laps,
             "tokens": run.tokens if run else 0, "trained_parameters": run.trained_parameters if run else 0,
             "peak_memory_bytes": run.peak_memory_bytes if run else 0}

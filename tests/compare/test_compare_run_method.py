@@ -80,14 +80,15 @@ def test_the_base_is_scored_without_training(tiny_run, bench, calls):
 
 @pytest.mark.parametrize("recipe", [{}, {"region": REGION}, {"lora": {"rank": 4}}], ids=str)
 def test_interpolations_are_between_base_and_trained(do, bench, recipe):
-    plain = do(recipe)
     result = do(recipe, alphas=[None, 1e-6, 0.5, 1.0])
     assert [scores["alpha"] for scores in result["scores"]] == [None, 1e-6, 0.5, 1.0]
     base, low, half, whole, trained = bench.score("test").spec, *(spec(result, i) for i in (1, 2, 3, 0))
-    assert trained == spec(plain)
+    assert trained == spec(do(recipe))
     assert low == pytest.approx(base, rel=1e-4)
     assert whole == pytest.approx(trained, rel=1e-4) and (whole == trained or "lora" in recipe)
     assert half not in (base, trained, low, whole)
+    alone = do(recipe, alphas=[0.5, 1.0])
+    assert [spec(alone, 0), spec(alone, 1)] == [half, whole]
     assert tensor_digests(bench.model) == bench.digests
 
 
@@ -112,8 +113,9 @@ def test_scores_that_are_no_numbers_are_a_diverged_run_too(do, bench, monkeypatc
 
     monkeypatch.setattr(type(bench), "train", train)
     result = do({})
-    assert (result["state"], result["why"], result["scores"]) == (
-        "failed", "The scores are not finite; the training has diverged.", [])
+    assert result["state"] == "failed" and result["scores"] == [] and result["cost"]["tokens"] == 7
+    assert "a log-likelihood that is not finite" in result["why"]
+    assert tensor_digests(bench.model) == bench.digests
 
 
 def test_rate_and_seed_go_over_the_runs_training_arguments(do, calls):

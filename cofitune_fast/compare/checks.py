@@ -1,0 +1,60 @@
+"""What can be wrong with a comparison, said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..errors import CofituneError
+from ..training import training_arguments
+from ..trials import TrialData, TrialSetup, Workbench
+from .catalogue import NamedMethod
+from .lora import require_peft
+from .recipe import Recipe, refuse_unknown
+from .run_method import SPLITS, general_bench, what_is_trained
+
+
+def check_tasks(bench: Workbench, tasks: Mapping[str, TrialData]) -> None:
+    """Read the data of all tasks; raises CofituneError with the task's name."""
+    for name, data in tasks.items():
+        try:
+            task = bench.with_data(data)
+            task.train_rows  # noqa: B018  (read now, and so are the suites)
+            for split in SPLITS:
+                task.suite(split)
+        except CofituneError as error:
+            raise CofituneError(f"The task {name}: {error}") from None
+
+
+def check_method(method: NamedMethod, bench: Workbench, setup: TrialSetup, general: str | None, seed: int) -> None:
+    """Settle a method on this model; raises CofituneError with the method's name."""
+    try:
+        _check(method.recipe, bench, setup, general, seed)
+    except CofituneError as error:
+        raise CofituneError(f"The method {method.name}: {error}") from None
+
+
+def _check(recipe: Recipe, bench: Workbench, setup: TrialSetup, general: str | None, seed: int) -> None:
+    what_is_trained(recipe, bench.layout, seed)
+    for rate in recipe.learning_rates:
+        training_arguments({**setup.training, **recipe.training, "learning_rate": rate}, "checked")
+    if recipe.lora is not None:
+        require_peft()
+    if recipe.anchor is not None:
+        _check_anchor(recipe.anchor)
+    if recipe.mofo and (setup.memory.gradient_release, setup.memory.optimizer_states) != ("off", "device"):
+        raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release must be off "
+                            "and memory.optimizer_states device.")
+    if recipe.needs_general:
+        general_bench(bench, general).train_rows  # noqa: B018  (read now)
+
+
+def _check_anchor(settings: Mapping[str, Any]) -> None:
+    from ..anchor import AnchorSettings
+
+    refuse_unknown(settings, [one.name for one in fields(AnchorSettings)], "Its anchor")
+    try:
+        AnchorSettings(**settings)
+    except TypeError as error:
+        raise CofituneError(f"Its anchor is not understood ({error}).") from None
