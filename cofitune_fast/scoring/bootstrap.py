@@ -8,11 +8,13 @@ that the draws of their difference are those of the paired difference.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from .results import ItemScore, Score, SuiteScores
+from . import metrics
+from .results import Score, SuiteScores
 from .suite import VERSATILITY
 
 _AT_ONCE = 2**22  # counts of items in memory
@@ -25,21 +27,33 @@ def resampled_figures(scores: SuiteScores, resamples: int = 2000, seed: int = 0)
     """
     groups = {
         "spec" if group == "speciality" else group:
-            np.mean([_resampled(name, score, resamples, seed) for name, score in tasks.items()], axis=0)
+            np.mean([resampled_score(name, score, resamples, seed) for name, score in tasks.items()], axis=0)
         for group, tasks in scores.tasks.items()
     }
     groups["vers"] = np.mean([groups[group] for group in VERSATILITY], axis=0)
     return {**groups, "uni": groups["spec"] + groups["vers"]}
 
 
-def _resampled(name: str, score: Score, resamples: int, seed: int) -> np.ndarray:
-    items: Sequence[ItemScore] = score.items
-    size = len(items)
+def resampled_score(name: str, score: Score, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """The value of `resamples` draws, float64 [resamples], of the items of a score; `name` is its task's."""
+    items, size = score.items, len(score.items)
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    nll, tokens, correct = np.array(items, dtype=np.float64).T
+    of_counts = _of_counts(score.metric, items)
     drawn, step = [], max(1, _AT_ONCE // size)
     for start in range(0, resamples, step):
         counts = generator.multinomial(size, np.full(size, 1 / size), min(step, resamples - start)).astype(np.float64)
-        mean_nll = (counts @ nll) / (counts @ tokens)
-        drawn.append({"nll": mean_nll, "likelihood": np.exp(-mean_nll)}.get(score.metric, counts @ correct / size))
+        drawn.append(of_counts(counts))
     return np.concatenate(drawn)
+
+
+def _of_counts(metric: str, items: Sequence[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """The metric [draws] of draws in which the items come so often: counts, float64 [draws, items]."""
+    if metric in metrics.METRICS:
+        statistics = metrics.sum_statistics(metric, items)
+        return lambda counts: metrics.METRICS[metric].value(counts @ statistics)
+    nll, tokens, correct = np.array(items, dtype=np.float64).T
+    if metric == "nll":
+        return lambda counts: (counts @ nll) / (counts @ tokens)
+    if metric == "likelihood":
+        return lambda counts: np.exp(-(counts @ nll) / (counts @ tokens))
+    return lambda counts: counts @ correct / len(items)
