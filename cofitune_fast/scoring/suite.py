@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.rows import SUFFIXES
 from ..errors import CofituneError
-from .tasks import NeedsGeneration, Task, read_task
+from .tasks import NeedsGeneration, Task, needs_packages, read_task
 
 VERSATILITY = ("knowledge", "reasoning", "instruction")
 GROUPS = ("speciality", *VERSATILITY)
@@ -90,6 +90,23 @@ def read_suite(
             raise CofituneError(f"{origin} has no data for the group {group}; its groups are {', '.join(GROUPS)}.")
         groups[group] = _read_group(group, entries[group], limit, roots[group], generate, notes)
     return Suite(**groups, notes=tuple(notes))
+
+
+def tasks_to_write(
+    speciality: str | Path, versatility: str | Path | None = None, *, limit: int | None = None,
+    versatility_limit: int | None = None,
+) -> list[Task]:
+    """The tasks that `generation_score` can score: the speciality, and what of a versatility suite is generated.
+
+    speciality: a data file, of which `limit` takes the first rows. versatility: a folder or file as in `read_suite`.
+    """
+    needs_packages("The score of generated text", "sacrebleu", "rouge_score")
+    if versatility is None:
+        return [read_task(speciality, limit=limit)]
+    suite = read_suite(versatility, speciality={"path": speciality, "limit": limit}, limit=versatility_limit,
+                       generate=True)
+    return [*suite.speciality,
+            *(task for group in VERSATILITY for task in getattr(suite, group) if task.is_generated)]
 
 
 def _folder_groups(folder: Path) -> dict[str, Any]:
