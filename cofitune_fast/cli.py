@@ -255,33 +255,55 @@ def evaluate(
     as_json: AsJson = False,
     split: Annotated[str, typer.Option(help="valid or test")] = "test",
     limit: Annotated[int | None, typer.Option(help="Score the speciality's first rows only.")] = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Also let the model write: the speciality's responses, "
+                                           "and IFEval's where the versatility tasks hold it.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response for --generate and --harness.")] = None,
+    harness: Annotated[str | None, typer.Option(help="Also lm-eval's scores: its task names or local files, with "
+                                                "commas between.")] = None,
 ) -> None:
     """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality.
 
     With model.quantize the delta's region stays in full precision, without a delta the `region`, if one is given."""
     from .display import scores_text
     from .regions import load_delta, read_delta
-    from .scoring import read_task, score_task
+    from .scoring import generation_score, harness_scores, needs_packages, read_task, score_task, tasks_to_write
 
     if split not in ("valid", "test"):
         raise CofituneError(f"--split is {split!r}; choose valid or test.")
     settings = _config(context, config)
+    path, versatility = getattr(settings.data, split), getattr(settings.versatility, split)
+    if versatility and limit is not None:
+        raise CofituneError("--limit is for the speciality alone; with versatility tasks use versatility.limit.")
+    if path is None:
+        raise CofituneError(f"Nothing to score: set data.{split}, and versatility.{split} for all of it.")
+    to_write = tasks_to_write(path, versatility, limit=limit, versatility_limit=settings.versatility.limit) \
+        if generate else []
+    if harness:
+        needs_packages("--harness", "lm_eval")
     bench = _workbench(settings, read_delta(settings.delta).region if settings.delta else None)
     if settings.delta:
         load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
-    if getattr(settings.versatility, split):
-        if limit is not None:
-            raise CofituneError("--limit is for the speciality alone; with versatility tasks use versatility.limit.")
+    content, lines = {}, []
+    if versatility:
         content = bench.score(split).to_dict()
-        show = lambda: print(scores_text(content), *_task_lines(content["tasks"]), sep="\n")  # noqa: E731
+        lines.append(scores_text(content))
     else:
-        path = getattr(settings.data, split)
-        if path is None:
-            raise CofituneError(f"Nothing to score: set data.{split}, and versatility.{split} for all of it.")
         score = score_task(bench.model, bench.tokenizer, read_task(path, limit=limit, metric=settings.data.metric))
-        content = {"tasks": {"speciality": {path: score.to_dict()}}}
-        show = lambda: print(*_task_lines(content["tasks"]), sep="\n")  # noqa: E731
-    _emit(content, as_json, show)
+        content["tasks"] = {"speciality": {path: score.to_dict()}}
+    if to_write:
+        content["generation"] = {
+            task.name: generation_score(bench.model, bench.tokenizer, task, max_new_tokens=max_new_tokens).to_dict()
+            for task in to_write
+        }
+    if harness:
+        content["harness"] = harness_scores(
+            bench.model, bench.tokenizer, harness.split(","), limit=limit or settings.versatility.limit,
+            max_new_tokens=max_new_tokens,
+        )
+    lines += _task_lines(content["tasks"]) + _task_lines({"generation": content.get("generation", {})})
+    for name, figures in content.get("harness", {}).items():
+        lines.append(f"  {'lm-eval':12}{name:32}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    _emit(content, as_json, lambda: print(*lines, sep="\n"))
 
 
 @app.command(context_settings=_OPEN)

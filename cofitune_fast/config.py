@@ -54,16 +54,18 @@ class DataSection(Section):
     test: str | None = None
     max_length: int = Field(512, ge=8)
     limit: int | None = Field(None, ge=1)
-    metric: Literal["likelihood", "exact"] | None = None
+    metric: Literal["likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"] | None = None
 
 
 class VersatilitySection(Section):
-    """Folders (or YAML files) with the groups knowledge, reasoning, instruction. `limit` is per task."""
+    """Folders (or YAML files) with the groups knowledge, reasoning, instruction. `limit` is per task;
+    with `generate` also tasks count for which the model has to write (IFEval)."""
 
     _main = "valid"
     valid: str | None = None
     test: str | None = None
     limit: int | None = Field(None, ge=1)
+    generate: bool = False
 
 
 class ImportanceSection(Section):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from cofitune_fast.compare.curves import curves_and_verdicts
-from cofitune_fast.compare.points import base_id
+from cofitune_fast.compare.entries import base_name
 from cofitune_fast.scoring import ItemScore, SuiteScores
 from cofitune_fast.scoring.results import make_score
 
@@ -61,7 +61,7 @@ def comparison(methods=METHODS, rates=RATES, seeds=SEEDS, tasks=tuple(TASKS), ga
     values, runs, base_scores, number = {}, [], {}, 0
     for task in tasks:
         both = {part: suite(task, 0, 0, part, items=items) for part in ("valid", "test")}
-        values[base_id(task)] = both
+        values[base_name(task)] = both
         base_scores[task] = {part: plain_scores(scores, 0.0 if drift else None) for part, scores in both.items()}
         for place, (name, (most, forgotten, seconds, size)) in enumerate(methods.items()):
             for rate in rates:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "optim": "errors ops regions",
     "importance": "errors files ops models regions",
     "memory": "errors files ops models regions optim",
-    "scoring": "errors files models data memory",
+    "scoring": "errors files ops models data memory",
     "anchor": "errors files models data",
     "training": "errors files models anchor data optim regions memory planning",
     "trials": "errors files models anchor data importance memory regions scoring training",
@@ -56,6 +56,8 @@ THIRD_PARTY = {
     "memory": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
     "training": CORE_THIRD_PARTY | {"accelerate"},  # inside the function that uses it; Trainer needs it anyway
     "compare": CORE_THIRD_PARTY | {"peft"},  # inside the function that uses it
+    # each inside the functions that need it
+    "scoring": CORE_THIRD_PARTY | {"lm_eval", "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk"},
     "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
     "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
@@ -65,7 +67,8 @@ THIRD_PARTY = {
 }
 CORE = ("ops", "models", "data", "regions", "optim", "importance", "memory", "planning", "scoring", "anchor",
         "training", "trials", "search", "compare", "analysis")
-EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft")
+EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft", "lm_eval",
+          "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk")
 
 
 def imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:

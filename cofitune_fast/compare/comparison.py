@@ -15,6 +15,7 @@ from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .catalogue import NamedMethod
 from .checks import check_method, check_tasks
+from .curves import curves_and_verdicts
 from .entries import base_name, scores_entry, without
 from .folder import ComparisonFolder
 from .forecast import Forecast
@@ -76,7 +77,7 @@ class Comparison:
                     self._keep(folder, job, result)
             self.observer.remaining(0.0)
             content = self.content()
-            content.update(_curves(content, self._items(folder)))
+            content.update(curves_and_verdicts(content, self._items(folder)))
             write_json(folder.path / "comparison.json", content)
         return content
 
@@ -219,11 +220,3 @@ class Comparison:
 
     def _benches(self) -> Iterator[Workbench]:
         return map(self.bench.with_data, self.settings.tasks.values())
-
-
-def _curves(content: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        from .curves import curves_and_verdicts
-    except ImportError:
-        return {}
-    return curves_and_verdicts(content, items)

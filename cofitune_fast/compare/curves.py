@@ -41,7 +41,7 @@ def curves_and_verdicts(
     """{"curves", "verdicts"} of a comparison, as described above; plain values for JSON.
 
     content: comparison.json without these two. items: {run id: {"valid": SuiteScores, "test": SuiteScores}} with the
-    per-item values of every run that is done, and of the base as `base_id(task)`.
+    per-item values of every run that is done, and of the base as `base_name(task)`.
 
     Raises:
         CofituneError: runs of different base or data, scores without items, a run of an unknown method, task or seed,

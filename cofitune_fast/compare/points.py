@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import CofituneError
 from ..scoring import SuiteScores
 from .draws import FIGURES, Estimate, drift_of, mean_over_seeds, suite_estimates, suite_values
+from .entries import base_name
 from .frontier import hull
 
 TOLERANCE = 0.02
@@ -70,16 +71,11 @@ class TaskCurves:
         return all(measure in point.test for point in points)
 
 
-def base_id(task: str) -> str:
-    """The key of the base's per-item values on a task."""
-    return f"base-{task}"
-
-
 def task_curves(content: Mapping[str, Any], items: Mapping[str, Mapping[str, SuiteScores]], task: str) -> TaskCurves:
     """The points of every method on a task, with their estimates."""
     runs = [run for run in content["runs"] if run["task"] == task]
     done = [run for run in runs if run["state"] == "done"]
-    base = base_id(task)
+    base = base_name(task)
     for name in [base, *(run["id"] for run in done)]:
         if name not in items:
             raise CofituneError(f"The per-item values of {name} are missing; score it anew.")

@@ -149,16 +149,18 @@ def _response_text(tokenizer: Any, example: Example, prompt: str) -> str:
     full = _render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
     if not full.startswith(prompt):
         # some generation prompts write what a finished turn lacks, such as an opened block of thought
-        return content + _end_of_turn(tokenizer, example.prompt)
+        return content + end_of_turn(tokenizer, example.prompt)
     answer = full[len(prompt) :].rstrip()
     if answer.endswith(content):  # the template seems to end no turn
-        end_of_turn = _end_of_turn(tokenizer, example.prompt)
-        return answer if answer.endswith(end_of_turn) else answer + end_of_turn
+        end = end_of_turn(tokenizer, example.prompt)
+        return answer if answer.endswith(end) else answer + end
     return answer
 
 
-def _end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
+def end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
     """What the chat template writes after an answer, less the space at its end; else the end of sequence."""
+    if not tokenizer.chat_template:
+        return _eos_token(tokenizer)
     probe = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"
     full = _render(tokenizer, [*prompt, {"role": "assistant", "content": probe}])
     return full.rpartition(probe)[2].rstrip() or _eos_token(tokenizer)

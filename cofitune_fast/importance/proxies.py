@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import CofituneError
-from ..models.head import response_logits
-from ..models.sharded import unshard
+from ..models.head import head_weight, hidden_states, response_logits
 
 Batch = dict[str, Tensor]
 
@@ -40,8 +39,8 @@ def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
     that long samples do not dominate the importance. Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306).
     It tells, without any data of the general domain, which units a small disturbance of the model's knowledge goes by.
     """
-    hidden = _hidden_states(model, batch)
-    weight, softcap = _head(model)
+    hidden = hidden_states(model, batch)
+    weight, softcap = head_weight(model)
     tokens = batch["attention_mask"].bool()
     losses = [
         ops.linear_kl(hidden[row][tokens[row]], hidden[row + 1][tokens[row]], weight, softcap=softcap)
@@ -69,8 +68,8 @@ def _check_head(model: nn.Module, batch: Batch) -> None:
     """The head as `kl_dropout` applies it must give the model's own logits; some families scale theirs in addition."""
     few = {name: batch[name][:1, :8] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        hidden = _hidden_states(model, few)
-        weight, softcap = _head(model)
+        hidden = hidden_states(model, few)
+        weight, softcap = head_weight(model)
         ours = F.linear(hidden, weight).float()
         ours = ours if softcap is None else softcap * torch.tanh(ours / softcap)
         theirs = model(**few, use_cache=False).logits.float()
@@ -79,21 +78,6 @@ def _check_head(model: nn.Module, batch: Batch) -> None:
             f"The logits of {type(model).__name__} are not its head weight times its hidden states, or are not finite "
             "numbers, so the proxy kl_dropout cannot be computed; use proxy='task_nll' or mend the weights."
         )
-
-
-def _hidden_states(model: nn.Module, batch: Batch) -> Tensor:
-    unshard(model)
-    decoder = model.get_decoder()
-    output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return output.last_hidden_state
-
-
-def _head(model: nn.Module) -> tuple[Tensor, float | None]:
-    """Head weight [vocabulary, hidden] and the cap of the logits, if the family has one (Gemma 2)."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise CofituneError(f"{type(model).__name__} has no language-model head; a causal language model is needed.")
-    return head.weight, getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 PROXIES = {

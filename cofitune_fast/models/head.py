@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
+from .sharded import unshard
 
 
 @contextmanager
@@ -57,3 +58,19 @@ def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor,
     with select_positions(model, mask):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return output.logits[0], targets[chosen]
+
+
+def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
+    """Head weight [vocabulary, hidden] and the cap of the logits, if the family has one (Gemma 2)."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise CofituneError(f"{type(model).__name__} has no language-model head; a causal language model is needed.")
+    return head.weight, getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def hidden_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The states [batch, tokens, hidden] that go into the head; batch: `input_ids` and `attention_mask`."""
+    unshard(model)
+    decoder = model.get_decoder()
+    output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return output.last_hidden_state

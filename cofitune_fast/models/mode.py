@@ -1,10 +1,15 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and a model that other libraries may use and not change."""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -18,3 +23,38 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def left_as_found(model: nn.Module, tokenizer: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; after the block, however it ends, everything that a generating or evaluating
+    library is known to change is as it was.
+
+    That is: each module's training flag, the grad mode, `use_cache` of the configuration, the generation
+    configuration (the object and its content), the tokenizer's sides of padding and truncation and its padding token,
+    and the random states of Python, numpy and torch (CPU, and CUDA where it is in use).
+    """
+    generation = getattr(model, "generation_config", None)
+    generation_content = copy.deepcopy(vars(generation)) if generation is not None else {}
+    settings = [(config, config.use_cache) for config in {id(c): c for c in (
+        model.config, model.config.get_text_config())}.values() if hasattr(config, "use_cache")]
+    sides = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side", "pad_token")}
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            yield
+    finally:
+        if generation is not None:
+            vars(generation).clear()
+            vars(generation).update(generation_content)
+            model.generation_config = generation
+        for config, use_cache in settings:
+            config.use_cache = use_cache
+        for name, value in sides.items():
+            setattr(tokenizer, name, value)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

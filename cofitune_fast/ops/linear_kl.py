@@ -69,14 +69,14 @@ def _by_chunks(
         hidden = torch.cat([hidden_p[rows], hidden_q[rows]])
         count = hidden.shape[0] // 2
         logits = buffer[: 2 * count]
-        _to_logits(hidden, weight, logits)
+        to_logits(hidden, weight, logits)
         total += kl_rows(logits[:count], logits[count:], softcap, need_gradients).sum(dtype=torch.float64)
         if need_gradients:
             grad_p[rows], grad_q[rows] = _to_hidden(logits, weight, hidden.dtype).split(count)
     return total.to(dtype), grad_p, grad_q
 
 
-def _to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) -> None:
+def to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) -> None:
     """logits = hidden W^T with products and sums in the logits' dtype."""
     if _mixes(weight, hidden.dtype):
         torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)

@@ -1,29 +1,45 @@
 """Spec, Vers and Uni: how well a model does its speciality, and what it kept of everything else."""
 
 from .answers import answer_scores
-from .bootstrap import resampled_figures, resampled_together
+from .bootstrap import resampled_figures, resampled_score, resampled_together
+from .drift import BaseStates, base_states
+from .generation import generate_texts, generation_score
+from .harness import harness_scores
+from .metrics import DriftItem, FollowedItem, GeneratedItem
 from .results import ItemScore, Score, SuiteScores, paired_difference
 from .score import score_suite, score_task, suite_tokens
-from .suite import GROUPS, VERSATILITY, Suite, read_suite
-from .tasks import ChoiceItem, ContinuationItem, Task, read_task
+from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
+from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
 
 __all__ = [
     "GROUPS",
     "VERSATILITY",
+    "BaseStates",
     "ChoiceItem",
     "ContinuationItem",
+    "DriftItem",
+    "FollowedItem",
+    "GeneratedItem",
+    "InstructionItem",
     "ItemScore",
     "Score",
     "Suite",
     "SuiteScores",
     "Task",
     "answer_scores",
+    "base_states",
+    "generate_texts",
+    "generation_score",
+    "harness_scores",
+    "needs_packages",
     "paired_difference",
     "read_suite",
     "read_task",
     "resampled_figures",
+    "resampled_score",
     "resampled_together",
     "score_suite",
     "score_task",
     "suite_tokens",
+    "tasks_to_write",
 ]

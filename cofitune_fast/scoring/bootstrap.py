@@ -8,10 +8,12 @@ that the draws of their difference are those of the paired difference.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from . import metrics
 from .results import Score, SuiteScores
 from .suite import VERSATILITY
 
@@ -40,14 +42,31 @@ def resampled_together(
     return {**groups, "uni": groups["spec"] + groups["vers"]}
 
 
+def resampled_score(name: str, score: Score, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """The value of `resamples` draws, float64 [resamples], of the items of a score; `name` is its task's."""
+    return _resampled(name, [score], resamples, seed)[:, 0]
+
+
 def _resampled(name: str, scores: Sequence[Score], resamples: int, seed: int) -> np.ndarray:
+    """Of several models' scores on the same items, float64 [resamples, models]."""
     size = len(scores[0].items)
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    nll, tokens, correct = np.moveaxis(np.array([score.items for score in scores], dtype=np.float64), (0, 2), (2, 0))
+    of_counts = [_of_counts(score.metric, score.items) for score in scores]
     drawn, step = [], max(1, _AT_ONCE // size)
     for start in range(0, resamples, step):
         counts = generator.multinomial(size, np.full(size, 1 / size), min(step, resamples - start)).astype(np.float64)
-        mean_nll = (counts @ nll) / (counts @ tokens)
-        drawn.append({"nll": mean_nll, "likelihood": np.exp(-mean_nll)}.get(
-            scores[0].metric, counts @ correct / size))
+        drawn.append(np.stack([value(counts) for value in of_counts], axis=-1))
     return np.concatenate(drawn)
+
+
+def _of_counts(metric: str, items: Sequence[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """The metric [draws] of draws in which the items come so often: counts, float64 [draws, items]."""
+    if metric in metrics.METRICS:
+        statistics = metrics.sum_statistics(metric, items)
+        return lambda counts: metrics.METRICS[metric].value(counts @ statistics)
+    nll, tokens, correct = np.array(items, dtype=np.float64).T
+    if metric == "nll":
+        return lambda counts: (counts @ nll) / (counts @ tokens)
+    if metric == "likelihood":
+        return lambda counts: np.exp(-(counts @ nll) / (counts @ tokens))
+    return lambda counts: counts @ correct / len(items)

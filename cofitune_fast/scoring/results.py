@@ -7,17 +7,19 @@ means over the n items, and its error follows from the influence d_i of each ite
 se^2 = sum_i d_i^2 / (n (n - 1)). For a fraction p of correct items d_i = correct_i - p, so that
 se^2 = p (1 - p) / (n - 1); for the mean NLL per token, R = sum_i nll_i / sum_i t_i, a ratio,
 d_i = (nll_i - R t_i) / mean(t) (Cochran, Sampling Techniques, 1977, section 6.3); for the likelihood exp(-R) it is
-d_i = -exp(-R) (nll_i - R t_i) / mean(t).
+d_i = -exp(-R) (nll_i - R t_i) / mean(t). The metrics of generated text and of drift have theirs in `metrics`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import CofituneError
+from . import metrics
 from .suite import GROUPS, VERSATILITY
 
 SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
@@ -40,7 +42,8 @@ class Score:
     """A task's score: `value` is the metric named `metric`, `se` its standard error, from `n` items.
 
     `metrics` has all metrics of the task's kind by name, each with its NAME_se. Items may be missing after reading
-    a score from a file written without them.
+    a score from a file written without them. They are ItemScore, or of the type that `metrics` names for the metric.
+    The drift, metric "kl", is the exception to values in [0, 1]: it is in nats, and smaller is better.
     """
 
     value: float
@@ -48,7 +51,7 @@ class Score:
     n: int
     metric: str
     metrics: Mapping[str, float]
-    items: Sequence[ItemScore] = field(default=(), repr=False)
+    items: Sequence[Any] = field(default=(), repr=False)
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
         entry = {"value": self.value, "se": self.se, "n": self.n, "metric": self.metric, "metrics": dict(self.metrics)}
@@ -56,16 +59,23 @@ class Score:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Score:
-        return cls(**{**entry, "items": [ItemScore(*item) for item in entry.get("items", ())]})
+        metric, items = entry["metric"], entry.get("items", ())
+        read = partial(metrics.read_item, metric) if metric in metrics.METRICS else lambda values: ItemScore(*values)
+        return cls(**{**entry, "items": [read(item) for item in items]})
 
 
 def make_score(items: Sequence[ItemScore], metric: str, success: str) -> Score:
     """The score of at least 2 items by `metric`; `success` names the fraction of correct items (accuracy or exact)."""
-    metrics = {}
-    for name in (success, "likelihood", "nll"):
-        metrics[name], influences = _ESTIMATES.get(name, _fraction_correct)(items)
-        metrics[f"{name}_se"] = _standard_error(influences)
-    return Score(metrics[metric], metrics[f"{metric}_se"], len(items), metric, metrics, items)
+    return score_of(items, metric, (success, "likelihood", "nll"))
+
+
+def score_of(items: Sequence[Any], metric: str, names: Sequence[str]) -> Score:
+    """The score of at least 2 items by `metric`, with all the metrics `names`."""
+    figures: dict[str, float] = {}
+    for name in names:
+        figures[name], influences = _estimate(name, items)
+        figures[f"{name}_se"] = _standard_error(influences)
+    return Score(figures[metric], figures[f"{metric}_se"], len(items), metric, figures, items)
 
 
 def paired_difference(first: Score, second: Score) -> tuple[float, float]:
@@ -82,9 +92,16 @@ def paired_difference(first: Score, second: Score) -> tuple[float, float]:
         and any(a.tokens != b.tokens for a, b in zip(first.items, second.items, strict=True))
     ):
         raise CofituneError("A paired comparison needs two scores of the same items by the same metric.")
-    estimate = _ESTIMATES.get(first.metric, _fraction_correct)
-    influences = [a - b for a, b in zip(estimate(first.items)[1], estimate(second.items)[1], strict=True)]
+    influences = [a - b for a, b in zip(*(_estimate(first.metric, score.items)[1] for score in (first, second)),
+                                        strict=True)]
     return first.value - second.value, _standard_error(influences)
+
+
+def _estimate(metric: str, items: Sequence[Any]) -> tuple[float, list[float]]:
+    """The metric of the items, and the influence of each item on it."""
+    if metric in metrics.METRICS:
+        return metrics.estimate(metric, items)
+    return {"likelihood": _likelihood, "nll": _nll}.get(metric, _fraction_correct)(items)
 
 
 def _fraction_correct(items: Sequence[ItemScore]) -> tuple[float, list[float]]:
@@ -102,10 +119,6 @@ def _likelihood(items: Sequence[ItemScore]) -> tuple[float, list[float]]:
     nll, influences = _nll(items)
     likelihood = math.exp(-nll)
     return likelihood, [-likelihood * influence for influence in influences]
-
-
-_Estimate = Callable[[Sequence[ItemScore]], tuple[float, list[float]]]
-_ESTIMATES: dict[str, _Estimate] = {"likelihood": _likelihood, "nll": _nll}
 
 
 def _standard_error(influences: Sequence[float]) -> float:

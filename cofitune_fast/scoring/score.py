@@ -1,4 +1,7 @@
-"""Scoring by teacher forcing: the probabilities a model gives to answers that are already written."""
+"""Scoring by teacher forcing: the probabilities a model gives to answers that are already written.
+
+Tasks whose metric asks for generated text are handed on to `generation`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ..data.encode import encode_continuation, encode_text, prompt_text
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from .answers import answer_scores
+from .generation import generation_score, generation_tokens
 from .results import ItemScore, Score, SuiteScores, make_score
 from .suite import Suite
 from .tasks import ChoiceItem, Task
@@ -45,7 +49,8 @@ def score_task(
     model: nn.Module, tokenizer: Any, task: Task, *, max_tokens_per_batch: int = BATCH_TOKENS,
     max_length: int | None = None, prefix: CachedPrefix | None = None,
 ) -> Score:
-    """Score a task without generating: the model reads each answer and tells its probability.
+    """Score a task; unless its metric needs generated text (then see `generation_score`), without generating: the model
+    reads each answer and tells its probability.
 
     - choice: the choice with the least mean NLL per token is the model's answer (normalised by length);
       accuracy, and likelihood of the gold choices.
@@ -62,6 +67,10 @@ def score_task(
     Raises CofituneError for an answer longer than `max_length` or without tokens, and for log-likelihoods that are
     not finite.
     """
+    if task.is_generated:
+        if prefix is not None:
+            prefix.prefix.bring_back()
+        return generation_score(model, tokenizer, task)
     max_length = max_length or _longest(model)
     rows = task_rows(task, tokenizer, max_length)
     answers = answer_scores(model, rows, pad_token_id(tokenizer), max_tokens_per_batch, prefix=prefix)
@@ -93,9 +102,14 @@ def _longest(model: nn.Module) -> int | None:
 
 
 def suite_tokens(model: nn.Module, tokenizer: Any, suite: Suite) -> tuple[int, int]:
-    """(tokens that a scoring of the suite computes, what rows of a batch share counted once; answer tokens)."""
+    """(tokens that a scoring of the suite computes, what rows of a batch share counted once; answer tokens). Generated
+    responses count in full length."""
     tokens = responses = 0
     for task in (task for tasks in suite.groups().values() for task in tasks):
+        if task.is_generated:
+            both, written = generation_tokens(task, tokenizer)
+            tokens, responses = tokens + both, responses + written
+            continue
         rows = task_rows(task, tokenizer, _longest(model))
         tokens += sum(len(pack.ids) for pack in plan_packs(rows, BATCH_TOKENS))
         responses += sum(len(row.input_ids) - row.response_start for row in rows)

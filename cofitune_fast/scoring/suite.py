@@ -11,12 +11,13 @@ from typing import Any
 
 from ..data.rows import SUFFIXES
 from ..errors import CofituneError
-from .tasks import NeedsGeneration, Task, read_task
+from .tasks import NeedsGeneration, Task, needs_packages, read_task
 
 VERSATILITY = ("knowledge", "reasoning", "instruction")
 GROUPS = ("speciality", *VERSATILITY)
-_SUITE_KEYS = (*GROUPS, "versatility", "limit")
-_TASK_KEYS = {"path": (str, Path), "name": str, "limit": (int, NoneType), "chat": bool, "metric": str}
+_SUITE_KEYS = (*GROUPS, "versatility", "limit", "generate")
+_TASK_KEYS = {"path": (str, Path), "name": str, "limit": (int, NoneType), "chat": bool, "metric": str,
+              "max_new_tokens": (int, NoneType)}
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,21 @@ def read_suite(
     speciality: Any = None,
     limit: int | None = None,
     root: str | Path | None = None,
+    generate: bool | None = None,
 ) -> Suite:
     """Read a suite from a folder, a YAML or JSON file, or such a file's mapping.
 
     - A folder holds a folder per group: knowledge/*.jsonl, reasoning/*.jsonl, instruction/*.jsonl and, unless
       `speciality` is given, speciality/*.jsonl.
     - A mapping names the groups' data files: the keys speciality, knowledge, reasoning and instruction, each with a
-      path, a mapping (path, and optionally name, limit, chat, metric: see Task) or a list of these; a path may be
-      a folder of data files. The key versatility, a folder as above or a mapping, may stand for the last three.
-      Paths are relative to `root`: by default the YAML file's folder, or the working directory.
+      path, a mapping (path, and optionally name, limit, chat, metric, max_new_tokens: see Task) or a list of these; a
+      path may be a folder of data files. The key versatility, a folder as above or a mapping, may stand for the last
+      three. Paths are relative to `root`: by default the YAML file's folder, or the working directory.
 
     `limit` (or the mapping's key limit) takes the first rows of each file that has no limit of its own. `speciality`,
     relative to the working directory, takes the place of that key.
-    Files that need generation (IFEval) are passed over with a note. Raises CofituneError for what is missing.
+    Files that need generation (IFEval) are passed over with a note, unless `generate` (or the mapping's key generate)
+    is true. Raises CofituneError for what is missing.
     """
     if isinstance(source, Mapping):
         entries, origin, root = dict(source), "The suite", Path(root or ".")
@@ -77,13 +80,33 @@ def read_suite(
     limit = limit if limit is not None else entries.get("limit")
     if limit is not None and type(limit) is not int:
         raise CofituneError(f"{origin} has the limit {limit!r}; it must be a whole number.")
+    generate = generate if generate is not None else entries.get("generate", False)
+    if not isinstance(generate, bool):
+        raise CofituneError(f"{origin} has {generate!r} as 'generate'; it must be true or false.")
     notes: list[str] = []
     groups = {}
     for group in GROUPS:
         if not entries.get(group):
             raise CofituneError(f"{origin} has no data for the group {group}; its groups are {', '.join(GROUPS)}.")
-        groups[group] = _read_group(group, entries[group], limit, roots[group], notes)
+        groups[group] = _read_group(group, entries[group], limit, roots[group], generate, notes)
     return Suite(**groups, notes=tuple(notes))
+
+
+def tasks_to_write(
+    speciality: str | Path, versatility: str | Path | None = None, *, limit: int | None = None,
+    versatility_limit: int | None = None,
+) -> list[Task]:
+    """The tasks that `generation_score` can score: the speciality, and what of a versatility suite is generated.
+
+    speciality: a data file, of which `limit` takes the first rows. versatility: a folder or file as in `read_suite`.
+    """
+    needs_packages("The score of generated text", "sacrebleu", "rouge_score")
+    if versatility is None:
+        return [read_task(speciality, limit=limit)]
+    suite = read_suite(versatility, speciality={"path": speciality, "limit": limit}, limit=versatility_limit,
+                       generate=True)
+    return [*suite.speciality,
+            *(task for group in VERSATILITY for task in getattr(suite, group) if task.is_generated)]
 
 
 def _folder_groups(folder: Path) -> dict[str, Any]:
@@ -120,7 +143,9 @@ def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[
     return {**nested, **entries}
 
 
-def _read_group(group: str, entry: Any, limit: int | None, root: Path, notes: list[str]) -> list[Task]:
+def _read_group(
+    group: str, entry: Any, limit: int | None, root: Path, generate: bool, notes: list[str]
+) -> list[Task]:
     tasks: list[Task] = []
     for one in entry if isinstance(entry, list | tuple) else [entry]:
         options = {"path": one} if isinstance(one, str | Path) else one
@@ -128,13 +153,13 @@ def _read_group(group: str, entry: Any, limit: int | None, root: Path, notes: li
             raise CofituneError(f"The group {group} has the entry {one!r}; it must be a path or a mapping with a path.")
         _refuse_unknown(options, list(_TASK_KEYS), f"The group {group}")
         for key, value in options.items():
-            if not isinstance(value, _TASK_KEYS[key]) or (key == "limit" and isinstance(value, bool)):
+            if not isinstance(value, _TASK_KEYS[key]) or (key != "chat" and isinstance(value, bool)):
                 raise CofituneError(f"The group {group} has {value!r} as {key!r}, which is of the wrong type.")
         options = {"limit": limit, **options}
         path = root / options.pop("path")
         for file in _data_files(path) if path.is_dir() else [path]:
             try:
-                tasks.append(read_task(file, **options))
+                tasks.append(read_task(file, **options, generate=generate))
             except NeedsGeneration as reason:
                 notes.append(f"Passed over: {reason}")
     if not tasks:

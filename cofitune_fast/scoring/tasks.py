@@ -1,9 +1,10 @@
-"""What is scored: tasks of three kinds, read from data files."""
+"""What is scored: tasks of four kinds, read from data files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from ..errors import CofituneError
 METRICS = {
     "choice": ("accuracy", "likelihood"),
     "continuation": ("likelihood", "exact"),
-    "response": ("likelihood", "exact"),
+    "response": ("likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"),
+    "instruction": ("prompt_strict", "instruction_strict"),
 }
 """The metrics that can be a task's value, by kind of task; the first is the primary one."""
+
+GENERATED = METRICS["response"][2:] + METRICS["instruction"]
+"""The metrics for which the model has to write."""
 
 _SPLITS = ("train", "valid", "validation", "dev", "test", "eval")
 
@@ -41,17 +46,28 @@ class ContinuationItem:
     chat: bool = False
 
 
-Item = ChoiceItem | ContinuationItem | Example
+@dataclass(frozen=True)
+class InstructionItem:
+    """A prompt with instructions that a program can check (IFEval): their ids, and the arguments of each."""
+
+    prompt: str
+    instructions: tuple[str, ...]
+    arguments: tuple[Mapping[str, Any], ...]
+    where: str = ""
+
+
+Item = ChoiceItem | ContinuationItem | Example | InstructionItem
 
 
 @dataclass(frozen=True)
 class Task:
     """Items of one kind, to be scored together.
 
-    kind: "choice" (ChoiceItem), "continuation" (ContinuationItem) or "response" (Example). With `chat` the query
-    of a choice, or the context of a continuation, is rendered as a user turn through the chat template and the
-    answer scored as the assistant's; an item may ask for that itself. `metric` takes the place of the kind's
-    primary metric: see METRICS.
+    kind: "choice" (ChoiceItem), "continuation" (ContinuationItem), "response" (Example) or "instruction"
+    (InstructionItem). With `chat` the query of a choice, or the context of a continuation, is rendered as a user turn
+    through the chat template and the answer scored as the assistant's; an item may ask for that itself. `metric` takes
+    the place of the kind's primary metric: see METRICS. max_new_tokens: of a response that is generated (None: 256,
+    and 1280 for instructions).
     """
 
     name: str
@@ -59,6 +75,7 @@ class Task:
     items: Sequence[Item] = field(repr=False)
     chat: bool = False
     metric: str | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in METRICS:
@@ -68,6 +85,10 @@ class Task:
                 f"The task {self.name} asks for the metric {self.metric!r}; "
                 f"a {self.kind} task has {_either(METRICS[self.kind])}."
             )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise CofituneError(
+                f"The task {self.name} has max_new_tokens {self.max_new_tokens}; it must be at least 1."
+            )
         if len(self.items) < 2:
             raise CofituneError(
                 f"The task {self.name} has {len(self.items)} item(s); a score with a standard error needs at least 2."
@@ -76,6 +97,10 @@ class Task:
     @property
     def primary(self) -> str:
         return self.metric or METRICS[self.kind][0]
+
+    @property
+    def is_generated(self) -> bool:
+        return self.primary in GENERATED
 
 
 class NeedsGeneration(CofituneError):
@@ -89,29 +114,44 @@ def read_task(
     limit: int | None = None,
     chat: bool = False,
     metric: str | None = None,
+    max_new_tokens: int | None = None,
+    generate: bool = False,
 ) -> Task:
     """Read a task from the first `limit` rows (None: all) of a data file; its fields tell the kind:
 
     - query, choices, gold: choice (gold is the position of the right choice, from 0);
     - context, continuation: continuation; in both, `"chat": true` in a row is that of Task for this row;
+    - prompt, instruction_id_list, kwargs (IFEval): instruction, if `generate` allows it;
     - any form of training data, see `cofitune_fast.data.read_examples`: response.
 
     The name is the file's, or folder-file for names such as test.jsonl. Raises CofituneError for bad rows, and its
-    subclass NeedsGeneration for a file (IFEval's) whose answers have to be generated.
+    subclass NeedsGeneration for a file (IFEval's) whose answers have to be generated, without `generate`.
     """
     path = Path(path)
     rows = read_rows(path, limit)
     fields = rows[0].fields
     name = name or (f"{path.parent.name}-{path.stem}" if path.stem in _SPLITS and path.parent.name else path.stem)
     if "instruction_id_list" in fields:
-        raise NeedsGeneration(
-            f"{path} holds instructions whose answers must be generated (IFEval); score it elsewhere."
-        )
+        if not generate:
+            raise NeedsGeneration(
+                f"{path} holds instructions whose answers must be generated (IFEval); ask for it with generate: true."
+            )
+        needs_packages("IFEval", "lm_eval", "langdetect", "immutabledict", "nltk")
+        return Task(name, "instruction", [_instruction(row) for row in rows], chat, metric, max_new_tokens)
     if "choices" in fields or "gold" in fields:
         return Task(name, "choice", [_choice(row) for row in rows], chat, metric)
     if "context" in fields and "continuation" in fields:
         return Task(name, "continuation", [_continuation(row) for row in rows], chat, metric)
-    return Task(name, "response", parse_examples(rows), chat, metric)
+    if metric in GENERATED:
+        needs_packages(f"The metric {metric}", "sacrebleu", "rouge_score")
+    return Task(name, "response", parse_examples(rows), chat, metric, max_new_tokens)
+
+
+def needs_packages(what: str, *names: str) -> None:
+    """Raises CofituneError, before any work is lost, unless all these packages are installed."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise CofituneError(f"{what} needs {', '.join(missing)}: pip install 'cofitune-fast[eval]'.")
 
 
 def _choice(row: Row) -> ChoiceItem:
@@ -130,6 +170,16 @@ def _choice(row: Row) -> ChoiceItem:
 
 def _continuation(row: Row) -> ContinuationItem:
     return ContinuationItem(_text(row, "context"), _text(row, "continuation"), row.where, _chat(row))
+
+
+def _instruction(row: Row) -> InstructionItem:
+    ids, arguments = row.fields.get("instruction_id_list"), row.fields.get("kwargs")
+    if not isinstance(ids, list) or not ids or not all(isinstance(name, str) for name in ids):
+        raise CofituneError(f"{row.where} needs a list of at least one name as 'instruction_id_list'.")
+    if not isinstance(arguments, list) or not all(isinstance(entry, dict) for entry in arguments) \
+            or len(arguments) != len(ids):
+        raise CofituneError(f"{row.where} needs a list of {len(ids)} mappings as 'kwargs', one for each instruction.")
+    return InstructionItem(_text(row, "prompt"), tuple(ids), tuple(arguments), row.where)
 
 
 def _chat(row: Row) -> bool:

@@ -33,7 +33,8 @@ class TrialData:
     """The files of a run: the speciality's parts, the versatility suite's parts, and their limits.
 
     train, valid, test: JSON, JSONL or CSV. versatility_valid, versatility_test: folders or YAML files with the groups
-    knowledge, reasoning and instruction. `limit` shortens train, `versatility_limit` each versatility task.
+    knowledge, reasoning and instruction. `limit` shortens train, `versatility_limit` each versatility task;
+    `versatility_generate` adds the tasks that need generated text (IFEval).
     """
 
     train: str | None = None
@@ -45,6 +46,7 @@ class TrialData:
     limit: int | None = None
     versatility_limit: int | None = None
     metric: str | None = None
+    versatility_generate: bool = False
 
 
 _FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
@@ -104,7 +106,8 @@ class Workbench:
             speciality = {"path": self._file(split), "name": f"speciality-{split}", "limit": None}
             if self.data.metric:
                 speciality["metric"] = self.data.metric
-            self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit)
+            self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit,
+                                             generate=self.data.versatility_generate or None)
         return self._suites[split]
 
     def suite_tokens(self, split: str) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from synthetic_comparison import METHODS, RATES, SEEDS, comparison
 
 from cofitune_fast.compare.curves import curves_and_verdicts
 from cofitune_fast.compare.draws import FIGURES
+from cofitune_fast.compare.entries import base_name
 from cofitune_fast.compare.frontier import hull
-from cofitune_fast.compare.points import MEASURES, base_id
+from cofitune_fast.compare.points import MEASURES
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import paired_difference
 
@@ -66,7 +67,7 @@ def test_points_are_means_over_the_seeds_present(judged, method):
                 assert (found if part == "valid" else found["value"]) == pytest.approx(expected, rel=1e-12)
         kl = statistics.fmean(run["test"]["drift"]["kl"] for run in runs)
         assert point["test"]["drift"]["value"] == pytest.approx(-kl, rel=1e-12)
-        base = values[base_id("e2e")]["test"]
+        base = values[base_name("e2e")]["test"]
         assert point["minus_base"]["spec"]["value"] == pytest.approx(point["test"]["spec"]["value"] - base.spec)
         assert point["cost"]["training_seconds"] == pytest.approx(
             statistics.fmean(run["cost"]["training_seconds"] for run in runs))
@@ -79,7 +80,7 @@ def test_with_one_seed_the_interval_is_that_of_its_items(judged):
     point = curve_of(content, "bottom frozen")["points"][2]
     assert point["interval_of"] == "items" and point["seeds"] == [1]
     (run,) = runs_of(content, "bottom frozen", RATES[2])
-    one, base = (values[name]["test"].tasks["speciality"]["e2e"] for name in (run["id"], base_id("e2e")))
+    one, base = (values[name]["test"].tasks["speciality"]["e2e"] for name in (run["id"], base_name("e2e")))
     value, se = paired_difference(one, base)
     found = point["minus_base"]["spec"]
     assert found["value"] == pytest.approx(value)
@@ -129,7 +130,7 @@ def test_the_frontier_is_chosen_on_valid_not_on_test(judged):
     content, values = judged
     differ = 0
     for curve in content["curves"]:
-        base = values[base_id(curve["task"])]
+        base = values[base_name(curve["task"])]
         for part in ("valid", "test"):
             points = [(base[part].spec, base[part].vers)] + [
                 (point["valid"]["spec"], point["valid"]["vers"]) if part == "valid" else
@@ -149,7 +150,7 @@ def test_the_verdict_at_equal_speciality_by_hand(judged):
     target = 0.98 * best["test"]["spec"]["value"]
     assert verdict["reference"] == "full SFT" and verdict["reference_rate"] == best["learning_rate"]
     assert verdict["target"]["value"] == pytest.approx(target) and verdict["rivals"] == ["full SFT", "LoRA"]
-    base = values[base_id("gsm8k")]["test"]
+    base = values[base_name("gsm8k")]["test"]
     losses = {}
     for row in verdict["rows"]:
         curve = curve_of(content, row["method"], "gsm8k")
@@ -251,14 +252,14 @@ def test_the_reference_and_the_rivals_can_be_named(judged):
     (lambda c, v: c["runs"][0].update(seed=9), "has the seed 9, which this comparison does not name"),
     (lambda c, v: c["runs"][1].update(seed=1), "Two runs stand for full SFT at 1e-05, seed 1, on e2e"),
     (lambda c, v: v.pop(c["runs"][0]["id"]), "The per-item values of full-sft-e2e-1e-05-1 are missing"),
-    (lambda c, v: v.pop(base_id("e2e")), "The per-item values of base-e2e are missing"),
+    (lambda c, v: v.pop(base_name("e2e")), "The per-item values of base-e2e are missing"),
     (lambda c, v: v.update({c["runs"][0]["id"]: v[c["runs"][1]["id"]]}), "are not those of the run; score it anew"),
-    (lambda c, v: v.update({base_id("e2e"): v["other"]}), "are of other items or of another tokenizer"),
+    (lambda c, v: v.update({base_name("e2e"): v["other"]}), "are of other items or of another tokenizer"),
     (lambda c, v: c.update(reference="DoRA"), "The reference DoRA is no method of this comparison"),
 ])  # fmt: skip
 def test_what_cannot_stand_in_one_table_is_refused(change, words):
     content, values = comparison(methods={"full SFT": METHODS["full SFT"]}, rates=(1e-5,), gaps=False, judged=False)
-    content, values = copy.deepcopy(content), values | {"other": values[base_id("gsm8k")]}
+    content, values = copy.deepcopy(content), values | {"other": values[base_name("gsm8k")]}
     change(content, values)
     with pytest.raises(CofituneError) as caught:
         curves_and_verdicts(content, values)

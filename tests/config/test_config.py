@@ -172,7 +172,7 @@ def test_an_unknown_key_of_the_command_line(read):
     ("data: {max_length: 7}", "greater than or equal to 8 (given: 7)"),
     ("data: {max_length: 8.5}", "data.max_length in {path} is wrong"),
     ("data: {limit: 0}", "data.limit in {path} is wrong"),
-    ("data: {metric: bleu}", "'likelihood' or 'exact' (given: 'bleu')"),
+    ("data: {metric: meteor}", "(given: 'meteor')"),
     ("importance: {dropout: 1}", "importance.dropout in {path} is wrong"),
     ("importance: {samples: 0}", "importance.samples in {path} is wrong"),
     ("model: {dtype: float32}", "model.path in {path} is wrong"),

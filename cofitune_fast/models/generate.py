@@ -1,0 +1,37 @@
+"""Continue prompts of different lengths together, by the given settings and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CofituneError
+
+
+def continue_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], config: Any, **options: Any
+) -> list[list[int]]:
+    """The token ids that `model.generate` writes after each prompt, the padding behind shorter ones included.
+
+    prompts: token ids, padded on the left to the longest. config: a transformers GenerationConfig with pad_token_id;
+    it stands in for the model's own during the call, which would otherwise add its penalties and temperatures.
+    options: further arguments of `generate`. Raises CofituneError for a model that cannot generate.
+    """
+    if getattr(model, "generation_config", None) is None:
+        raise CofituneError(f"{type(model).__name__} cannot generate text; use a causal model of transformers.")
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), config.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    device = model.get_input_embeddings().weight.device
+    own, model.generation_config = model.generation_config, config
+    try:
+        output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+    finally:
+        model.generation_config = own
+    return output[:, length:].tolist()

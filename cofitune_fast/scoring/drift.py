@@ -1,0 +1,106 @@
+"""Drift from the base: KL(base || model) of the next token, on the responses of given rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Encoded, batches
+from ..errors import CofituneError
+from ..models.head import head_weight, hidden_states
+from ..models.mode import evaluation_mode
+from ..ops.linear_kl import reference as kl_of_logits
+from ..ops.linear_kl import to_logits
+from .metrics import DriftItem
+from .results import Score, score_of
+
+CHUNK_BYTES = 256 * 2**20
+"""Bound on the float32 logits of both sides and what the divergence takes beside them."""
+_BATCH_TOKENS = 4096
+_TENSORS_AT_ONCE = 8  # of float32 [tokens, vocabulary], in `kl_of_logits` with its arguments
+
+
+@dataclass(frozen=True, eq=False)
+class BaseStates:
+    """What the base gives at every place that predicts a response token: its states before the head, and its head.
+
+    rows: as given to `base_states`. states: [N, hidden] in the model's dtype, on the CPU, in the order of `places`:
+    2 bytes times the hidden size per token in bfloat16. head: the base's weight [vocabulary, hidden] on the CPU.
+    """
+
+    rows: Sequence[Encoded] = field(repr=False)
+    pad_token_id: int
+    states: list[Tensor] = field(repr=False)
+    head: Tensor = field(repr=False)
+    softcap: float | None
+
+    def drift(self, model: nn.Module) -> Score:
+        """Mean KL(base || model) per response token in nats, with its standard error over rows (a ratio estimator).
+
+        model: the one that was the base, as it is now; its weights may have changed, the head too. Products and
+        logarithms are in float32, so a model that is still the base has drift 0 exactly. The items are DriftItem.
+        """
+        weight, softcap = head_weight(model)
+        if weight.shape != self.head.shape or softcap != self.softcap:
+            raise CofituneError(
+                f"The head of this model has the shape {list(weight.shape)} and the soft cap {softcap}, the base's "
+                f"{list(self.head.shape)} and {self.softcap}; measure the drift of the model that the base states are "
+                "of."
+            )
+        base_weight = weight if torch.equal(weight.cpu(), self.head) else self.head.to(weight.device)
+        items: list[DriftItem | None] = [None] * len(self.rows)
+        for (indices, sizes, states), base in zip(
+            _states(model, self.rows, self.pad_token_id), self.states, strict=True
+        ):
+            kl = _token_kl(base.to(states.device), states, base_weight, weight, softcap)
+            if not kl.isfinite().all():
+                raise CofituneError("The drift from the base is not finite; the model's weights may be damaged.")
+            for index, row in zip(indices, kl.split(sizes), strict=True):
+                items[index] = DriftItem(row.sum().item(), len(row))
+        return score_of(items, "kl", ("kl",))
+
+
+def base_states(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> BaseStates:
+    """Compute the base's side once, while `model` holds the base's weights; later drifts need no second model.
+
+    rows: at least 2; their responses are where the distributions are compared, in the words they hold. The copy of
+    the head takes 2 bytes times vocabulary times hidden size on the CPU (bfloat16): a tied head changes with the
+    embedding, and once it has, the base's is nowhere else.
+    """
+    if len(rows) < 2:
+        raise CofituneError(f"The drift is to be measured on {len(rows)} row(s); a standard error needs at least 2.")
+    weight, softcap = head_weight(model)
+    states = [states.cpu() for _, _, states in _states(model, rows, pad_token_id)]
+    return BaseStates(rows, pad_token_id, states, weight.detach().to("cpu", copy=True), softcap)
+
+
+@torch.no_grad()
+def _states(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int
+) -> Iterator[tuple[list[int], list[int], Tensor]]:
+    """Per batch: the rows in it, how many response tokens each has, and the states [tokens, hidden] that predict them.
+
+    The batches are the same in every call, and so are the states of an unchanged model, to the bit.
+    """
+    device = model.get_input_embeddings().weight.device
+    with evaluation_mode(model):
+        for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
+            hidden = hidden_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            chosen = batch["labels"][:, 1:] != -100
+            yield indices, chosen.sum(1).tolist(), hidden[:, :-1][chosen.to(hidden.device)]
+
+
+@torch.no_grad()
+def _token_kl(base: Tensor, states: Tensor, base_weight: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    """KL(p || q) of each token, float64 [N] on the CPU; p from base [N, hidden] and base_weight, q from the others."""
+    chunk = max(1, CHUNK_BYTES // (4 * _TENSORS_AT_ONCE * weight.shape[0]))
+    parts = [torch.empty(0, dtype=torch.float64)]
+    for ours, theirs in zip(base.split(chunk), states.split(chunk), strict=True):
+        logits = [states.new_empty(len(ours), weight.shape[0], dtype=torch.float32) for _ in range(2)]
+        to_logits(ours, base_weight, logits[0])
+        to_logits(theirs, weight, logits[1])
+        parts.append(kl_of_logits(*logits, softcap, False).double().cpu())
+    return torch.cat(parts)

@@ -1,0 +1,124 @@
+"""Scores of what the model writes itself: greedy decoding, then metrics against references or instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig
+
+from ..data import Example, encode_prompt, pad_token_id, plan_batches
+from ..data.encode import end_of_turn
+from ..data.formats import Message
+from ..errors import CofituneError
+from ..models.generate import continue_prompts
+from ..models.mode import left_as_found
+from .ifeval import followed_instructions, known_instructions
+from .metrics import FollowedItem
+from .results import Score, score_of
+from .tasks import METRICS, Task
+from .text_metrics import marked_answer, text_scorer
+
+GENERATION_TOKENS = 16384
+"""Tokens of a batch that is generated together, prompts, responses and padding counted."""
+_MAX_NEW_TOKENS = {"response": 256, "instruction": 1280}  # the second is that of lm-eval's ifeval
+
+
+def generation_score(
+    model: nn.Module, tokenizer: Any, task: Task, *, max_new_tokens: int | None = None,
+    max_tokens_per_batch: int = GENERATION_TOKENS,
+) -> Score:
+    """Score a task of kind response or instruction by greedy decoding from its prompts.
+
+    - response: bleu, chrf and rouge_l against the references (a row without them has its response as the only one);
+      where every response has an answer after ####, as in GSM8K, also exact_answer, the fraction of texts whose number
+      after the first #### is that answer, and last_number, the fraction whose last number is.
+    - instruction (IFEval): prompt_strict, the fraction of prompts all of whose instructions are followed, and
+      instruction_strict, the fraction of instructions, as lm-eval's checkers see it.
+
+    All in [0, 1]. The value is the task's metric where it is one of these, else bleu. max_new_tokens: over the task's.
+    The items keep the texts. The model and the tokenizer are left as they were: see `left_as_found`.
+    Raises CofituneError for other kinds, a missing package, a prompt that leaves no room, an unknown instruction.
+    """
+    if task.kind not in _MAX_NEW_TOKENS:
+        raise CofituneError(f"The task {task.name} is of the kind {task.kind}, for which no text is generated.")
+    items: Sequence[Any] = task.items
+    if task.kind == "instruction":
+        items = known_instructions(items)
+    else:
+        score = text_scorer()
+    texts = generate_texts(
+        model, tokenizer, [_prompt(item) for item in items], max_new_tokens=max_new_tokens or most_new_tokens(task),
+        max_tokens_per_batch=max_tokens_per_batch, where=[item.where for item in items],
+    )
+    if task.kind == "instruction":
+        followed = followed_instructions(items, texts)
+        return score_of(list(map(FollowedItem, texts, followed)), task.primary, METRICS["instruction"])
+    references = [item.references or (item.response,) for item in items]
+    answers = all(marked_answer(text) is not None for texts in references for text in texts)
+    scored = [score(text.strip(), wanted, answers) for text, wanted in zip(texts, references, strict=True)]
+    names = ("bleu", "chrf", "rouge_l", *(("exact_answer", "last_number") if answers else ()))
+    metric = task.primary if task.is_generated else "bleu"
+    if metric not in names:
+        raise CofituneError(f"The task {task.name} asks for {metric}, but not every response has a number after ####.")
+    return score_of(scored, metric, names)
+
+
+def generate_texts(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], *, max_new_tokens: int,
+    max_tokens_per_batch: int = GENERATION_TOKENS, where: Sequence[str] = (),
+) -> list[str]:
+    """The greedy response to each prompt, without its end of turn and special tokens.
+
+    A response ends at the chat template's end of turn, at the end of sequence, at `max_new_tokens`, or where the
+    model's longest input is reached. Prompts of like length are decoded together, padded on the left. The model's own
+    generation settings (penalties, temperature) play no part.
+    """
+    encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for number, ids in enumerate(encoded):
+        if longest is not None and len(ids) >= longest:
+            name = where[number] if where and where[number] else f"Prompt {number + 1}"
+            raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
+    end, ends = _ends(model, tokenizer)
+    options = {} if end is None else {"stop_strings": [end], "tokenizer": tokenizer}
+    texts = [""] * len(encoded)
+    with left_as_found(model, tokenizer):
+        for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
+            batch = [encoded[index] for index in indices]
+            room = max_new_tokens if longest is None else min(max_new_tokens, longest - max(map(len, batch)))
+            config = GenerationConfig(
+                do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends) or None,
+                pad_token_id=pad_token_id(tokenizer), use_cache=True,
+            )
+            for index, ids in zip(indices, continue_prompts(model, batch, config, **options), strict=True):
+                stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+                text = tokenizer.decode(ids[:stop], skip_special_tokens=end is None)
+                texts[index] = text if end is None else text.partition(end)[0]
+    return texts
+
+
+def _ends(model: nn.Module, tokenizer: Any) -> tuple[str | None, set[int]]:
+    """The chat template's end of turn where it is more than one token, and the tokens that end a response."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {own} if isinstance(own, int) else set(own or ())
+    end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    ends |= {tokenizer.eos_token_id, *(ids if len(ids) == 1 else ())} - {None}
+    return (None if len(ids) == 1 else end), ends
+
+
+def most_new_tokens(task: Task) -> int:
+    """Tokens that a response of the task may have."""
+    return task.max_new_tokens or _MAX_NEW_TOKENS[task.kind]
+
+
+def generation_tokens(task: Task, tokenizer: Any) -> tuple[int, int]:
+    """(tokens of the prompts and of responses of full length, those of the responses alone)."""
+    responses = len(task.items) * most_new_tokens(task)
+    return responses + sum(len(encode_prompt(tokenizer, _prompt(item))) for item in task.items), responses
+
+
+def _prompt(item: Any) -> list[Message]:
+    return item.prompt if isinstance(item, Example) else [{"role": "user", "content": item.prompt}]

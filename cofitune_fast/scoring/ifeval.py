@@ -1,0 +1,79 @@
+"""IFEval (Zhou et al., arXiv 2311.07911): whether a response follows instructions, by the checkers of lm-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from ..errors import CofituneError
+from .tasks import InstructionItem
+
+_NEED_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+
+
+def known_instructions(items: Sequence[InstructionItem]) -> list[InstructionItem]:
+    """The items whose instructions can be checked here.
+
+    Two kinds of instruction count sentences or split words by nltk's data punkt_tab, which nltk loads from its site;
+    where it is missing, items with one of them are left out, with a warning. Raises CofituneError for an
+    instruction that lm-eval does not know, or where lm-eval or what its checkers need is missing.
+    """
+    checkers, has_punkt = _checkers()
+    for item in items:
+        for name in item.instructions:
+            if name not in checkers.instructions_registry.INSTRUCTION_DICT:
+                raise CofituneError(f"{item.where or 'An item'} has the instruction {name!r}, which lm-eval's IFEval "
+                                    "does not know.")
+    if has_punkt:
+        return list(items)
+    kept = [item for item in items if not _NEED_PUNKT & set(item.instructions)]
+    if len(kept) < 2:
+        raise CofituneError("These IFEval prompts need nltk's data punkt_tab: run python -m nltk.downloader punkt_tab.")
+    if len(kept) < len(items):
+        warnings.warn(
+            f"{len(items) - len(kept)} of {len(items)} IFEval prompts are left out, because they need nltk's data "
+            "punkt_tab: run python -m nltk.downloader punkt_tab.", stacklevel=2,
+        )
+    return kept
+
+
+def followed_instructions(items: Sequence[InstructionItem], texts: Sequence[str]) -> list[tuple[bool, ...]]:
+    """For each item, whether its text follows each of its instructions, strictly (the text as it is)."""
+    from langdetect import DetectorFactory
+
+    checkers, _ = _checkers()
+    followed = []
+    state, seed = random.getstate(), DetectorFactory.seed
+    try:
+        DetectorFactory.seed = 0  # the language is told by sampling, else another time another answer
+        random.seed(0)  # an instruction without its arguments draws them
+        for item, text in zip(items, texts, strict=True):
+            example = checkers.InputExample(0, list(item.instructions), item.prompt, list(map(dict, item.arguments)))
+            outcome = checkers.test_instruction_following_strict(example, text)
+            followed.append(tuple(map(bool, outcome.follow_instruction_list)))
+    finally:
+        random.setstate(state)
+        DetectorFactory.seed = seed
+    return followed
+
+
+@cache
+def _checkers() -> tuple[Any, bool]:
+    """lm-eval's module with the checkers, and whether nltk's data are there."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import langdetect  # noqa: F401
+            import nltk
+            from lm_eval.tasks.ifeval import utils  # tells on the screen that it tries to load punkt_tab
+    except ImportError as error:
+        raise CofituneError(f"IFEval needs {error.name}: pip install 'cofitune-fast[eval]'.") from None
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return utils, False
+    return utils, True

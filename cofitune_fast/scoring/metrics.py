@@ -1,0 +1,112 @@
+"""Metrics that are a function of sums over the items, so that one table serves value, error and bootstrap.
+
+An item contributes a vector of statistics, and the metric is a function of the sum of these vectors. Leaving one item
+out, or drawing items anew, only changes the sum. Standard errors are the jackknife's: with theta_i the metric
+without item i, the influence of item i is d_i = (n - 1) (mean(theta) - theta_i), and se^2 = sum_i d_i^2 / (n (n - 1))
+(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). For a mean, d_i = x_i - mean exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class GeneratedItem(NamedTuple):
+    """A generated response and its statistics against the references; see `text_metrics`.
+
+    bleu: hypothesis and reference length, then 4 matches and 4 totals of word n-grams. chrf: for the 6 orders of
+    character n-grams their number in hypothesis, reference and both. rouge_l: F1 of the longest common subsequence.
+    exact_answer, last_number: whether the answer is right, read in two ways; None where the task has no such answers.
+    """
+
+    text: str
+    bleu: tuple[int, ...]
+    chrf: tuple[int, ...]
+    rouge_l: float
+    exact_answer: bool | None = None
+    last_number: bool | None = None
+
+
+class FollowedItem(NamedTuple):
+    """A generated response, and for each instruction of its prompt whether the response follows it."""
+
+    text: str
+    followed: tuple[bool, ...]
+
+
+class DriftItem(NamedTuple):
+    """Summed KL in nats over the response tokens of a row, and their number."""
+
+    kl: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """item: the type of its items. statistics(item) -> k numbers; value(sums [..., k]) -> [...], float64."""
+
+    item: type
+    statistics: Callable[[Any], Sequence[float]]
+    value: Callable[[np.ndarray], np.ndarray]
+
+
+def estimate(metric: str, items: Sequence[Any]) -> tuple[float, list[float]]:
+    """The metric of the items, and the influence of each item on it."""
+    rule, statistics = METRICS[metric], sum_statistics(metric, items)
+    total = statistics.sum(0)
+    without = rule.value(total - statistics)
+    return float(rule.value(total)), ((len(items) - 1) * (without.mean() - without)).tolist()
+
+
+def sum_statistics(metric: str, items: Sequence[Any]) -> np.ndarray:
+    """float64 [items, k]."""
+    return np.array([METRICS[metric].statistics(item) for item in items], dtype=np.float64)
+
+
+def read_item(metric: str, values: Sequence[Any]) -> Any:
+    """An item of the metric from its plain list, as JSON holds it."""
+    return METRICS[metric].item(*(tuple(value) if isinstance(value, list) else value for value in values))
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU in [0, 1] (Papineni et al., ACL 2002) with sacrebleu's default smoothing "exp": the k-th order
+    without a match counts 1 / 2^k matches. sums: [..., 10], see GeneratedItem."""
+    hypothesis, reference, matches, totals = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
+    none = matches == 0
+    precisions = np.where(none, 0.5 ** np.cumsum(none, -1), matches) / np.maximum(totals, 1)
+    brevity = np.exp(np.minimum(0, 1 - reference / np.maximum(hypothesis, 1)))
+    defined = matches.any(-1) & (totals > 0).all(-1)
+    return np.where(defined, brevity * np.exp(np.log(precisions).mean(-1)), 0.0)
+
+
+def chrf(sums: np.ndarray) -> np.ndarray:
+    """Corpus chrF2 in [0, 1] (Popovic, WMT 2015) as sacrebleu has it: precision and recall are means over the orders
+    that both sides have, and F weighs recall with beta = 2. sums: [..., 18], see GeneratedItem."""
+    counts = sums.reshape(*sums.shape[:-1], 6, 3)
+    hypothesis, reference, matches = counts[..., 0], counts[..., 1], counts[..., 2]
+    counted = (hypothesis > 0) & (reference > 0)
+    orders = np.maximum(counted.sum(-1), 1)
+    precision = (counted * matches / np.maximum(hypothesis, 1)).sum(-1) / orders
+    recall = (counted * matches / np.maximum(reference, 1)).sum(-1) / orders
+    weighed = 4 * precision + recall
+    return np.where(weighed > 0, 5 * precision * recall / np.where(weighed > 0, weighed, 1), 0.0)
+
+
+METRICS = {
+    "bleu": Metric(GeneratedItem, lambda item: item.bleu, bleu),
+    "chrf": Metric(GeneratedItem, lambda item: item.chrf, chrf),
+    "rouge_l": Metric(GeneratedItem, lambda item: (item.rouge_l, 1), ratio),
+    "exact_answer": Metric(GeneratedItem, lambda item: (item.exact_answer, 1), ratio),
+    "last_number": Metric(GeneratedItem, lambda item: (item.last_number, 1), ratio),
+    "prompt_strict": Metric(FollowedItem, lambda item: (all(item.followed), 1), ratio),
+    "instruction_strict": Metric(FollowedItem, lambda item: (sum(item.followed), len(item.followed)), ratio),
+    "kl": Metric(DriftItem, lambda item: (item.kl, item.tokens), ratio),
+}
