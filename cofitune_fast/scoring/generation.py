@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..data import Example, encode_prompt, pad_token_id, plan_batches
@@ -82,7 +83,6 @@ def generate_texts(
             name = where[number] if where and where[number] else f"Prompt {number + 1}"
             raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
     end, ends = _ends(model, tokenizer)
-    options = {} if end is None else {"stop_strings": [end], "tokenizer": tokenizer}
     texts = [""] * len(encoded)
     with left_as_found(model, tokenizer):
         for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
@@ -92,11 +92,26 @@ def generate_texts(
                 do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends) or None,
                 pad_token_id=pad_token_id(tokenizer), use_cache=True,
             )
+            options = {} if end is None else {"stopping_criteria": [_wrote(tokenizer, end, max(map(len, batch)))]}
             for index, ids in zip(indices, continue_prompts(model, batch, config, **options), strict=True):
                 stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:stop], skip_special_tokens=end is None)
                 texts[index] = text if end is None else text.partition(end)[0]
     return texts
+
+
+def _wrote(tokenizer: Any, end: str, start: int) -> Callable[..., Tensor]:
+    """A stopping criterion: of each row, whether its text after token `start` ends with `end`.
+
+    (transformers' own stop_strings also match what stands half in the prompt.)
+    """
+    most = len(end.encode())  # tokens that can hold it
+
+    def criterion(input_ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
+        return torch.tensor([end in tokenizer.decode(ids[start:][-most:]) for ids in input_ids],
+                            device=input_ids.device)
+
+    return criterion
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> tuple[str | None, set[int]]:

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import CofituneError
 from ..models.mode import left_as_found
 from .ifeval import known_instructions
-from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, read_task
+from .tasks import ContinuationItem, InstructionItem, Task, read_task
 
 
 def harness_scores(
@@ -105,17 +105,16 @@ def _in_memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _choice(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = [_choice_row(item) for item in task.items]
+    texts = [item.query.rstrip(" ") for item in task.items]
+    spaces = ["" if text[-1:].isspace() else " " for text in texts]
+    # acc_norm counts an answer's characters without the delimiter; only where rows differ it becomes part of the answer
+    delimiter = spaces[0] if len(set(spaces)) == 1 else ""
+    rows = [{"text": text, "choices": [space.removeprefix(delimiter) + choice for choice in item.choices],
+             "gold": item.gold} for item, text, space in zip(task.items, texts, spaces, strict=True)]
     return rows, {"output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": "gold",
-                  "doc_to_choice": "choices", "target_delimiter": "",
+                  "doc_to_choice": "choices", "target_delimiter": delimiter,
                   "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True}
                                   for name in ("acc", "acc_norm")]}
-
-
-def _choice_row(item: ChoiceItem) -> dict[str, Any]:
-    text = item.query.rstrip(" ")
-    space = "" if text[-1:].isspace() else " "
-    return {"text": text, "choices": [space + choice for choice in item.choices], "gold": item.gold}
 
 
 def _continuation(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -1,0 +1,137 @@
+"""Metrics of generated text against sacrebleu and rouge-score, their errors against the bootstrap, and the answers."""
+
+from __future__ import annotations
+
+import json
+import random
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.scoring import Score, paired_difference, resampled_score
+from cofitune_fast.scoring.metrics import METRICS, DriftItem, FollowedItem, estimate
+from cofitune_fast.scoring.results import score_of
+from cofitune_fast.scoring.text_metrics import last_number, marked_answer, text_scorer
+
+sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra eval)")
+rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed (extra eval)")
+
+TEXT = "the Blue Spice is a coffee shop in city centre , near riverside . It serves cheap food and wine £20"
+WORDS = TEXT.split()
+
+
+def sample(count, seed=0, noise=0.4):
+    """Texts and one to three references each, some words of which are the text's."""
+    draw = random.Random(seed)
+    texts, references = [], []
+    for _ in range(count):
+        wanted = [[draw.choice(WORDS) for _ in range(draw.randint(4, 14))] for _ in range(draw.randint(1, 3))]
+        texts.append(" ".join(draw.choice(WORDS) if draw.random() < noise else word for word in draw.choice(wanted)))
+        references.append([" ".join(words) for words in wanted])
+    return texts, references
+
+
+def scored(texts, references):
+    score = text_scorer()
+    return [score(text, wanted, False) for text, wanted in zip(texts, references, strict=True)]
+
+
+def corpus(metric, texts, references):
+    columns = [[wanted[i] if i < len(wanted) else None for wanted in references] for i in range(3)]
+    return metric.corpus_score(texts, columns).score / 100
+
+
+@pytest.mark.parametrize("count", [2, 30])
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_corpus_metrics_are_sacrebleus(name, count):
+    texts, references = sample(count)
+    wanted = corpus({"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}[name], texts, references)
+    assert 0.05 < wanted < 1
+    assert estimate(name, scored(texts, references))[0] == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("texts", [["", ""], ["", "zq"], ["a b", "c"], ["a b c d e", "x a b y"], ["a b c d", "a b c d"],
+                                   ["a b c d x a b y", "q"]])
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_corners_of_the_corpus_metrics(name, texts):
+    references = [["a b c d"], ["a b c d", "a"]]
+    wanted = corpus({"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}[name], texts, references)
+    assert estimate(name, scored(texts, references))[0] == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+
+
+def test_rouge_l_is_the_best_over_the_references():
+    texts, references = sample(20)
+    scorer = rouge_scorer.RougeScorer(["rougeL"])
+    wanted = [max(scorer.score(reference, text)["rougeL"].fmeasure for reference in several)
+              for text, several in zip(texts, references, strict=True)]
+    items = scored(texts, references)
+    assert [item.rouge_l for item in items] == wanted
+    value, influences = estimate("rouge_l", items)
+    assert value == pytest.approx(np.mean(wanted))
+    assert influences == pytest.approx(np.array(wanted) - np.mean(wanted), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "rouge_l"])
+def test_errors_agree_with_the_bootstrap_alone_and_paired(name):
+    texts, references = sample(200)
+    first = score_of(scored(texts, references), name, (name,))
+    second = score_of(scored(sample(200, noise=0.5)[0], references), name, (name,))
+    one, two = (resampled_score("task", score, 4000, seed=1) for score in (first, second))
+    assert one.mean() == pytest.approx(first.value, abs=3 * first.se)
+    assert first.se == pytest.approx(one.std(), rel=0.1)
+    difference, se = paired_difference(first, second)
+    assert difference == first.value - second.value
+    assert se == pytest.approx((one - two).std(), rel=0.1)
+
+
+def test_ratios():
+    items = [FollowedItem("a", (True, False)), FollowedItem("b", (True,)), FollowedItem("c", (False, False, False))]
+    assert estimate("prompt_strict", items)[0] == pytest.approx(1 / 3)
+    assert estimate("instruction_strict", items)[0] == pytest.approx(2 / 6)
+    assert estimate("kl", [DriftItem(1.0, 3), DriftItem(2.0, 1)])[0] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_come_back_from_json(name):
+    items = {
+        "GeneratedItem": [text_scorer()(text, ["a b #### 3"], True) for text in ("a b #### 3", "c", "a b")],
+        "FollowedItem": [FollowedItem("a", (True, False)), FollowedItem("b", (True,))],
+        "DriftItem": [DriftItem(0.5, 3), DriftItem(0.25, 1)],
+    }[METRICS[name].item.__name__]
+    score = score_of(items, name, (name,))
+    again = Score.from_dict(json.loads(json.dumps(score.to_dict(items=True))))
+    assert again == Score(**{**vars(score), "items": items})
+    assert paired_difference(score, again) == (0, 0)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("so 3.\n#### 18", "18"), ("#### 1,234.50 dollars", "1234.5"), ("####$-5.", "-5"), ("#### -5%", "-5"),
+    ("#### 7\n#### 8", "7"), ("18", None), ("#### none 4", None), ("#### .5", ".5"), ("#### £1,000,000", "1000000"),
+])
+def test_marked_answers(text, number):
+    assert marked_answer(text) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("16-3 = 13 eggs.", "13"), ("it is 16-3", "3"), ("costs $1,200.", "1200"), ("1, 2,3", "3"), ("a -2", "-2"),
+    ("none", None), ("in 12,3456", "3456"),
+])
+def test_last_numbers(text, number):
+    assert last_number(text) == (None if number is None else Decimal(number))
+
+
+def test_answers_are_right_where_the_numbers_are_equal():
+    score = text_scorer()
+    items = [score(text, ["so #### 1,000"], True) for text in ("x #### 1000.0", "it is $1000.", "#### 5, not 1000", "")]
+    assert [item.exact_answer for item in items] == [True, False, False, False]
+    assert [item.last_number for item in items] == [True, True, True, False]
+    assert score("3", ["3"], False).exact_answer is None
+
+
+@pytest.mark.parametrize("missing", ["sacrebleu.metrics", "rouge_score.rouge_scorer"])
+def test_a_missing_package_is_said(monkeypatch, missing):
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    with pytest.raises(CofituneError, match=r"pip install 'cofitune-fast\[eval\]'"):
+        text_scorer()
