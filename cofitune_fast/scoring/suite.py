@@ -101,7 +101,7 @@ def tasks_to_write(
     speciality: a data file, of which `limit` takes the first rows. versatility: a folder or file as in `read_suite`.
     """
     needs_packages("The score of generated text", "sacrebleu", "rouge_score")
-    if versatility is None:
+    if not versatility:
         return [read_task(speciality, limit=limit)]
     suite = read_suite(versatility, speciality={"path": speciality, "limit": limit}, limit=versatility_limit,
                        generate=True)
