@@ -16,7 +16,7 @@ demo: $(MODEL)
 
 test: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s

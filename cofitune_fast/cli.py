@@ -124,8 +124,9 @@ def compare(
 
 
 def _compare_methods(settings: Config, as_json: bool, dry_run: bool) -> None:
-    from .compare_command import open_comparison, plan_table, results_table
+    from .compare_command import open_comparison, plan_table
     from .display import PlainDisplay
+    from .report import comparison_table, write_report
 
     display = PlainDisplay(console)
     display.stage(f"Loading {_needed(settings, 'model').path}")
@@ -138,8 +139,15 @@ def _compare_methods(settings: Config, as_json: bool, dry_run: bool) -> None:
             _emit({"runs": rows}, as_json, lambda: print(plan_table(rows)))
             return
         content = comparison.run()
-    path = Path(settings.output) / "comparison.json"
-    _emit(content, as_json, lambda: print(results_table(content), path, sep="\n"))
+    paths = write_report(Path(settings.output) / "comparison.json", settings.output)
+
+    def show() -> None:
+        out = Console()
+        out.print(comparison_table(content))
+        for path in (paths["html"], *paths["png"], paths["json"]):
+            out.print(str(path), highlight=False, soft_wrap=True)
+
+    _emit(content, as_json, show)
 
 
 def _compare(config: Config, as_json: bool) -> None:

@@ -102,38 +102,6 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, f"{len(rows)} runs, about as long as {total:.1f} full SFTs (without texts of anchors)"])
 
 
-def results_table(content: Mapping[str, Any]) -> str:
-    """Per task and method the setting with the best Uni on valid, averaged over the seeds that are there, and its
-    scores on test."""
-    lines = []
-    width = max(len(method["name"]) for method in content["methods"])
-    for task in content["tasks"]:
-        base = content["base_scores"][task]["test"]
-        lines += [f"{task} (test)", f"  {'base':{width}}  Spec {base['spec']:.3f}  Vers {base['vers']:.3f}"]
-        for method in content["methods"]:
-            runs = [run for run in content["runs"] if run["method"] == method["name"] and run["task"] == task]
-            lines.append(f"  {method['name']:{width}}  {_best(runs, len(content['seeds']))}")
-    return "\n".join(lines)
-
-
-def _best(runs: Sequence[Mapping[str, Any]], seeds: int) -> str:
-    settings: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        if run["state"] == "done":
-            settings.setdefault((run["learning_rate"], run["alpha"]), []).append(run)
-    count = {state: sum(run["state"] == state for run in runs) for state in ("failed", "missing")}
-    rest = "".join(f"  {number} runs {state}" for state, number in count.items() if number)
-    if not settings:
-        return f"no run is done{rest}"
-    best = max(settings.values(), key=lambda those: _mean(those, "valid", "uni"))
-    return (f"Spec {_mean(best, 'test', 'spec'):.3f}  Vers {_mean(best, 'test', 'vers'):.3f}  {_setting(best[0])}  "
-            f"{len(best)} of {seeds} seeds{rest}")
-
-
-def _mean(runs: Sequence[Mapping[str, Any]], split: str, key: str) -> float:
-    return sum(run[split][key] for run in runs) / len(runs)
-
-
 def _setting(run: Mapping[str, Any]) -> str:
     return f"{run['learning_rate']:g}" + ("" if run["alpha"] is None else f" alpha {run['alpha']:g}")
 
