@@ -7,13 +7,13 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 
 from ..data import Encoded, encode_prompt, pad_token_id
 from ..data.formats import Message
-from ..errors import CofituneError
-from ..models.mode import evaluation_mode
+from ..models.generate import continue_prompts
+from ..models.mode import left_as_found
 
 _AT_ONCE = 32  # rows that are written together
 
@@ -37,28 +37,14 @@ def write_texts(
     )
     written: dict[int, Encoded] = {}
     wanted.sort(key=lambda pair: len(pair[1]))
-    devices = [model.device] if model.device.type == "cuda" else []
-    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices):
+    with left_as_found(model, tokenizer):
         torch.manual_seed(seed)
         for start in range(0, texts, _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
-            prompts_ids = [ids for _, ids in batch]
-            for (number, ids), response in zip(batch, _respond(model, prompts_ids, config), strict=True):
+            responses = continue_prompts(model, [ids for _, ids in batch], config)
+            for (number, ids), response in zip(batch, responses, strict=True):
                 written[number] = Encoded(ids + _until(response, ends), len(ids), f"anchor text {number + 1}")
     return [written[number] for number in range(texts)]
-
-
-def _respond(model: nn.Module, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
-    length = max(map(len, prompts))
-    ids = torch.full((len(prompts), length), config.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    output: Tensor = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
-    )
-    return output[:, length:].tolist()
 
 
 def _until(response: list[int], ends: set[int]) -> list[int]:
@@ -68,10 +54,6 @@ def _until(response: list[int], ends: set[int]) -> list[int]:
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    config = getattr(model, "generation_config", None)
-    if config is None:
-        raise CofituneError(f"{type(model).__name__} cannot generate text, which the anchor needs; set anchor.weight "
-                            "to 0.")
-    ends = config.eos_token_id
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     return {token for token in (*own, tokenizer.eos_token_id) if token is not None}

@@ -39,7 +39,8 @@ def test_the_shipped_prompts_are_many_and_no_two_alike():
 
 def test_texts_follow_the_prompts_in_turn_and_disturb_nobody():
     model, tokenizer = make_tiny_model().train(), make_tiny_tokenizer()
-    model.generation_config.do_sample, model.generation_config.top_k = False, 1  # not those of the anchor
+    plain = write_texts(make_tiny_model(), tokenizer, PROMPTS, texts=7, tokens=6, temperature=1.0, seed=3)
+    model.generation_config.do_sample, model.generation_config.repetition_penalty = False, 9.0  # not the anchor's
     options = {"texts": 7, "tokens": 6, "temperature": 1.0, "seed": 3}
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
@@ -52,6 +53,7 @@ def test_texts_follow_the_prompts_in_turn_and_disturb_nobody():
         assert 1 <= len(response) <= 6
         assert 2 not in response[:-1]  # nothing after the end of turn
     assert len({tuple(row.input_ids) for row in written}) == 7
+    assert written == plain
     assert write_texts(model, tokenizer, PROMPTS, **options) == written
     assert write_texts(model, tokenizer, PROMPTS, **{**options, "seed": 4}) != written
 
