@@ -16,7 +16,7 @@ demo: $(MODEL)
 
 test: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n auto --dist loadfile
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s

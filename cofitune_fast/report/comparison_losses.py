@@ -52,7 +52,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], styles: dict[str, Any]) -> No
     # An interval from two seeds may be many times the rest; it is cut off at the panel's edge.
     ends += [max(row["loss"]["low"], min(ends) - 0.6 * span) for row in reached]
     ends += [min(row["loss"]["high"], max(ends) + 0.6 * span) for row in reached]
-    pad = 0.06 * (max(ends) - min(ends))
+    pad = 0.06 * ((max(ends) - min(ends)) or span)
     axes.set_xlim(min(ends) - pad, max(ends) + pad)
     axes.axvline(0, color=LIGHT["base"], lw=0.9, ls=(0, (5, 3)), zorder=1)
     for place, row in enumerate(rows):
