@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..files import write_json
@@ -20,9 +21,10 @@ from .entries import base_name, scores_entry, without
 from .folder import ComparisonFolder
 from .forecast import Forecast
 from .head import report_head
+from .points import plain_name
 from .progress import PipelineObserver, Quiet
 from .run_method import SPLITS
-from .runs import Run, all_runs, next_stage
+from .runs import Place, Point, Run, all_runs, next_stage
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Comparison:
             for run in self.runs:
                 if (entry := folder.find(run)) is not None:
                     self._take(run, entry)
+            reference = next((name for name in self._methods if plain_name(name) == "full sft"), None)
             while waiting := [run for run in self.runs if run.id not in self._done]:
-                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points())
+                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points(), reference)
                 for job, result in self.executor.run(self._jobs(stage, waiting)):
                     self._keep(folder, job, result)
             self.observer.remaining(0.0)
@@ -190,13 +193,16 @@ class Comparison:
         self._spent[0] += training + scoring
         self._spent[1] += entry["cost"]["seconds"]
 
-    def _points(self) -> dict[tuple[str, str], list[tuple[float, float]]]:
-        points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    def _points(self) -> dict[tuple[str, str], dict[Place, Point]]:
+        """Means over the seeds that are done, on valid."""
+        scores: dict[tuple[str, str], dict[Place, list[Point]]] = {}
         for entry in self._done.values():
             if entry["state"] == "done":
-                found = points.setdefault((entry["method"], entry["task"]), [])
-                found.append((entry["valid"]["spec"], entry["valid"]["vers"]))
-        return points
+                places = scores.setdefault((entry["method"], entry["task"]), {})
+                places.setdefault((entry["learning_rate"], entry["alpha"]), []).append(
+                    (entry["valid"]["spec"], entry["valid"]["vers"]))
+        return {key: {place: (fmean(spec for spec, _ in found), fmean(vers for _, vers in found))
+                      for place, found in places.items()} for key, places in scores.items()}
 
     def _line(self, run: Run, entry: Mapping[str, Any]) -> str:
         alpha = "" if run.alpha is None else f" alpha {run.alpha:g}"

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .catalogue import NamedMethod
+from .points import TOLERANCE
 
 Point = tuple[float, float]  # Spec, Vers
+Place = tuple[float, float | None]  # learning rate, alpha
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,60 @@ def all_runs(methods: Sequence[NamedMethod], tasks: Sequence[str], seeds: Sequen
 
 def next_stage(
     waiting: Iterable[Run], methods: Sequence[NamedMethod], seeds: Sequence[int],
-    points: Mapping[tuple[str, str], Sequence[Point]],
+    points: Mapping[tuple[str, str], Mapping[Place, Point]], reference: str | None = None,
 ) -> list[Run]:
     """Of the runs that wait, those that can decide most, in order; none only where none wait.
 
     First comes every method at the middle rate of its sweep with the first seed, then the rest of the sweeps with this
-    seed, then one further seed after another. Within a stage methods near the front come first, for they can still win,
-    and of a method the rates nearest to the middle. No run is left out, also beyond the best rate of a sweep.
+    seed. Of the further seeds those at the places that decide come first, one seed after another, then all others.
+    Within a stage methods near the front come first, for they can still win, and of a method the rates nearest to the
+    middle. No run is left out, also beyond the best rate of a sweep.
 
-    points: (method, task) -> (Spec, Vers) on the validation part of the runs that are done.
+    points: (method, task) -> place -> (Spec, Vers) on the validation part, mean of the runs that are done. reference:
+    the method at whose speciality the others are compared (see `deciding`); None: that with the highest Spec.
     """
     sweeps = {method.name: method.recipe.learning_rates for method in methods}
     place = {method.name: index for index, method in enumerate(methods)}
+    decide = {key: deciding(found, target(points, key[1], reference)) for key, found in points.items()}
 
     def stage(run: Run) -> int:
         further = seeds.index(run.seed)
-        return further + 1 if further or run.learning_rate != middle(sweeps[run.method]) else 0
+        if not further:
+            return 1 if run.learning_rate != middle(sweeps[run.method]) else 0
+        decides = (run.learning_rate, run.alpha) in decide.get((run.method, run.task), ())
+        return further + (1 if decides else len(seeds))
 
     def worth(run: Run) -> tuple[Any, ...]:
         others = [point for (method, task), found in points.items() if task == run.task and method != run.method
-                  for point in found]
-        behind = gap(points.get((run.method, run.task), ()), others)
+                  for point in found.values()]
+        behind = gap(points.get((run.method, run.task), {}).values(), others)
         away = abs(math.log(run.learning_rate / middle(sweeps[run.method])))
         return behind, place[run.method], run.task, away
 
     waiting = list(waiting)
     first = min(map(stage, waiting), default=0)
     return sorted((run for run in waiting if stage(run) == first), key=worth)
+
+
+def target(points: Mapping[tuple[str, str], Mapping[Place, Point]], task: str, reference: str | None = None) -> float:
+    """The Spec at which the methods are compared on a task: that of the reference where its Uni is highest, less the
+    tolerance."""
+    if points.get((reference or "", task)):
+        spec = max(points[reference, task].values(), key=sum)[0]
+    else:
+        spec = max((point[0] for (_, of), found in points.items() if of == task for point in found.values()), default=0)
+    return (1 - TOLERANCE) * spec
+
+
+def deciding(found: Mapping[Place, Point], target: float) -> set[Place]:
+    """The places that a verdict on a method rests on: those on either side of the target Spec, or the highest if none
+    reaches it, and that of the highest Uni."""
+    by_spec = sorted(found, key=lambda place: (found[place][0], place[0], place[1] or 1.0))
+    if not by_spec:
+        return set()
+    right = next((index for index, place in enumerate(by_spec) if found[place][0] >= target), len(by_spec) - 1)
+    best = max(by_spec, key=lambda place: sum(found[place]))
+    return {by_spec[right], by_spec[max(0, right - 1)], best}
 
 
 def middle(sweep: Sequence[float]) -> float:

@@ -58,7 +58,7 @@ def test_each_training_is_made_once_and_serves_all_methods_that_share_it(make, t
     assert recorder.jobs[0]["recipe"] is None
     both = [None, 0.5, 1.0]
     assert trained(recorder) == [(2e-4, 1, both), (2e-3, 1, [None]), (1e-4, 1, both), (1e-3, 1, [None]),
-                                 (2e-4, 2, both), (1e-4, 2, both), (2e-3, 2, [None]), (1e-3, 2, [None])]
+                                 (1e-4, 2, both), (1e-3, 2, [None]), (2e-4, 2, both), (2e-3, 2, [None])]
     assert content == json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert [run["state"] for run in content["runs"]] == ["done"] * 16
     assert content["tasks"] == ["letters"] and content["seeds"] == [1, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cofitune_fast.compare import read_methods
-from cofitune_fast.compare.runs import all_runs, gap, middle, next_stage
+from cofitune_fast.compare.runs import all_runs, deciding, gap, middle, next_stage, target
 
 METHODS = read_methods(["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"],
                        rates={"full-sft": [1, 2, 4], "half": [1, 2, 4], "region": [10, 20, 40]})
@@ -44,11 +44,36 @@ def test_first_the_middle_rates_then_the_sweeps_then_the_seeds_and_every_run_onc
 
 
 def test_methods_near_the_front_come_first_but_none_is_left_out():
-    points = {("full-sft", "a"): [(0.2, 0.2)], ("half", "a"): [(0.5, 0.3)], ("region", "a"): [(0.4, 0.5)],
-              ("region", "b"): [(0.9, 0.9)]}
+    points = {("full-sft", "a"): {(2.0, None): (0.2, 0.2)}, ("half", "a"): {(2.0, 1.0): (0.5, 0.3)},
+              ("region", "a"): {(20.0, None): (0.4, 0.5)}, ("region", "b"): {(20.0, None): (0.9, 0.9)}}
     waiting = [run for run in all_runs(METHODS, ["a"], SEEDS) if run.seed == 7 and run.learning_rate not in (2, 20)]
     order = [run.method for run in next_stage(waiting, METHODS, SEEDS, points)]
     assert order == ["half"] * 4 + ["region"] * 2 + ["full-sft"] * 2
+
+
+def test_of_the_further_seeds_those_that_decide_come_first():
+    points = {("full-sft", "a"): {(1.0, None): (0.1, 0.5), (2.0, None): (0.5, 0.4), (4.0, None): (0.51, 0.2)},
+              ("region", "a"): {(10.0, None): (0.2, 0.5), (20.0, None): (0.3, 0.5), (40.0, None): (0.4, 0.1)}}
+    seeds, waiting, stages = (7, 3, 5), [], []
+    for run in all_runs([METHODS[0], METHODS[2]], ["a"], (7, 3, 5)):
+        waiting += [run] * (run.seed != 7)
+    while waiting:
+        stages.append(next_stage(waiting, METHODS, seeds, points, "full-sft"))
+        waiting = [run for run in waiting if run not in stages[-1]]
+    assert [{(run.learning_rate, run.seed) for run in stage} for stage in stages] == [
+        {(1, 3), (2, 3), (20, 3), (40, 3)}, {(1, 5), (2, 5), (20, 5), (40, 5)},
+        {(4, 3), (10, 3)}, {(4, 5), (10, 5)}]
+
+
+def test_the_places_that_decide():
+    found = {(rate, None): point for rate, point in ((1, (0.1, 0.9)), (2, (0.3, 0.5)), (3, (0.5, 0.2)))}
+    assert deciding(found, 0.25) == {(1, None), (2, None)}
+    assert deciding(found, 0.4) == {(1, None), (2, None), (3, None)}  # the first has the highest Uni
+    assert deciding(found, 0.9) == {(1, None), (2, None), (3, None)}  # none reaches it
+    assert deciding({}, 0.5) == set()
+    points = {("x", "a"): found, ("y", "a"): {(1, None): (0.8, 0.0)}, ("y", "b"): {(1, None): (0.9, 0.0)}}
+    assert target(points, "a", "x") == 0.98 * 0.1 and target(points, "a") == 0.98 * 0.8
+    assert target(points, "c") == 0.0
 
 
 def test_the_gap_to_the_front():
