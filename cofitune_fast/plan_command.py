@@ -79,6 +79,7 @@ def _settings(settings: Config, planner: Planner, storage: str) -> Settings:
     length = settings.data.max_length
     return Settings(
         batch_size=rows * micro_batches, accumulation=micro_batches, length=length,
+        anchor_rows=settings.anchor.rows if settings.anchor.weight else 0,
         response_length=min(settings.plan.response_length or length // 2, length - 1), storage=storage,
         masked=settings.mask.preset != "none" and settings.region != "full",
         gradient_checkpointing=bool(training.get("gradient_checkpointing", False)),
@@ -98,7 +99,7 @@ def _count(training: dict[str, Any], key: str, default: int) -> int:
 def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
     config = planner.model.config.get_text_config()
     return measure_rates(
-        config.hidden_size, config.intermediate_size, wanted.rows * wanted.length, planner.model.dtype,
+        config.hidden_size, config.intermediate_size, wanted.step().rows * wanted.length, planner.model.dtype,
         flops=settings.plan.flops, bandwidth=settings.plan.bandwidth, transfer=settings.plan.transfer,
     )
 
@@ -108,10 +109,11 @@ def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
 
 def _described(choice: Choice, planner: Planner, rates: Rates, settings: Config) -> tuple[dict[str, Any], str]:
     plan, time, used = choice.plan, choice.time, choice.plan.settings
+    anchored = f" and {used.anchor_rows} rows of the anchor with each batch" if used.anchor_rows else ""
     content = {**plan.to_dict(), "need": choice.need, "time": time.to_dict(), "rates": vars(rates)}
     lines = [
         f"{plan.region}: {plan.trained_parameters:,} of {plan.total_parameters:,} parameters, {used.batch_size} x "
-        f"{used.length} tokens, {used.response_length} of each row predicted, {used.storage}",
+        f"{used.length} tokens{anchored}, {used.response_length} of each row predicted, {used.storage}",
         *(f"  {part.replace('_', ' '):20}{_gib(plan.parts[part]):>12}" for part in PARTS if plan.parts[part]),
         f"  {'peak':20}{_gib(plan.peak):>12}   in the phase {plan.phase}; "
         + ", ".join(f"{phase} {_gib(size)}" for phase, size in plan.phases.items() if phase != plan.phase),

@@ -18,7 +18,8 @@ PHASES = ("forward", "loss", "backward", "step")
 class Settings:
     """What decides about memory and time besides model and region; names and values are those of the configuration.
 
-    batch_size: rows of a step, in `accumulation` micro-batches of equal size. response_length: of `length`, predicted.
+    batch_size: rows of a step, in `accumulation` micro-batches of equal size, with each of which `anchor_rows` of an
+    anchor come, counted as long as the others. response_length: of `length`, predicted.
     masked: one float32 factor per row of each matrix. prefix: the states below the region are "computed", or "filled"
     into the cache too, or read, "cached". prefix_weights "host": the layers below the region are not on the device.
     """
@@ -35,16 +36,18 @@ class Settings:
     prefix: str = "computed"
     prefix_weights: str = "device"
     accumulation: int = 1
+    anchor_rows: int = 0
 
     @property
     def rows(self) -> int:
-        """Of a micro-batch."""
+        """Of a micro-batch, without the anchor's."""
         return -(-self.batch_size // self.accumulation)
 
     def step(self) -> Step:
         """The first step of "lagged" is an exact one, so both have the same peak."""
         release = self.gradient_release != "off" or self.optimizer_states == "host" or self.accumulation > 1
-        return Step(self.rows, self.length, self.rows * min(self.response_length, self.length - 1),
+        rows = self.rows + self.anchor_rows
+        return Step(rows, self.length, rows * min(self.response_length, self.length - 1),
                     self.gradient_checkpointing, release, self.gradient_release != "off", self.quantize)
 
 

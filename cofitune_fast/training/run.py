@@ -220,11 +220,11 @@ def _plan_settings(
 ) -> Settings:
     """The settings of a run as the planner knows them, of its longest rows."""
     steps = arguments.gradient_accumulation_steps
-    anchored = data.anchor.settings.rows if data.anchor else 0
     storages = {group["storage"] for group in trainer.optimizer.param_groups} if trainer.optimizer else {"auto"}
     storage = storages.pop()
     return Settings(
-        batch_size=(arguments.per_device_train_batch_size + anchored) * steps, accumulation=steps,
+        batch_size=arguments.per_device_train_batch_size * steps, accumulation=steps,
+        anchor_rows=data.anchor.settings.rows if data.anchor else 0,
         length=max(len(row.input_ids) for row in data.rows),
         response_length=max(len(row.input_ids) - row.response_start for row in data.rows),
         storage=storage if storage != "auto" else "fp32" if trainer.model.dtype == torch.float32 else "bf16_sr",

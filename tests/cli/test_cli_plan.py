@@ -51,14 +51,14 @@ def test_settings_come_from_the_configuration(plan, tiny_run, tmp_path):
         "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3,
                      "gradient_checkpointing": True},
         "memory": {"optimizer_states": "host", "prefix_cache": False}, "storage": "bf16",
-        "plan": {"response_length": 5}, "mask": "none",
+        "plan": {"response_length": 5}, "mask": "none", "anchor": {"weight": 0.5, "rows": 2},
     }))
     status, out, _ = plan("--config", tmp_path / "run.yaml", "--json", *MACHINE)
     content = json.loads(out)
     assert status == 0 and content["settings"] == {
         "batch_size": 6, "length": 32, "response_length": 5, "storage": "bf16", "masked": False,
         "gradient_checkpointing": True, "gradient_release": "off", "optimizer_states": "host", "quantize": "nf4",
-        "prefix": "computed", "prefix_weights": "device", "accumulation": 3,
+        "prefix": "computed", "prefix_weights": "device", "accumulation": 3, "anchor_rows": 2,
     }
     assert content["rates"]["source"] == "given" and content["time"]["optimizer"] is None
 

@@ -117,6 +117,13 @@ def test_micro_batches_trade_activations_for_gradients(tiny_model):
     assert halves.work.flops == 2 * half.work.flops
 
 
+def test_an_anchors_rows_come_with_every_micro_batch(tiny_model):
+    anchored = plan(tiny_model.config, "ffn@1-2", batch_size=4, accumulation=2, anchor_rows=1)
+    larger = plan(tiny_model.config, "ffn@1-2", batch_size=6, accumulation=2)
+    assert (anchored.parts, anchored.phases, anchored.work) == (larger.parts, larger.phases, larger.work)
+    assert anchored.settings.rows == 2
+
+
 def test_only_response_tokens_reach_the_head():
     model = make_tiny_model(vocab_size=4000)
     short, long = (plan(model.config, "ffn@3", response_length=tokens).parts["loss"] for tokens in (1, 15))
