@@ -49,6 +49,24 @@ def test_from_yaml_to_comparison_and_again(command_line, config, tiny_run, tmp_p
     assert (tmp_path / "run" / "comparison.html").is_file()
 
 
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_two_workers_make_the_runs_that_one_process_makes(command_line, config, tmp_path, executor, monkeypatch):
+    if executor == "ray":
+        ray = pytest.importorskip("ray")
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rates = {"full-sft": [0.001], "wise-ft": [0.001], "region": [0.01]}
+    path = config(methods=["full-sft", {"method": "wise-ft", "alphas": [0.5]}, "region"], seeds=[1, 2],
+                  learning_rates=rates, workers=2)
+    outputs = [command_line("compare", "-c", path, "--json", "--compare.executor", kind, "--output", tmp_path / kind)
+               for kind in ("in-process", executor)]
+    if executor == "ray":
+        ray.shutdown()
+    assert [status for status, _, _ in outputs] == [0, 0], outputs[1][2]
+    alone, together = ([(run["id"], run["state"], run["valid"], run["test"]) for run in json.loads(out)["runs"]]
+                       for _, out, _ in outputs)
+    assert together == alone and len(alone) == 6
+
+
 def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
     path = config(methods=["region"], seeds=[1], learning_rates={"region": [0.01]})
     assert command_line("compare", "-c", path)[0] == 0
