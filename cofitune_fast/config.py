@@ -180,10 +180,19 @@ class CompareSection(Section):
     ray_address: str | None = None
 
 
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {"mask": {"preset": "paper", "mode": "gradient"}, "anchor": {"weight": 0.0},
+              "search": {"space": "paper", "strategy": "greedy", "learning_rate": "fixed"}},
+}
+"""Settings under those that are given: paper is CoFiTune as published (arXiv 2404.10306)."""
+
+
 class Config(Section):
-    """A whole run. Which sections a command needs, it says itself."""
+    """A whole run. Which sections a command needs, it says itself. preset: see PRESETS."""
 
     title: str = "CoFiTune run"
+    preset: Literal[tuple(PRESETS)] = "default"
     model: ModelSection | None = None
     data: DataSection = Field(default_factory=DataSection)
     versatility: VersatilitySection = Field(default_factory=VersatilitySection)
@@ -207,10 +216,21 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     values = _read_yaml(Path(path)) if path is not None else {}
     for key, value in (overrides or {}).items():
         _set(values, key.split("."), value)
+    _put_under(values, PRESETS.get(str(values.get("preset")), {}))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise CofituneError(_sentence(error, str(path) if path is not None else None, overrides or {})) from None
+
+
+def _put_under(values: dict[str, Any], preset: dict[str, dict[str, Any]]) -> None:
+    """Give `values` what the preset has and they do not."""
+    for section, content in preset.items():
+        given = values.get(section, {})
+        if isinstance(given, str):
+            given = {_main_key(section): given}
+        if isinstance(given, dict):
+            values[section] = {**content, **given}
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

@@ -31,6 +31,20 @@ def wrong(read, words, text=None, *arguments):
     assert "\n" not in str(caught.value)
 
 
+def test_a_preset_lies_under_what_is_given(read):
+    paper = read("preset: paper")
+    assert (paper.mask.preset, paper.mask.mode, paper.anchor.weight) == ("paper", "gradient", 0.0)
+    assert (paper.search.space, paper.search.strategy, paper.search.learning_rate) == ("paper", "greedy", "fixed")
+    assert read("preset: default") == read()
+    given = read("mask: none\nsearch: {beam: 2}\nanchor: {rows: 3}", "--preset", "paper", "--search.strategy", "racing",
+                 "--search", "extended")
+    assert (given.mask.preset, given.mask.mode) == ("none", "gradient")
+    assert (given.search.space, given.search.strategy, given.search.beam) == ("extended", "racing", 2)
+    assert (given.anchor.rows, given.anchor.weight) == (3, 0.0)
+    wrong(read, "preset", "preset: papre")
+    wrong(read, "mask", "preset: paper\nmask: [1]")
+
+
 def test_defaults(read):
     config = read()
     assert (config.model, config.region, config.output, config.delta) == (None, None, None, None)
