@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..anchor import Anchor
 from ..regions import Region
 from ..scoring import SuiteScores
 from ..training import TrainResult
@@ -16,13 +17,16 @@ from ..trials import Workbench
 
 @dataclass(frozen=True)
 class Method:
-    """`training` goes over the run's training arguments; `masks` is None for a run without a soft mask."""
+    """`training` goes over the run's training arguments; `masks` is None for a run without a soft mask; loss and anchor
+    are those of `training.train_region`."""
 
     name: str
     region: Region | None
     training: Mapping[str, Any] = field(default_factory=dict)
     masks: Mapping[str, Tensor] | None = None
     mask_mode: str = "update"
+    loss: str = "ce"
+    anchor: Anchor | None = None
 
     @property
     def slug(self) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..anchor import AnchorSettings
+from ..anchor import Anchor, AnchorSettings
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -37,7 +37,8 @@ class PipelineSettings:
 
     region: what to train where there is no search. training: arguments of the final runs; full_sft_training goes over
     them in full SFT. preset: the mask's normaliser, or "none". importance: arguments of `Workbench.importance`;
-    importance_file: measured before. loss, anchor: of the region; full SFT is plain.
+    importance_file: measured before. preset, loss and anchor are what CoFiTune fine has beyond coarse; coarse and full
+    SFT are plain.
     """
 
     region: str | None = None
@@ -51,6 +52,11 @@ class PipelineSettings:
     memory: MemorySettings = field(default_factory=MemorySettings)
     loss: str = "ce"
     anchor: AnchorSettings = field(default_factory=AnchorSettings)
+
+    @property
+    def refined(self) -> bool:
+        """Whether there is a CoFiTune fine."""
+        return self.preset != "none" or self.loss != "ce" or self.anchor.weight > 0
 
 
 class Pipeline:
@@ -154,10 +160,11 @@ class Pipeline:
     def _fine(
         self, region: Region, training: Mapping[str, Any], importance: Importance | None
     ) -> tuple[dict[str, Any] | None, list[dict]]:
-        if importance is None:
+        if not self.settings.refined:
             return None, []
-        masks = self.bench.masks(importance, region, self.settings.preset)
-        method = Method("CoFiTune fine", region, training, masks, self.settings.mask_mode)
+        masks = self.bench.masks(importance, region, self.settings.preset) if importance else None
+        method = Method("CoFiTune fine", region, training, masks, self.settings.mask_mode, self.settings.loss,
+                        self._anchor())
         row = self._method(method, "delta")
         checks_file = self.output / "methods" / "checks.json"
         if not checks_file.is_file():
@@ -174,7 +181,7 @@ class Pipeline:
                     method.region, self.output / "training" / method.slug,
                     {**method.training, "save_strategy": "no"},
                     masks=method.masks, mask_mode=method.mask_mode, storage=self.settings.storage,
-                    memory=self.settings.memory, **self._objective(method.region),
+                    memory=self.settings.memory, loss=method.loss, anchor=method.anchor,
                 )
                 scores = self.bench.score("test")
                 row = method_row(self.bench, method, scores, run)
@@ -188,10 +195,11 @@ class Pipeline:
 
         return self._kept(method.slug, measure)
 
-    def _objective(self, region: Region) -> dict[str, Any]:
-        if region.is_full:
-            return {}
-        return {"loss": self.settings.loss, "anchor": self.bench.anchor(self.settings.anchor)}
+    def _anchor(self) -> Anchor | None:
+        if self.settings.anchor.weight == 0:
+            return None
+        self.observer.stage("Texts of the base for the anchor")
+        return self.bench.anchor(self.settings.anchor)
 
     def _checks(self, fine: dict[str, Any]) -> list[dict[str, Any]]:
         """The delta on disk, put on the base and merged into a model folder, is the model that was scored."""
@@ -263,15 +271,15 @@ class Pipeline:
         unit = self.tree_search.work.full_sft / full if self.tree_search else 1.0
         self.clock.waiting = {"base": 0.2 * unit, "cofitune-coarse": (0.4 * epochs + 0.2) * unit,
                               "full-sft": (full + 0.2) * unit}
-        if self.settings.preset != "none":
+        if self.settings.refined:
             self.clock.waiting["cofitune-fine"] = (0.4 * epochs + 0.4) * unit
 
     def _delta_settings(self, method: Method, run: TrainResult) -> dict[str, Any]:
         return {
             "training": {**method.training, "learning_rate": run.learning_rate},
             "mask": {"preset": self.settings.preset, "mode": method.mask_mode} if method.masks else None,
-            "loss": self.settings.loss,
-            "anchor": asdict(self.settings.anchor),
+            "loss": method.loss,
+            "anchor": asdict(method.anchor.settings) if method.anchor else None,
             "storage": self.settings.storage,
             "run": run.to_dict(),
         }

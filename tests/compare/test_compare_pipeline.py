@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model
 
+from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.compare import Pipeline, PipelineSettings
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
@@ -95,6 +96,20 @@ def test_without_a_mask_there_is_no_fine_row_and_no_importance(make, tmp_path, t
     assert report["importance"] is None and report["checks"] == []
     assert not (tmp_path / "run" / "importance.safetensors").exists() and not (tmp_path / "run" / "delta").exists()
     assert trained == ["ffn.up@2-3", "full"]
+
+
+def test_an_anchor_alone_makes_a_fine_row(make, monkeypatch):
+    calls, train = [], Workbench.train
+    monkeypatch.setattr(Workbench, "train", lambda self, *args, **options: (
+        calls.append((options["anchor"], options["masks"])), train(self, *args, **options))[1])
+    anchor = AnchorSettings(weight=2.0, rows=1, texts=4, tokens=4)
+    report = make(anchor=anchor, **REGION).run()
+    assert names(report) == ["base", "full SFT", "CoFiTune coarse", "CoFiTune fine"] and report["importance"] is None
+    assert [check["passed"] for check in report["checks"]] == [True, True, True]
+    coarse, fine, full = calls
+    assert coarse == full == (None, None) and fine[0].settings == anchor and fine[1] is None
+    runs = {row["name"]: row["run"] for row in report["methods"] if row["run"]}
+    assert runs["CoFiTune coarse"]["anchor_kl"] is None and runs["CoFiTune fine"]["anchor_kl"] is not None
 
 
 def test_with_a_region_there_is_no_search(make, tmp_path, trained):
