@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from ..data import Encoded, pad_token_id
 from ..data.formats import Message
-from ..errors import CofituneError
 from ..files import atomic_path
 from ..models.loading import cache_folder
 from ..models.quantized import quantization
-from ..models.sharded import is_sharded
+from ..models.sharded import all_ranks, is_sharded, writes
 from .distributions import top_distributions
 from .settings import AnchorSettings
 from .writing import write_texts
@@ -63,7 +62,7 @@ def open_anchor(
     """The anchor of a base: read from `folder` (default: `anchor` in the cache folder), or made there.
 
     model: must hold the base's bytes, which have the `fingerprint`, if the anchor is yet to be made. task_prompts: of
-    the training rows, for `prompts: task`. A file that is damaged is made anew.
+    the training rows, for `prompts: task`. A file that is damaged is made anew. Collective for a sharded model.
 
     Raises:
         CofituneError: the prompts cannot be read, or the model cannot write.
@@ -77,12 +76,10 @@ def open_anchor(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     path = Path(folder or cache_folder() / "anchor") / f"{digest}.safetensors"
     rows = _read(path)
-    if rows is None:
-        if is_sharded(model):
-            raise CofituneError("An anchor cannot be written by a sharded model; make it first by a run in one process "
-                                "with the same anchor settings, or set anchor.weight to 0.")
+    if not (all_ranks(rows is not None) if is_sharded(model) else rows is not None):
         rows = _make(model, tokenizer, prompts, settings)
-        _write(path, rows, settings)
+        if writes(model):
+            _write(path, rows, settings)
     return Anchor(rows, settings, _tail(rows))
 
 

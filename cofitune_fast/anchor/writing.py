@@ -14,6 +14,7 @@ from ..data import Encoded, encode_prompt, pad_token_id
 from ..data.formats import Message
 from ..models.generate import continue_prompts
 from ..models.mode import left_as_found
+from ..models.sharded import broadcast_object
 
 _AT_ONCE = 32  # rows that are written together
 
@@ -26,7 +27,8 @@ def write_texts(
 
     Sampling is from the whole distribution at `temperature`: no top-k, no top-p, no penalty, whatever the model's own
     generation settings say. The same seed gives the same texts on one machine. The generators of the caller are left as
-    they were. A response ends with the model's end of turn where it wrote one.
+    they were. A response ends with the model's end of turn where it wrote one. Collective for a sharded model, and the
+    same on all ranks.
     """
     ends = _end_tokens(model, tokenizer)
     encoded = [encode_prompt(tokenizer, messages) for messages in prompts[:texts]]
@@ -41,7 +43,7 @@ def write_texts(
         torch.manual_seed(seed)
         for start in range(0, texts, _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
-            responses = continue_prompts(model, [ids for _, ids in batch], config)
+            responses = broadcast_object(continue_prompts(model, [ids for _, ids in batch], config))
             for (number, ids), response in zip(batch, responses, strict=True):
                 written[number] = Encoded(ids + _until(response, ends), len(ids), f"anchor text {number + 1}")
     return [written[number] for number in range(texts)]

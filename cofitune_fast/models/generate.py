@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import CofituneError
+from .sharded import is_sharded
 
 
 def continue_prompts(
@@ -18,7 +19,10 @@ def continue_prompts(
 
     prompts: token ids, padded on the left to the longest. config: a transformers GenerationConfig with pad_token_id;
     it stands in for the model's own during the call, which would otherwise add its penalties and temperatures.
-    options: further arguments of `generate`. Raises CofituneError for a model that cannot generate.
+    options: further arguments of `generate`. Collective for a sharded model: the ranks go on until all are through.
+
+    Raises:
+        CofituneError: the model cannot generate.
     """
     if getattr(model, "generation_config", None) is None:
         raise CofituneError(f"{type(model).__name__} cannot generate text; use a causal model of transformers.")
@@ -31,7 +35,8 @@ def continue_prompts(
     device = model.get_input_embeddings().weight.device
     own, model.generation_config = model.generation_config, config
     try:
-        output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+        output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device),
+                                synced_gpus=is_sharded(model), **options)
     finally:
         model.generation_config = own
     return output[:, length:].tolist()

@@ -21,6 +21,8 @@ from tiny import make_tiny_model, make_tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
+from cofitune_fast.anchor import AnchorSettings, open_anchor
+from cofitune_fast.anchor import anchor as anchor_module
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import LoadedModel, sharded
@@ -87,6 +89,11 @@ def one_of_the_runs(folder, name, batch=2):
     return result
 
 
+def anchor_of(model, folder):
+    settings = AnchorSettings(weight=1.0, rows=1, texts=6, tokens=5, top_k=8)
+    return open_anchor(model, make_tiny_tokenizer(), settings, "print", folder=folder)
+
+
 class Collectives(TorchDispatchMode):
     """Counts the calls of a collective inside the block."""
 
@@ -121,6 +128,21 @@ def scored(folder):
     plain, model = make_tiny_model(), model_of()
     assert answer_scores(model, rows(), 0) == answer_scores(plain, rows(), 0)
     assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # sharded again afterwards
+
+
+def an_anchor_is_written_and_trained_with(folder):
+    plain, model = make_tiny_model(), model_of()
+    alone, together = anchor_of(plain, folder / f"anchor-{sharded.rank()}"), anchor_of(model, folder / "anchor")
+    for one, other in zip(alone.rows, together.rows, strict=True):
+        assert one.input_ids == other.input_ids and torch.equal(one.ids, other.ids)
+        torch.testing.assert_close(one.log_p, other.log_p)
+    assert len(list((folder / "anchor").iterdir())) == 1
+    with patch.object(anchor_module, "_make", side_effect=AssertionError("written twice")):
+        again = anchor_of(model, folder / "anchor")
+    assert [row.input_ids for row in again.rows] == [row.input_ids for row in together.rows]
+    assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    _, _, result = train(folder / "anchored", UPPER, model=model, anchor=together)
+    assert result.anchor_kl > 0
 
 
 def frozen_layers_cost_nothing(folder):
@@ -281,7 +303,8 @@ CASES = {
     **{f"resumed: {s}": (resumed, s, d) for s, d in (("fp32", torch.float32), ("bf16_split", torch.bfloat16),
                                                      ("int8", torch.bfloat16))},
     **{case.__name__: (case,) for case in (
-        agreements, loaded, scored, frozen_layers_cost_nothing, cached_layers_are_never_gathered,
+        agreements, loaded, scored, an_anchor_is_written_and_trained_with, frozen_layers_cost_nothing,
+        cached_layers_are_never_gathered,
         one_rank_has_no_cached_rows, deltas_go_both_ways, a_trial_puts_the_shards_back, moved_frozen_tensors_are_seen,
         an_infinite_loss_stops_all, an_interrupt_of_one_stops_all, refusals)},
 }
