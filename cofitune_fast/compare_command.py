@@ -99,7 +99,8 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{number:5}  {row['method']:{width}}  {row['task']}  {_setting(row)}  seed {row['seed']}  "
              f"{row['full_sft']:.2f} full SFT" for number, row in enumerate(rows, 1)]
     total = sum(row["full_sft"] for row in rows)
-    return "\n".join([*lines, f"{len(rows)} runs, about as long as {total:.1f} full SFTs (without texts of anchors)"])
+    return "\n".join([*lines, f"{len(rows)} runs, about as long as {total:.1f} full SFTs, without the writing of "
+                      "anchors' texts"])
 
 
 def _setting(run: Mapping[str, Any]) -> str:

@@ -95,10 +95,10 @@ class AnchorSection(Section):
     """Texts of the base that the region is held to: their KL is added to the loss with this weight (0: no anchor).
     docs/anchor.md explains each setting."""
 
-    weight: float = Field(0.0, ge=0)
-    rows: int = Field(4, ge=1)
+    weight: float = Field(1.0, ge=0)
+    rows: int = Field(2, ge=1)
     texts: int = Field(192, ge=1)
-    tokens: int = Field(96, ge=2)
+    tokens: int = Field(48, ge=2)
     prompts: str = "general"
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(64, ge=1)

@@ -59,6 +59,8 @@ def tiny_run(tmp_path, tiny_model_folder):
         **{f"data.{part}": str(tmp_path / f"{part}.jsonl") for part in ("train", "valid", "test")},
         **{f"versatility.{part}": str(tmp_path / part) for part in ("valid", "test")},
         "importance.samples": 8,
+        "anchor.texts": 8,
+        "anchor.tokens": 6,
         "training.learning_rate": 1e-2,
         "training.per_device_train_batch_size": 8,
         "output": str(tmp_path / "run"),

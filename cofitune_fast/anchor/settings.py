@@ -25,9 +25,9 @@ class AnchorSettings:
     """
 
     weight: float = 0.0
-    rows: int = 4
+    rows: int = 2
     texts: int = 192
-    tokens: int = 96
+    tokens: int = 48
     prompts: str = "general"
     temperature: float = 1.0
     top_k: int = 64

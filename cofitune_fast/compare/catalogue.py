@@ -32,7 +32,7 @@ class NamedMethod:
 
 _REGION = "the run's region"  # stands for the region of the configuration
 _FFN = {"targets": "ffn"}
-_ANCHOR = {"weight": 1.0}
+_ANCHOR = {"weight": 1.0, "rows": 2, "tokens": 48}  # all that was measured, so that no later default changes a recipe
 
 CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "full-sft": ("Every parameter is trained.", {}),
@@ -59,7 +59,8 @@ CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
              "MoFO, arXiv 2407.20999).", {"mofo": 0.1}),
     "dft": ("Full SFT with the loss of each token times its own probability, held fixed (Wu et al., DFT, "
             "arXiv 2508.05629).", {"loss": "dft"}),
-    "eaft": ("Full SFT with the loss of each token weighted by the entropy of the model's prediction (EAFT).",
+    "eaft": ("Full SFT with the loss of each token weighted by the entropy of the model's prediction (EAFT, arXiv "
+             "2601.02151).",
              {"loss": "eaft"}),
     "fine-gradient": ("The region with a rank mask on the gradient.",
                       {"region": _REGION, "mask": {"mode": "gradient"}}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from ..anchor import AnchorSettings
 from ..regions import Layout, Region
 from ..search import Work, search_work
 from ..training import planned_epochs
@@ -16,23 +17,24 @@ from .runs import Run
 
 
 class Forecast:
-    """Operations as `search.Work` counts them; the texts of an anchor, and importance, are left out."""
+    """Operations as `search.Work` counts them; the writing of an anchor's texts, and importance, are left out."""
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData]
     ):
         self._bench, self._setup, self._tasks = bench, setup, tasks
         self._recipes = {method.name: method.recipe for method in methods}
-        self._works: dict[str, Work] = {}
+        self._works: dict[tuple[str, AnchorSettings], Work] = {}
         self._known: dict[tuple[str, str], tuple[float, float, float]] = {}
 
     def run(self, run: Run) -> tuple[float, float, float]:
         """Operations of a run's training, of scoring both parts once, and of one full SFT on its task."""
         key = run.method, run.task
         if key not in self._known:
-            recipe, layout, work = self._recipes[run.method], self._bench.layout, self._work(run.task)
+            recipe, layout = self._recipes[run.method], self._bench.layout
+            work = self._work(run.task, AnchorSettings(**(recipe.anchor or {})))
             trained = what_is_trained(recipe, layout, run.seed)
-            lowest, training = 0, work.full_sft
+            lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
             if not trained.is_full:
                 lowest = min(cell.layer for cell in trained.cells(layout))
                 training = work.training(lowest, _count(trained, layout), 0.0, 1.0)
@@ -51,13 +53,14 @@ class Forecast:
             seen.add(run.training)
         return total
 
-    def _work(self, task: str) -> Work:
-        if task not in self._works:
+    def _work(self, task: str, anchor: AnchorSettings) -> Work:
+        key = task, anchor
+        if key not in self._works:
             bench = self._bench.with_data(self._tasks[task])
             tokens, responses = (sum(counts) for counts in zip(*map(bench.suite_tokens, SPLITS), strict=True))
-            self._works[task] = replace(search_work(bench, self._setup, {}), scored_tokens=tokens,
-                                        scored_responses=responses)
-        return self._works[task]
+            work = search_work(bench, replace(self._setup, anchor=anchor), {})
+            self._works[key] = replace(work, scored_tokens=tokens, scored_responses=responses)
+        return self._works[key]
 
 
 def _count(trained: Region | LoraAdapter, layout: Layout) -> int:

@@ -335,12 +335,12 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
     embedding = bench.model.get_input_embeddings().weight
     scored = bench.suite_tokens("valid")
     anchored = {}
-    if (anchor := bench.anchor(setup.anchor)) is not None:
+    if (anchor := setup.anchor).weight > 0:
+        tokens, responses = bench.anchor_tokens(anchor)
         batches = math.ceil(len(rows) / training_arguments(setup.training, "planned").per_device_train_batch_size)
-        share = batches * min(setup.anchor.rows, len(anchor.rows)) / len(anchor.rows)
-        texts = sum(len(row.input_ids) - 1 for row in anchor.rows)
-        anchored = {"anchor_tokens": round(share * texts), "anchor_responses": round(share * anchor.tokens),
-                    "anchor_texts": texts}
+        share = batches * min(anchor.rows, anchor.texts) / anchor.texts
+        anchored = {"anchor_tokens": round(share * tokens), "anchor_responses": round(share * responses),
+                    "anchor_texts": tokens}
     return Work(
         layout.num_layers, sum(per_layer.values()), embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..anchor import Anchor, AnchorSettings, open_anchor
-from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
+from ..data import Encoded, batches, encode_examples, encode_prompt, pad_token_id, read_examples
+from ..data.formats import Message
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import open_prefix
@@ -173,11 +175,22 @@ class Workbench:
         if settings not in self._anchors:
             if tensor_digests(self.model) != self.digests:
                 raise CofituneError("The anchor's texts are the base's, but the model holds other bytes; load it anew.")
-            task = None
-            if settings.prompts == "task":
-                task = [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
-            self._anchors[settings] = open_anchor(self.model, self.tokenizer, settings, self.base.fingerprint, task)
+            self._anchors[settings] = open_anchor(self.model, self.tokenizer, settings, self.base.fingerprint,
+                                                  self._anchor_prompts(settings))
         return self._anchors[settings]
+
+    def anchor_tokens(self, settings: AnchorSettings) -> tuple[int, int]:
+        """Tokens and response tokens of all texts of an anchor, if each response is as long as it may be; nothing is
+        written for it."""
+        prompts = settings.read_prompts(self._anchor_prompts(settings))[: settings.texts]
+        lengths = [len(encode_prompt(self.tokenizer, messages)) for messages in prompts]
+        responses = settings.texts * settings.tokens
+        return sum(islice(cycle(lengths), settings.texts)) + responses, responses
+
+    def _anchor_prompts(self, settings: AnchorSettings) -> list[list[Message]] | None:
+        if settings.prompts != "task":
+            return None
+        return [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
 
     def with_data(self, data: TrialData) -> Workbench:
         """The same model and base on other data; made once for each."""

@@ -225,4 +225,4 @@ def test_the_settings_of_the_yaml_are_those_of_the_anchor():
 
     from cofitune_fast.config import AnchorSection
 
-    assert AnchorSection().model_dump() == asdict(AnchorSettings())
+    assert AnchorSection().model_dump() == asdict(AnchorSettings(weight=1.0))  # on for a run, off in a library call

@@ -35,7 +35,8 @@ def test_entries_go_over_the_catalogue_and_sweeps_over_both():
         rates={"region": [1e-3, 2e-3]}, region="mha@all")
     assert first.recipe.region == second.recipe.region == "mha@all"
     assert first.recipe.learning_rates == (1e-3, 2e-3)
-    assert second.recipe.anchor == {"weight": 1.0, "rows": 8} and second.recipe.training == {"weight_decay": 0.1}
+    assert second.recipe.anchor == {"weight": 1.0, "rows": 8, "tokens": 48}
+    assert second.recipe.training == {"weight_decay": 0.1}
     assert Recipe.from_dict({"region": "all"}) == Recipe()
 
 
