@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
+from transformers import TrainingArguments
 
 from ..anchor import Anchor, AnchorRow
 from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
 from ..errors import CofituneError
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
+from ..models.attention import takes_tries
+from ..models.sharded import all_ranks
 
 
 class FixedBatches(Sampler[list[int]]):
@@ -140,3 +144,31 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
                  for batch in plan_batches(lengths, max_tokens=None, batch_size=size))
     packed = sum(len(pack_rows([rows[index] for index in batch]).ids) for batch in batches)
     return padded / packed
+
+
+def training_batches(
+    model: nn.Module, data: KeyedRows, args: TrainingArguments, packing: str
+) -> tuple[FixedBatches, bool]:
+    """The batches of a run, and whether their rows are packed: with "auto" where it saves a tenth of the tokens.
+    Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
+    lengths = [len(row.input_ids) for row in data.rows]
+    tasks = data.task_rows
+    anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
+    shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
+    seed = args.seed if args.data_seed is None else args.data_seed
+
+    def batches(by_length: bool) -> FixedBatches:
+        return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
+                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size,
+                            **anchored)
+
+    possible = takes_tries(model, max(lengths))
+    if packing == "on" and not possible:
+        raise CofituneError("memory.packing is on, but this model's attention is not sdpa (it is "
+                            f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
+                            "than the longest row; set it to auto.")
+    at_random = batches(by_length=False)
+    if packing == "on" or (packing == "auto" and possible
+                           and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):
+        return at_random, True
+    return batches(by_length=True), False

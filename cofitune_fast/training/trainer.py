@@ -30,11 +30,11 @@ from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.response_loss import Term, response_losses, takes_chunks
 from ..memory.settings import MemorySettings
-from ..models.attention import takes_tries, trie_attention
-from ..models.sharded import all_ranks, barrier, is_sharded, reshard, total, world_size
+from ..models.attention import trie_attention
+from ..models.sharded import barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW, Pull
 from ..regions import BaseInfo, Region, load_delta, save_delta
-from .batching import FixedBatches, KeyedRows, TrainingCollator, packing_gain
+from .batching import KeyedRows, TrainingCollator, training_batches
 from .callbacks import SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
 
@@ -98,7 +98,7 @@ class CoFiTuneTrainer(Trainer):
         self.prefix = FrozenPrefix.of(model, region)
         data = train_dataset if isinstance(train_dataset, KeyedRows) else KeyedRows(train_dataset)
         self.anchor = data.anchor
-        self.batches, packed = _batches(model, data, args, memory.packing)
+        self.batches, packed = training_batches(model, data, args, memory.packing)
         self.release: GradientRelease | None = None
         if memory.gradient_release != "off":
             refuse_accumulation(args.gradient_accumulation_steps)
@@ -356,33 +356,6 @@ def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """What of a batch the model's forward takes."""
     names = ("input_ids", "attention_mask", "position_ids", "rows", "owners")
     return {name: batch[name] for name in names if name in batch}
-
-
-def _batches(
-    model: nn.Module, data: KeyedRows, args: TrainingArguments, packing: str
-) -> tuple[FixedBatches, bool]:
-    """The batches of a run, and whether their rows are packed."""
-    lengths = [len(row.input_ids) for row in data.rows]
-    tasks = data.task_rows
-    anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
-    shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
-    seed = args.seed if args.data_seed is None else args.data_seed
-
-    def batches(by_length: bool) -> FixedBatches:
-        return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size,
-                            **anchored)
-
-    possible = takes_tries(model, max(lengths))
-    if packing == "on" and not possible:
-        raise CofituneError("memory.packing is on, but this model's attention is not sdpa (it is "
-                            f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
-                            "than the longest row; set it to auto.")
-    at_random = batches(by_length=False)
-    if packing == "on" or (packing == "auto" and possible
-                           and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):
-        return at_random, True
-    return batches(by_length=True), False
 
 
 def _check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
