@@ -84,10 +84,11 @@ class ImportanceSection(Section):
 
 
 class MaskSection(Section):
-    """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts."""
+    """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts. Off by default:
+    docs/comparison.md has what masks gave beyond a smaller learning rate, which is nothing so far."""
 
     _main = "preset"
-    preset: str = "rank"
+    preset: str = "none"
     mode: Literal["update", "gradient"] = "update"
 
 

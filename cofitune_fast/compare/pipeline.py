@@ -46,7 +46,7 @@ class PipelineSettings:
     full_sft_training: Mapping[str, Any] = field(default_factory=dict)
     importance: Mapping[str, Any] = field(default_factory=dict)
     importance_file: str | None = None
-    preset: str = "rank"
+    preset: str = "none"
     mask_mode: str = "update"
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)

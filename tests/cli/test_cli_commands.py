@@ -81,7 +81,7 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     assert status == 0 and result["trained_parameters"] == 2 * 3 * 32 * 48, err
     delta = Path(tiny_run["output"]) / "delta"
     settings = json.loads((delta / "cofitune.json").read_text())["settings"]
-    assert settings["mask"] == {"preset": "rank", "mode": "update"}
+    assert settings["mask"] == {"preset": "none", "mode": "update"} and settings["anchor"]["weight"] == 1.0
 
     base = json.loads(cofitune("evaluate", *arguments(tiny_run), "--json")[1])
     tuned = json.loads(cofitune("evaluate", *arguments(tiny_run, delta=delta), "--json")[1])
@@ -174,7 +174,7 @@ def test_a_missing_option_value_and_a_missing_file(cofitune, tmp_path):
 def test_a_delta_of_another_base(cofitune, tiny_run, tmp_path):
     from tiny import make_tiny_model
 
-    assert cofitune("train", *arguments(tiny_run, region="ffn@3"))[0] == 0
+    assert cofitune("train", *arguments(tiny_run, region="ffn@3", mask="rank"))[0] == 0
     other = tmp_path / "other"
     shutil.copytree(tiny_run["model"], other)
     make_tiny_model(seed=5).save_pretrained(other)
@@ -185,7 +185,8 @@ def test_a_delta_of_another_base(cofitune, tiny_run, tmp_path):
     assert status == 2 and not (tmp_path / "out").exists()
     importance = Path(tiny_run["output"]) / "importance.safetensors"
     status, _, err = cofitune("train", *arguments(
-        {**tiny_run, "model": other, "output": tmp_path / "b"}, region="ffn@3", importance__file=importance))
+        {**tiny_run, "model": other, "output": tmp_path / "b"}, region="ffn@3", mask="rank",
+        importance__file=importance))
     assert status == 2 and str(tiny_run["model"]) in err
 
 

@@ -51,7 +51,7 @@ def test_defaults(read):
     assert config.data.max_length == 512 and config.data.train is None and config.data.limit is None
     assert config.importance.model_dump() == {
         "file": None, "samples": 64, "batch_size": 8, "dropout": 0.003, "seed": 0}
-    assert (config.mask.preset, config.mask.mode, config.storage) == ("rank", "update", "auto")
+    assert (config.mask.preset, config.mask.mode, config.storage) == ("none", "update", "auto")
     assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
     assert config.compare.full_sft == {}
 
