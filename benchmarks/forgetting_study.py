@@ -1,0 +1,155 @@
+"""Which method forgets least, on a real model: the sweeps behind docs/comparison.md and docs/anchor.md.
+
+python benchmarks/forgetting_study.py MODEL DATA WORK run TASK STUDY [--seeds 1 2 3] [--workers N]    # resumable
+python benchmarks/forgetting_study.py MODEL DATA WORK summary TASK STUDY [--seeds 1 2 3] --json FILE
+
+MODEL: a model folder. DATA: a folder with speciality/{e2e,gsm8k}/{train,valid,test}.jsonl and versatility/GROUP/*.jsonl
+of arc_easy, openbookqa (knowledge), lambada, piqa (reasoning) and alpaca (instruction). TASK: e2e (400 training rows)
+or gsm8k (250). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from provenance import save
+
+from cofitune_fast.files import read_json, write_text
+
+PARTS = {"valid": (0, 30), "test": (200, 60)}  # first row and rows of each versatility file; twice as many of alpaca
+TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 250, "max_length": 384}}
+FULL, LORA = [5e-5, 1e-4, 2e-4, 4e-4], [5e-4, 1e-3, 2e-3, 4e-3]
+MIDDLE, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@25%-75%"
+UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the two regions
+
+
+def anchored(name: str, region: str = MIDDLE, rates: list[float] = [8e-4], **anchor: Any) -> dict[str, Any]:  # noqa: B006
+    return {"name": name, "method": "anchor", "region": region, "anchor": anchor, "learning_rates": rates}
+
+
+STUDIES: dict[str, list[dict[str, Any]]] = {
+    "main": [
+        {"method": "full-sft", "learning_rates": FULL},
+        {"method": "lora", "learning_rates": LORA},
+        {"method": "region", "region": MIDDLE, "learning_rates": UP},
+        anchored("anchor", MIDDLE, UP),
+        anchored("anchor-wide", WIDE, ACROSS),
+    ],
+    "anchored baselines": [
+        {"method": "full-anchor", "learning_rates": FULL[1:3]},
+        {"method": "lora-anchor", "learning_rates": LORA[1:3]},
+    ],
+    "anchor": [
+        anchored("4 texts of 96", rows=4, tokens=96), anchored("2 texts of 96", rows=2, tokens=96),
+        anchored("1 text of 96", rows=1, tokens=96), anchored("2 texts of 48"), anchored("weight 4", weight=4.0),
+        anchored("the task's prompts", prompts="task"),
+    ],
+    "regions": [
+        anchored("up and down, 50-75 %"), anchored("FFN, 50-75 %", "ffn@50%-75%"),
+        anchored("all, 50-75 %", "all@50%-75%", [6e-4]),
+        anchored("up and down, 50-100 %", "ffn.up+ffn.down@50%-100%", [6e-4]),
+        anchored("up and down, 40-75 %", "ffn.up+ffn.down@40%-75%"),
+        anchored("FFN, 40-75 %", "ffn@40%-75%", [6e-4]), anchored("FFN, 25-75 %", WIDE, ACROSS),
+    ],
+    "masks": [
+        anchored("anchor-wide", WIDE, ACROSS),
+        {**anchored("rank mask on the update", WIDE, [8e-4]), "mask": {"mode": "update"}},
+        {**anchored("the paper's mask", WIDE, [6e-4]), "mask": {"preset": "paper", "mode": "gradient"}},
+        {"method": "region", "region": MIDDLE, "learning_rates": UP},
+        {"method": "fine-update", "region": MIDDLE, "learning_rates": [8e-4, 1.6e-3]},
+        {"method": "fine-paper", "region": MIDDLE, "learning_rates": [8e-4]},
+        {"method": "fine-general", "region": MIDDLE, "learning_rates": [8e-4, 1.6e-3]},
+    ],
+    "baselines": [
+        {"method": "full-sft", "learning_rates": FULL}, {"method": "wise-ft", "learning_rates": FULL[1:]},
+        *({"method": name, "learning_rates": FULL[1:3]}
+          for name in ("l2", "l1", "ewc", "v-softmask", "mix", "bottom-frozen", "hft", "mofo", "dft", "eaft")),
+        {"method": "lora-ffn", "learning_rates": LORA[1:3]},
+    ],
+}
+
+
+def cut(source: Path, target: Path, rows: list[int]) -> None:
+    lines = source.read_text(encoding="utf-8").splitlines()
+    write_text(target, "".join(lines[row] + "\n" for row in rows if row < len(lines)))
+
+
+def prepare(data: Path, work: Path) -> None:
+    """The parts of the data that are used, in WORK/data."""
+    for part, (start, count) in PARTS.items():
+        for file in sorted((data / "versatility").glob("*/*.jsonl")):
+            if file.stem != "ifeval":
+                many = count * (2 if file.stem == "alpaca" else 1)
+                cut(file, work / "data" / part / file.parent.name / file.name, list(range(start, start + many)))
+    cut(data / "versatility" / "instruction" / "alpaca.jsonl", work / "data" / "general.jsonl", list(range(400, 999)))
+    speciality = data / "speciality"
+    cut(speciality / "e2e" / "valid.jsonl", work / "data" / "e2e_valid.jsonl", list(range(68)))
+    cut(speciality / "e2e" / "test.jsonl", work / "data" / "e2e_test.jsonl", random.Random(0).sample(range(630), 120))
+    cut(speciality / "gsm8k" / "valid.jsonl", work / "data" / "gsm8k_valid.jsonl", list(range(60)))
+    cut(speciality / "gsm8k" / "test.jsonl", work / "data" / "gsm8k_test.jsonl", list(range(150)))
+
+
+def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
+    files, task = arguments.work.resolve() / "data", arguments.task
+    return {
+        "title": f"Which method forgets least: {arguments.study} on {task}",
+        "model": str(arguments.model.resolve()),
+        "data": {"max_length": 256},
+        "versatility": {part: str(files / part) for part in PARTS},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "weight_decay": 0.1},
+        "compare": {
+            "tasks": {task: {
+                "train": str((arguments.data / "speciality" / task / "train.jsonl").resolve()),
+                **{part: str(files / f"{task}_{part}.jsonl") for part in PARTS}, **TASKS[task],
+            }},
+            "general": str(files / "general.jsonl"), "seeds": arguments.seeds,
+            "executor": "processes" if arguments.workers else "in-process", "workers": arguments.workers,
+            "methods": STUDIES[arguments.study],
+        },
+        "output": str(arguments.work.resolve() / task),
+    }
+
+
+def run(arguments: argparse.Namespace, *options: str) -> int:
+    file = arguments.work / f"{arguments.task}-{arguments.study}.yaml".replace(" ", "-")
+    write_text(file, yaml.safe_dump(configuration(arguments), sort_keys=False))
+    return subprocess.run([sys.executable, "-m", "cofitune_fast.cli", "compare", "-c", str(file), *options]).returncode
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    """The whole comparison without per-item values, which `run` left last in the folder."""
+    content = read_json(arguments.work / arguments.task / "comparison.json", "comparison")
+    wanted = [entry.get("name", entry["method"]) for entry in STUDIES[arguments.study]]
+    if [method["name"] for method in content["methods"]] != wanted:
+        raise SystemExit(f"The last comparison in {arguments.work / arguments.task} is another study; `run` "
+                         f"{arguments.study} again, which trains nothing twice.")
+    del content["command"]
+    save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}", [content])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "data", "work"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("action", choices=("run", "summary"))
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.action == "summary":
+        summary(arguments)
+        return
+    prepare(arguments.data, arguments.work)
+    raise SystemExit(run(arguments))
+
+
+if __name__ == "__main__":
+    main()
