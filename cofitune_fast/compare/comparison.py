@@ -24,7 +24,7 @@ from .head import report_head
 from .points import plain_name
 from .progress import PipelineObserver, Quiet
 from .run_method import SPLITS
-from .runs import Place, Point, Run, all_runs, next_stage
+from .runs import Place, Point, Run, all_runs, deciding, next_stage, target
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Comparison:
             for run in self.runs:
                 if (entry := folder.find(run)) is not None:
                     self._take(run, entry)
-            reference = next((name for name in self._methods if plain_name(name) == "full sft"), None)
             while waiting := [run for run in self.runs if run.id not in self._done]:
-                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points(), reference)
+                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points("vers"),
+                                   self._deciding())
                 for job, result in self.executor.run(self._jobs(stage, waiting)):
                     self._keep(folder, job, result)
             self.observer.remaining(0.0)
@@ -193,15 +193,25 @@ class Comparison:
         self._spent[0] += training + scoring
         self._spent[1] += entry["cost"]["seconds"]
 
-    def _points(self) -> dict[tuple[str, str], dict[Place, Point]]:
-        """Means over the seeds that are done, on valid."""
+    def _deciding(self) -> dict[tuple[str, str], set[Place]]:
+        """The places that the verdicts by Vers and by the instruction group rest on, so far."""
+        reference = next((name for name in self._methods if plain_name(name) == "full sft"), None)
+        found: dict[tuple[str, str], set[Place]] = {}
+        for measure in ("vers", "instruction"):
+            points = self._points(measure)
+            for key, places in points.items():
+                found.setdefault(key, set()).update(deciding(places, target(points, key[1], reference)))
+        return found
+
+    def _points(self, measure: str) -> dict[tuple[str, str], dict[Place, Point]]:
+        """Spec and a measure of versatility on valid, means over the seeds that are done."""
         scores: dict[tuple[str, str], dict[Place, list[Point]]] = {}
         for entry in self._done.values():
             if entry["state"] == "done":
                 places = scores.setdefault((entry["method"], entry["task"]), {})
                 places.setdefault((entry["learning_rate"], entry["alpha"]), []).append(
-                    (entry["valid"]["spec"], entry["valid"]["vers"]))
-        return {key: {place: (fmean(spec for spec, _ in found), fmean(vers for _, vers in found))
+                    (entry["valid"]["spec"], entry["valid"][measure]))
+        return {key: {place: (fmean(spec for spec, _ in found), fmean(kept for _, kept in found))
                       for place, found in places.items()} for key, places in scores.items()}
 
     def _line(self, run: Run, entry: Mapping[str, Any]) -> str:

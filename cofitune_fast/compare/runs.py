@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .catalogue import NamedMethod
+from .frontier import hull
 from .points import TOLERANCE
 
 Point = tuple[float, float]  # Spec, Vers
@@ -64,7 +66,8 @@ def all_runs(methods: Sequence[NamedMethod], tasks: Sequence[str], seeds: Sequen
 
 def next_stage(
     waiting: Iterable[Run], methods: Sequence[NamedMethod], seeds: Sequence[int],
-    points: Mapping[tuple[str, str], Mapping[Place, Point]], reference: str | None = None,
+    points: Mapping[tuple[str, str], Mapping[Place, Point]],
+    decide: Mapping[tuple[str, str], Collection[Place]] = MappingProxyType({}),
 ) -> list[Run]:
     """Of the runs that wait, those that can decide most, in order; none only where none wait.
 
@@ -73,12 +76,11 @@ def next_stage(
     Within a stage methods near the front come first, for they can still win, and of a method the rates nearest to the
     middle. No run is left out, also beyond the best rate of a sweep.
 
-    points: (method, task) -> place -> (Spec, Vers) on the validation part, mean of the runs that are done. reference:
-    the method at whose speciality the others are compared (see `deciding`); None: that with the highest Spec.
+    points: (method, task) -> place -> (Spec, Vers) on the validation part, mean of the runs that are done. decide:
+    (method, task) -> the places that decide, see `deciding`.
     """
     sweeps = {method.name: method.recipe.learning_rates for method in methods}
     place = {method.name: index for index, method in enumerate(methods)}
-    decide = {key: deciding(found, target(points, key[1], reference)) for key, found in points.items()}
 
     def stage(run: Run) -> int:
         further = seeds.index(run.seed)
@@ -110,14 +112,15 @@ def target(points: Mapping[tuple[str, str], Mapping[Place, Point]], task: str, r
 
 
 def deciding(found: Mapping[Place, Point], target: float) -> set[Place]:
-    """The places that a verdict on a method rests on: those on either side of the target Spec, or the highest if none
-    reaches it, and that of the highest Uni."""
-    by_spec = sorted(found, key=lambda place: (found[place][0], place[0], place[1] or 1.0))
-    if not by_spec:
+    """The places that a verdict on a method rests on: of its frontier those on either side of the target Spec, or the
+    highest if none reaches it, and that of the highest sum."""
+    places = sorted(found, key=lambda place: (place[0], place[1] or 1.0))
+    if not places:
         return set()
-    right = next((index for index, place in enumerate(by_spec) if found[place][0] >= target), len(by_spec) - 1)
-    best = max(by_spec, key=lambda place: sum(found[place]))
-    return {by_spec[right], by_spec[max(0, right - 1)], best}
+    corners = [places[index] for index in hull(*zip(*(found[place] for place in places), strict=True))]
+    right = next((index for index, place in enumerate(corners) if found[place][0] >= target), len(corners) - 1)
+    best = max(places, key=lambda place: sum(found[place]))
+    return {corners[right], corners[max(0, right - 1)], best}
 
 
 def middle(sweep: Sequence[float]) -> float:

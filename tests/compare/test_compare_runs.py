@@ -54,11 +54,12 @@ def test_methods_near_the_front_come_first_but_none_is_left_out():
 def test_of_the_further_seeds_those_that_decide_come_first():
     points = {("full-sft", "a"): {(1.0, None): (0.1, 0.5), (2.0, None): (0.5, 0.4), (4.0, None): (0.51, 0.2)},
               ("region", "a"): {(10.0, None): (0.2, 0.5), (20.0, None): (0.3, 0.5), (40.0, None): (0.4, 0.1)}}
+    decide = {("full-sft", "a"): {(1.0, None), (2.0, None)}, ("region", "a"): {(20.0, None), (40.0, None)}}
     seeds, waiting, stages = (7, 3, 5), [], []
     for run in all_runs([METHODS[0], METHODS[2]], ["a"], (7, 3, 5)):
         waiting += [run] * (run.seed != 7)
     while waiting:
-        stages.append(next_stage(waiting, METHODS, seeds, points, "full-sft"))
+        stages.append(next_stage(waiting, METHODS, seeds, points, decide))
         waiting = [run for run in waiting if run not in stages[-1]]
     assert [{(run.learning_rate, run.seed) for run in stage} for stage in stages] == [
         {(1, 3), (2, 3), (20, 3), (40, 3)}, {(1, 5), (2, 5), (20, 5), (40, 5)},
@@ -66,10 +67,12 @@ def test_of_the_further_seeds_those_that_decide_come_first():
 
 
 def test_the_places_that_decide():
-    found = {(rate, None): point for rate, point in ((1, (0.1, 0.9)), (2, (0.3, 0.5)), (3, (0.5, 0.2)))}
+    found = {(rate, None): point for rate, point in ((1, (0.1, 0.9)), (2, (0.3, 0.6)), (3, (0.5, 0.2)))}
     assert deciding(found, 0.25) == {(1, None), (2, None)}
     assert deciding(found, 0.4) == {(1, None), (2, None), (3, None)}  # the first has the highest Uni
     assert deciding(found, 0.9) == {(1, None), (2, None), (3, None)}  # none reaches it
+    behind = {**found, (4, None): (0.29, 0.4), (5, None): (0.49, 0.1)}  # not on the frontier
+    assert deciding(behind, 0.25) == {(1, None), (2, None)}
     assert deciding({}, 0.5) == set()
     points = {("x", "a"): found, ("y", "a"): {(1, None): (0.8, 0.0)}, ("y", "b"): {(1, None): (0.9, 0.0)}}
     assert target(points, "a", "x") == 0.98 * 0.1 and target(points, "a") == 0.98 * 0.8
