@@ -88,7 +88,7 @@ def tiny_config(work: Path) -> Path:
         "model": str(model), "data": {part: str(work / f"{part}.jsonl") for part in ("train", "valid", "test")},
         "versatility": {part: str(work / part) for part in ("valid", "test")},
         "training": {"learning_rate": 0.01, "num_train_epochs": 4, "per_device_train_batch_size": 4},
-        "search": {"checkpoint_minutes": 1 / 60},
+        "anchor": {"weight": 0.0}, "search": {"checkpoint_minutes": 1 / 60},
     }))
     return config
 

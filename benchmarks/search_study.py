@@ -58,6 +58,7 @@ def configuration(model: str, data: Path, work: Path, variant: str) -> Any:
         "training": {"learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8,
                      "weight_decay": 0.1, "seed": seed, "data_seed": seed},
         "compare": {"full_sft": {"learning_rate": 1e-4}},
+        "anchor.weight": 0.0,  # regions alone, as in the paper
         "search.space": SPACE,
         "search.strategy": name if name != "full" else "greedy",
         "search.learning_rate": "fixed" if "fixed" in changes else "size",
