@@ -123,13 +123,11 @@ def run(arguments: argparse.Namespace, *options: str) -> int:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """The whole comparison without per-item values, which `run` left last in the folder."""
+    """What there is of a comparison, without per-item values; its page and pictures are left in the run's folder."""
+    if run(arguments, "--so-far"):
+        raise SystemExit(1)
     content = read_json(arguments.work / arguments.task / "comparison.json", "comparison")
-    wanted = [entry.get("name", entry["method"]) for entry in STUDIES[arguments.study]]
-    if [method["name"] for method in content["methods"]] != wanted:
-        raise SystemExit(f"The last comparison in {arguments.work / arguments.task} is another study; `run` "
-                         f"{arguments.study} again, which trains nothing twice.")
-    del content["command"]
+    del content["command"]  # names folders
     save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}", [content])
 
 

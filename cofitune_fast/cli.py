@@ -109,21 +109,22 @@ def compare(
     config: ConfigFile = None,
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs of compare.methods; train none.")] = False,
+    so_far: Annotated[bool, typer.Option("--so-far", help="Compare the runs that there are; train none.")] = False,
 ) -> None:
-    """Search (unless `region` is given), train with and without the mask, contrast with full SFT, report.
+    """Search (unless `region` is given), train plainly and with anchor or mask, contrast with full SFT, report.
 
     With compare.methods: methods x tasks x learning rates x seeds, resumed in the same output folder."""
     settings = _config(context, config)
     if settings.compare.methods:
-        _compare_methods(settings, as_json, dry_run)
-    elif dry_run:
-        raise CofituneError("--dry-run lists the runs of compare.methods, and there are none; for a search use "
-                            "`cofitune search --dry-run`.")
+        _compare_methods(settings, as_json, dry_run, so_far)
+    elif dry_run or so_far:
+        raise CofituneError("--dry-run and --so-far are for the runs of compare.methods, and there are none; for a "
+                            "search use `cofitune search --dry-run`.")
     else:
         _compare(settings, as_json)
 
 
-def _compare_methods(settings: Config, as_json: bool, dry_run: bool) -> None:
+def _compare_methods(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> None:
     from .compare_command import open_comparison, plan_table
     from .display import PlainDisplay
     from .report import comparison_table, write_report
@@ -138,7 +139,7 @@ def _compare_methods(settings: Config, as_json: bool, dry_run: bool) -> None:
             rows = comparison.plan()
             _emit({"runs": rows}, as_json, lambda: print(plan_table(rows)))
             return
-        content = comparison.run()
+        content = comparison.run(make=not so_far)
     paths = write_report(Path(settings.output) / "comparison.json", settings.output)
 
     def show() -> None:

@@ -65,15 +65,16 @@ class Comparison:
         for method in self.settings.methods:
             check_method(method, next(self._benches()), self.setup, self.settings.general, self.settings.seeds[0])
 
-    def run(self) -> dict[str, Any]:
-        """Everything that is missing, in the order of `next_stage`; returns comparison.json's content."""
+    def run(self, *, make: bool = True) -> dict[str, Any]:
+        """Everything that is missing, in the order of `next_stage`; returns comparison.json's content. make: False
+        leaves what is missing, and compares what is there."""
         self.check()
         with ComparisonFolder(self.setup.output, self.identity()) as folder:
             self._score_bases(folder)
             for run in self.runs:
                 if (entry := folder.find(run)) is not None:
                     self._take(run, entry)
-            while waiting := [run for run in self.runs if run.id not in self._done]:
+            while make and (waiting := [run for run in self.runs if run.id not in self._done]):
                 stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points("vers"),
                                    self._deciding())
                 for job, result in self.executor.run(self._jobs(stage, waiting)):

@@ -6,8 +6,9 @@ Provost and Fawcett, Machine Learning 42, 2001, for ROC curves); a run at a rate
 weights, usually do better, so the straight line is a cautious guess. Left of its highest point the curve is level: less
 speciality need not cost versatility.
 
-Which points are on the hull is decided on the valid part and read off on the test part, so that a method with many
-points (rates times alphas) does not win by picking lucky ones. With one rate there is one point beside the base.
+Which points are on the hull is decided on the valid part, so that a method with many points (rates times alphas) does
+not win by picking lucky ones; on the test part the frontier is the hull of these. With one rate there is one point
+beside the base.
 """
 
 from __future__ import annotations
@@ -38,21 +39,31 @@ def _above(x: Sequence[float], y: Sequence[float], right: int, middle: int, left
 def versatility_at(spec: np.ndarray, versatility: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The frontier's versatility at a speciality, float64 [draws].
 
-    spec, versatility: [draws, corners], corners in any order; target: [draws]. Left of the first corner that corner's
-    versatility; right of the last one the last line goes on, which only single draws need: whether a method reaches a
-    target is decided by its estimate.
+    spec, versatility: [draws, corners], corners in any order; target: [draws]. It is the highest of what a corner at or
+    beyond the target has, and of the lines that cross the target between two corners; so a corner of the validation
+    part that lies within the hull of the others on the test part takes nothing from them. Where no corner reaches the
+    target, the line through the last two goes on, which only single draws need: whether a method reaches a target is
+    decided by its estimate.
     """
     order = np.argsort(spec, axis=1, kind="stable")
     x, y = np.take_along_axis(spec, order, 1), np.take_along_axis(versatility, order, 1)
     if x.shape[1] == 1:
         return y[:, 0].copy()
-    right = np.clip((x < target[:, None]).sum(axis=1), 1, x.shape[1] - 1)
-    rows = np.arange(len(x))
-    width = x[rows, right] - x[rows, right - 1]
-    rise = y[rows, right] - y[rows, right - 1]
-    slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
-    inside = y[rows, right - 1] + slope * (target - x[rows, right - 1])
-    return np.where(target <= x[:, 0], y[:, 0], inside)
+    beyond = x >= target[:, None]
+    level = np.where(beyond, y, -np.inf).max(axis=1)
+    lines = _at(x[:, :, None], y[:, :, None], x[:, None, :], y[:, None, :], target[:, None, None])
+    crossed = np.where(~beyond[:, :, None] & beyond[:, None, :], lines, -np.inf).max(axis=(1, 2))
+    further = _at(x[:, -2], y[:, -2], x[:, -1], y[:, -1], target)
+    return np.where(beyond.any(axis=1), np.maximum(level, crossed), further)
+
+
+def _at(
+    x_left: np.ndarray, y_left: np.ndarray, x_right: np.ndarray, y_right: np.ndarray, target: np.ndarray
+) -> np.ndarray:
+    """The height at `target` of lines through two points; the left one's, where both lie at the same place."""
+    width, rise = np.broadcast_arrays(x_right - x_left, y_right - y_left)
+    slope = np.divide(rise, width, out=np.zeros(width.shape), where=width != 0)
+    return y_left + slope * (target - x_left)
 
 
 def mean_loss(

@@ -32,6 +32,8 @@ def test_from_yaml_to_comparison_and_again(command_line, config, tiny_run, tmp_p
                   tasks={"letters": data, "few": {**data, "limit": 8}})
     status, out, err = command_line("compare", "-c", path, "--dry-run")
     assert status == 0 and "4 runs, about as long as" in out and not (tmp_path / "run").exists()
+    status, out, err = command_line("compare", "-c", path, "--so-far", "--json")
+    assert status == 0 and {run["state"] for run in json.loads(out)["runs"]} == {"missing"}, err
     status, out, err = command_line("compare", "-c", path, "--json")
     assert status == 0, err
     content = json.loads(out)
@@ -86,7 +88,7 @@ def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
     ({"methods": ["region"]}, ["--data.train", "gone.jsonl"], "The task task: The data file"),
     ({"methods": ["region"]}, ["--model.quantize", "nf4"], "cannot be quantised"),
     ({"method": ["region"]}, [], "Unknown key compare.method"),
-    ({}, ["--dry-run"], "--dry-run lists the runs of compare.methods, and there are none"),
+    ({}, ["--dry-run"], "--dry-run and --so-far are for the runs of compare.methods, and there are none"),
 ])
 def test_what_is_wrong_is_said_before_anything_is_made(command_line, config, tmp_path, compare, options, sentence):
     status, _, err = command_line("compare", "-c", config(**compare), *options)

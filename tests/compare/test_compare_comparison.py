@@ -90,6 +90,10 @@ def test_it_goes_on_where_it_was_stopped_and_missing_runs_are_shown(make, tmp_pa
     assert states.count("done") == 7 and states.count("missing") == 9  # 3 trainings, two of them of both full methods
     missing = next(run for run in content["runs"] if run["state"] == "missing")
     assert (missing["valid"], missing["test"], missing["cost"]) == (None, None, None)
+    so_far, nothing = make()
+    found = so_far.run(make=False)
+    assert not nothing.jobs and found["runs"] == content["runs"]
+    assert found["curves"] and found == json.loads((tmp_path / "run" / "comparison.json").read_text())
     again, rest = make()
     again.run()
     assert trained(recorder) + trained(rest) == trained(_all(make, tmp_path)[1])

@@ -47,14 +47,24 @@ def test_versatility_between_left_and_right_of_the_corners():
     assert versatility_at(spec[:, :1], vers[:, :1], np.array([0.9]))[0] == 0.40
 
 
-def test_every_draw_is_interpolated_by_itself():
+def on_the_hull(spec, vers, target):
+    corners = hull(spec, vers)
+    return np.interp(target, spec[corners], vers[corners])
+
+
+def test_a_corner_within_the_hull_of_the_others_takes_nothing_from_them():
+    spec, vers = np.array([[0.1, 0.25, 0.3]]), np.array([[0.6, 0.1, 0.5]])
+    assert versatility_at(spec, vers, np.array([0.2]))[0] == pytest.approx(0.55)
+    assert versatility_at(spec, vers, np.array([0.25]))[0] == pytest.approx(0.525)
+
+
+def test_every_draw_has_its_own_hull():
     draw = np.random.default_rng(0)
     spec, vers = draw.random((50, 5)), draw.random((50, 5))
     target = np.array([draw.uniform(row.min(), row.max()) for row in spec])
     found = versatility_at(spec, vers, target)
     for row in range(50):
-        order = np.argsort(spec[row])
-        assert found[row] == pytest.approx(np.interp(target[row], spec[row][order], vers[row][order]), rel=1e-12)
+        assert found[row] == pytest.approx(on_the_hull(spec[row], vers[row], target[row]), rel=1e-12)
 
 
 def test_corners_of_the_same_speciality_do_no_harm():
@@ -79,6 +89,6 @@ def test_the_mean_loss_is_the_integral():
         spec, vers = np.sort(draw.random((1, 4))), draw.random((1, 4))
         base, target = spec[:, 0] * 0.9, spec[:, 0] + 0.8 * np.ptp(spec)
         fine = np.linspace(base[0], target[0], 20001)
-        loss = 0.5 - np.interp(fine, spec[0], vers[0])
+        loss = 0.5 - on_the_hull(spec[0], vers[0], fine)
         integral = ((loss[1:] + loss[:-1]) / 2).mean()
         assert mean_loss(spec, vers, base, np.array([0.5]), target)[0] == pytest.approx(integral, abs=1e-6)
