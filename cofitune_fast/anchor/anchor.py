@@ -23,7 +23,7 @@ from ..data.formats import Message
 from ..files import atomic_path
 from ..models.loading import cache_folder
 from ..models.quantized import quantization
-from ..models.sharded import all_ranks, is_sharded, writes
+from ..models.sharded import all_ranks, barrier, is_sharded, writes
 from .distributions import top_distributions
 from .settings import AnchorSettings
 from .writing import write_texts
@@ -80,6 +80,8 @@ def open_anchor(
         rows = _make(model, tokenizer, prompts, settings)
         if writes(model):
             _write(path, rows, settings)
+        if is_sharded(model):
+            barrier()
     return Anchor(rows, settings, _tail(rows))
 
 

@@ -29,7 +29,7 @@ def cofitune(command_line, tiny_run):
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_train_evaluate_and_merge(cofitune, tiny_run, tmp_path, method):
     base = fingerprint(load_model(tiny_run["model"], device="cpu").model)
-    status, out, err = cofitune("train", method, "--json", region=REGION)
+    status, out, err = cofitune("train", method, "--json", region=REGION, mask="rank")
     assert status == 0, err
     result = json.loads(out)
     info = read_delta(result["delta"])

@@ -69,12 +69,12 @@ def settings(tiny_run, tmp_path):
 
 
 def test_the_command_trains_on_two_ranks(settings, tmp_path):
-    """With importance, soft mask and delta; the second rank is silent, and the files are there once."""
-    done = torchrun("-m", "cofitune_fast.cli", *settings("two", 4))
+    """With importance, soft mask, anchor and delta; the second rank is silent, and the files are there once."""
+    done = torchrun("-m", "cofitune_fast.cli", *settings("two", 4), "--mask", "rank", "--anchor.rows", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("frozen tensors unchanged") == 1
     assert done.stderr.count("Training ffn.up+ffn.down") == 1
-    one = CliRunner().invoke(app, settings("one", 8))
+    one = CliRunner().invoke(app, [*settings("one", 8), "--mask", "rank", "--anchor.rows", "2"])
     assert one.exit_code == 0, one.output
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == \
         sorted(path.name for path in (tmp_path / "one").iterdir())
