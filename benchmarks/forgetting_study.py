@@ -25,7 +25,7 @@ from cofitune_fast.files import read_json, write_text
 PARTS = {"valid": (0, 30), "test": (200, 60)}  # first row and rows of each versatility file; twice as many of alpaca
 TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 250, "max_length": 384}}
 FULL, LORA = [5e-5, 1e-4, 2e-4, 4e-4], [5e-4, 1e-3, 2e-3, 4e-3]
-MIDDLE, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@25%-75%"
+MIDDLE, BROAD, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@40%-75%", "ffn@25%-75%"
 UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the two regions
 
 
@@ -51,11 +51,12 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         anchored("the task's prompts", prompts="task"),
     ],
     "regions": [
-        anchored("up and down, 50-75 %"), anchored("FFN, 50-75 %", "ffn@50%-75%"),
+        anchored("up and down, 50-75 %"), anchored("FFN, 50-75 %", "ffn@50%-75%", [6e-4, 1e-3]),
         anchored("all, 50-75 %", "all@50%-75%", [6e-4]),
         anchored("up and down, 50-100 %", "ffn.up+ffn.down@50%-100%", [6e-4]),
         anchored("up and down, 40-75 %", "ffn.up+ffn.down@40%-75%"),
-        anchored("FFN, 40-75 %", "ffn@40%-75%", [6e-4]), anchored("FFN, 25-75 %", WIDE, ACROSS),
+        anchored("FFN, 40-75 %", BROAD, ACROSS), anchored("FFN, 25-75 %", WIDE, ACROSS),
+        anchored("FFN, 40-75 %, 1 text", BROAD, ACROSS, rows=1),
     ],
     "masks": [
         anchored("anchor-wide", WIDE, ACROSS),
