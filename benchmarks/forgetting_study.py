@@ -2,10 +2,13 @@
 
 python benchmarks/forgetting_study.py MODEL DATA WORK run TASK STUDY [--seeds 1 2 3] [--workers N]    # resumable
 python benchmarks/forgetting_study.py MODEL DATA WORK summary TASK STUDY [--seeds 1 2 3] --json FILE
+python benchmarks/forgetting_study.py MODEL DATA WORK time TASK STUDY [--seeds 1 2 3] --json FILE    # alone
 
 MODEL: a model folder. DATA: a folder with speciality/{e2e,gsm8k}/{train,valid,test}.jsonl and versatility/GROUP/*.jsonl
 of arc_easy, openbookqa (knowledge), lambada, piqa (reasoning) and alpaca (instruction). TASK: e2e (400 training rows)
-or gsm8k (250). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs.
+or gsm8k (200). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs. `time`
+trains each method on TIMED rows, one method after the other and that once per seed, and gives seconds and the share of
+full SFT's.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -23,10 +27,11 @@ from provenance import save
 from cofitune_fast.files import read_json, write_text
 
 PARTS = {"valid": (0, 30), "test": (200, 60)}  # first row and rows of each versatility file; twice as many of alpaca
-TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 250, "max_length": 384}}
+TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 200, "max_length": 384}}
+TIMED = 120
 FULL, LORA = [5e-5, 1e-4, 2e-4, 4e-4], [5e-4, 1e-3, 2e-3, 4e-3]
-MIDDLE, BROAD, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@40%-75%", "ffn@25%-75%"
-UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the two regions
+MIDDLE, QUARTER, BROAD, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@50%-75%", "ffn@40%-75%", "ffn@25%-75%"
+UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the first region, and of the others
 
 
 def anchored(name: str, region: str = MIDDLE, rates: list[float] = [8e-4], **anchor: Any) -> dict[str, Any]:  # noqa: B006
@@ -37,8 +42,8 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "main": [
         {"method": "full-sft", "learning_rates": FULL},
         {"method": "lora", "learning_rates": LORA},
-        {"method": "region", "region": MIDDLE, "learning_rates": UP},
-        anchored("anchor", MIDDLE, UP),
+        {"method": "region", "region": QUARTER, "learning_rates": ACROSS},
+        anchored("anchor", QUARTER, ACROSS),
         anchored("anchor-wide", WIDE, ACROSS),
     ],
     "anchored baselines": [
@@ -51,7 +56,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         anchored("the task's prompts", prompts="task"),
     ],
     "regions": [
-        anchored("up and down, 50-75 %"), anchored("FFN, 50-75 %", "ffn@50%-75%", [6e-4, 1e-3]),
+        anchored("up and down, 50-75 %", rates=UP), anchored("FFN, 50-75 %", QUARTER, ACROSS),
         anchored("all, 50-75 %", "all@50%-75%", [6e-4]),
         anchored("up and down, 50-100 %", "ffn.up+ffn.down@50%-100%", [6e-4]),
         anchored("up and down, 40-75 %", "ffn.up+ffn.down@40%-75%"),
@@ -119,7 +124,11 @@ def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, *options: str) -> int:
     file = arguments.work / f"{arguments.task}-{arguments.study}.yaml".replace(" ", "-")
-    write_text(file, yaml.safe_dump(configuration(arguments), sort_keys=False))
+    return compare(file, configuration(arguments), *options)
+
+
+def compare(file: Path, content: dict[str, Any], *options: str) -> int:
+    write_text(file, yaml.safe_dump(content, sort_keys=False))
     return subprocess.run([sys.executable, "-m", "cofitune_fast.cli", "compare", "-c", str(file), *options]).returncode
 
 
@@ -132,11 +141,32 @@ def summary(arguments: argparse.Namespace) -> None:
     save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}", [content])
 
 
+def timing(arguments: argparse.Namespace) -> None:
+    """Seconds of training by method, a list with one entry per seed, and their median as a share of full SFT's."""
+    content = configuration(arguments)
+    content["versatility"]["limit"] = 2
+    content["compare"]["tasks"][arguments.task]["limit"] = TIMED
+    content["compare"].update(executor="in-process", workers=None)
+    methods = [{"method": "full-sft"}, *content["compare"]["methods"]]
+    content["compare"]["methods"] = list({
+        method.get("name", method["method"]): {**method, "learning_rates": [1e-4]} for method in methods
+    }.values())
+    content["output"] += "-time"
+    if compare(arguments.work / f"{arguments.task}-time.yaml", content):
+        raise SystemExit(1)
+    found: dict[str, list[float]] = {}
+    for entry in read_json(Path(content["output"]) / "comparison.json", "comparison")["runs"]:
+        found.setdefault(entry["method"], []).append(entry["cost"]["training_seconds"])
+    whole = median(found["full-sft"])
+    rows = [{"method": name, "seconds": times, "of_full_sft": median(times) / whole} for name, times in found.items()]
+    save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}: time", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "data", "work"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("action", choices=("run", "summary"))
+    parser.add_argument("action", choices=("run", "summary", "time"))
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -147,6 +177,9 @@ def main() -> None:
         summary(arguments)
         return
     prepare(arguments.data, arguments.work)
+    if arguments.action == "time":
+        timing(arguments)
+        return
     raise SystemExit(run(arguments))
 
 
