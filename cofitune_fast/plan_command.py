@@ -15,7 +15,7 @@ from .planning.fit import Choice, fit, longest_that_fits
 from .planning.plan import PARTS, Settings
 from .planning.planner import Planner, fake_model
 from .planning.step_time import Rates, StepTime, measure_rates, step_time
-from .regions import Region
+from .regions import DEFAULT_REGION, Region
 
 _BATCH = "training.per_device_train_batch_size"
 
@@ -30,8 +30,9 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
         CofituneError: the budget is no size or nothing fits it, a setting is wrong, there is no model configuration.
     """
     limit = parse_size(budget, "--fit") if budget is not None else None
-    if settings.model is None or settings.region is None:
-        raise CofituneError("This command needs model and region: give --model FOLDER --region ROLES@LAYERS.")
+    if settings.model is None:
+        raise CofituneError("This command needs model: give --model FOLDER.")
+    settings.region = settings.region or DEFAULT_REGION
     storage = _storage(settings)
     model = fake_model(plain_folder(settings.model.path, settings.model.gguf_file),
                        torch.float32 if storage == "fp32" else torch.bfloat16, settings.model.attn_implementation)

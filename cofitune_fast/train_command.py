@@ -17,7 +17,7 @@ from .errors import CofituneError
 from .files import writable_folder
 from .importance import Importance
 from .models.sharded import rank
-from .regions import Region, save_delta
+from .regions import DEFAULT_REGION, Region, save_delta
 from .training import LossNotFinite, MemorySettings
 from .trials import Workbench
 
@@ -25,10 +25,10 @@ from .trials import Workbench
 def train_delta(
     settings: Config, output: str | Path, workbench: Callable[[Config], Workbench], *, overwrite: bool, console: Console
 ) -> dict[str, Any]:
-    """Train `settings.region` and write OUTPUT/delta; returns the run's figures. `workbench` makes the workbench."""
+    """Train `settings.region`, or the default one, and write OUTPUT/delta; returns the run's figures. `workbench` makes
+    the workbench."""
     output = writable_folder(output)
-    if settings.region is None:
-        raise CofituneError("This command needs region: give --region ROLES@LAYERS, such as ffn.up+ffn.down@25%-50%.")
+    settings.region = settings.region or DEFAULT_REGION  # the workbench keeps it out of a quantisation
     region = Region.parse(settings.region)
     lock = FileLock(output / "train.lock")
     try:

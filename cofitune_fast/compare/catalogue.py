@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import CofituneError
+from ..regions import DEFAULT_REGION
 from .recipe import Recipe, refuse_unknown
-
-DEFAULT_REGION = "ffn.up+ffn.down@50%-75%"
 
 FULL_RATES = (1e-5, 3e-5, 5e-5, 1e-4)
 LORA_RATES = (1e-4, 3e-4, 1e-3, 2e-3)

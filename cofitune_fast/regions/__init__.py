@@ -2,10 +2,10 @@
 
 from .delta import BaseInfo, DeltaInfo, load_delta, merge, read_delta, restore, save_delta
 from .frozen import FrozenProof, FrozenSummary
-from .region import LayerSet, Region
+from .region import DEFAULT_REGION, LayerSet, Region
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 
 __all__ = [
-    "GROUPS", "ROLES", "BaseInfo", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary", "LayerSet", "Layout", "Region",
-    "load_delta", "merge", "read_delta", "resolve_layout", "restore", "save_delta",
+    "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary", "LayerSet",
+    "Layout", "Region", "load_delta", "merge", "read_delta", "resolve_layout", "restore", "save_delta",
 ]  # fmt: skip

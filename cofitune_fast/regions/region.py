@@ -15,6 +15,9 @@ from ..errors import CofituneError
 from ..models.fingerprint import element_count, named_parameters
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 
+DEFAULT_REGION = "ffn@50%-75%"
+"""What is trained where nobody says otherwise, from the measurements in docs/comparison.md."""
+
 _GROUPS = {**GROUPS, "all": ROLES}
 _FORM = "write ROLES@LAYERS, for example 'ffn.up+ffn.down@25%-50%', 'mha@all' or 'ffn@3,5,8-15'"
 _PERCENT = r"(\d{1,9}(?:\.\d{1,12})?)\s*%"

@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from cofitune_fast.regions import DEFAULT_REGION, read_delta
+
 pytest.importorskip("matplotlib")
 
 
@@ -98,6 +100,12 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     assert cofitune("train", *arguments(tiny_run, **region), "--overwrite")[0] == 0
 
 
+def test_without_a_region_the_default_one_is_trained(cofitune, tiny_run):
+    status, out, err = cofitune("train", *arguments(tiny_run))
+    assert status == 0 and DEFAULT_REGION in out, err
+    assert read_delta(Path(tiny_run["output"]) / "delta").region == DEFAULT_REGION
+
+
 def test_importance_plan_and_dry_run(cofitune, tiny_run):
     status, out, _ = cofitune("importance", *arguments(tiny_run), "--json")
     content = json.loads(out)
@@ -154,7 +162,6 @@ def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny
     ({"region": "ffn@all", "data.max_length": "long"}, "data.max_length in the command line is wrong"),
     ({"region": "ffn@all", "mask.preset": "papper"}, "papper"),
     ({"region": "ffn@all", "model": "./nowhere"}, "No model at ./nowhere"),
-    ({}, "This command needs region"),
 ])
 def test_bad_input_is_one_sentence_and_status_2(cofitune, tiny_run, change, words):
     status, out, err = cofitune("train", *arguments({**tiny_run, **change}))

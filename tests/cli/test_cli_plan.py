@@ -8,6 +8,7 @@ import yaml
 
 from cofitune_fast.config import load_config
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.regions import DEFAULT_REGION
 
 REGION = "ffn.up+ffn.down@25%-50%"
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000}
@@ -110,9 +111,11 @@ def test_a_wrong_setting_gets_one_sentence(plan, tiny_run, argv, said):
     assert status == 2 and out == "" and said in err
 
 
-def test_what_is_missing_is_named(plan, tiny_run):
-    status, _, err = plan("--model", tiny_run["model"])
-    assert status == 2 and "needs model and region" in err
+def test_without_a_model_and_without_a_region(plan, tiny_run):
+    status, _, err = plan()
+    assert status == 2 and "needs model" in err
+    run = ("--model", tiny_run["model"], "--data.max_length", "64", *MACHINE)
+    assert plan(*run)[1] == plan(*run, "--region", DEFAULT_REGION)[1] != plan(*run, "--region", "ffn@0")[1]
 
 
 @pytest.mark.parametrize("word", [True, False])
