@@ -13,6 +13,7 @@ beside the base.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,20 @@ def versatility_at(spec: np.ndarray, versatility: np.ndarray, target: np.ndarray
     crossed = np.where(~beyond[:, :, None] & beyond[:, None, :], lines, -np.inf).max(axis=(1, 2))
     further = _at(x[:, -2], y[:, -2], x[:, -1], y[:, -1], target)
     return np.where(beyond.any(axis=1), np.maximum(level, crossed), further)
+
+
+def supports(spec: Sequence[float], versatility: Sequence[float], target: float) -> list[int]:
+    """The indices of the one or two corners that `versatility_at` the target comes from, by rising speciality; the
+    last two where no corner reaches it."""
+    order = sorted(range(len(spec)), key=lambda index: spec[index])
+    beyond = [index for index in order if spec[index] >= target]
+    if not beyond:
+        return order[-2:]
+    pairs = itertools.product([index for index in order if spec[index] < target], beyond)
+    crossings = {(left, right): float(_at(*(np.array(value) for value in (
+        spec[left], versatility[left], spec[right], versatility[right], target)))) for left, right in pairs}
+    heights = crossings | {(index,): versatility[index] for index in beyond}
+    return list(max(heights, key=lambda corners: heights[corners]))
 
 
 def _at(

@@ -13,7 +13,8 @@ target: the Spec of the reference at its best rate, less the tolerance. versatil
 this Spec, between the points named; loss: the base's less that; mean_loss: the area between the base's level and the
 frontier from the base's Spec to the target, over that width. share: the loss as a share of the rival's, None where the
 rival's own loss may be none (its interval holds 0). difference: versatility less the rival's, paired. seeds: the fewest
-of any point on the frontier. All intervals are of 95 %, one at a time; nothing corrects for the number of methods.
+of the points named; missing: the runs that the whole frontier lacks. All intervals are of 95 %, one at a time; nothing
+corrects for the number of methods.
 
 OUTCOME: "ahead" or "behind" where the intervals of the two losses lie apart, which is stricter than a paired difference
 beyond 0; else "level"; "open" where they lie apart but one of the two has a single seed, whose interval knows nothing
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from .draws import Estimate
-from .frontier import mean_loss, versatility_at
+from .frontier import mean_loss, supports, versatility_at
 from .points import MEASURES, TOLERANCE, Point, TaskCurves, plain_name
 
 WORDS = {"vers": "Vers", "instruction_likelihood": "instruction likelihood", "drift": "KL to the base (nats per token)"}
@@ -96,21 +97,16 @@ class _Place:
     """A method's frontier where its speciality equals the target."""
 
     def __init__(self, corners: list[Point], base: Point, measure: str, target: Estimate):
-        own = [corner for corner in corners if corner is not base] or corners
-        self.corners = corners
+        own = [corner for corner in corners if corner is not base]
+        figures = ([corner.test[figure].value for corner in corners] for figure in ("spec", measure))
+        self.between = [corners[index] for index in supports(*figures, target.value)]
         self.highest = max((corner.test["spec"] for corner in corners), key=lambda estimate: estimate.value)
         self.reaches = target.value <= self.highest.value
-        self.seeds = min((len(corner.runs) for corner in own), default=0)
+        self.seeds = min((len(corner.runs) for corner in self.between if corner is not base), default=0)
         self.missing = [{"at": str(corner), **entry} for corner in own for entry in corner.missing]
         self.versatility = _of_draws(versatility_at, corners, measure, target)
         self.loss = base.test[measure] - self.versatility
         self.mean_loss = _of_draws(mean_loss, corners, measure, base.test["spec"], base.test[measure], target)
-
-    def between(self, base: Point, target: Estimate) -> list[str]:
-        """The corners on either side of the target, or the one it lies left of."""
-        by_spec = sorted(self.corners, key=lambda corner: corner.test["spec"].value)
-        right = next(place for place, corner in enumerate(by_spec) if corner.test["spec"].value >= target.value)
-        return ["base" if corner is base else str(corner) for corner in by_spec[max(0, right - 1): right + 1]]
 
 
 def _place(found: TaskCurves, method: str, measure: str, target: Estimate) -> _Place:
@@ -137,7 +133,8 @@ def _verdict_row(
     below = {name: _below(found, method, name, measure, places) for name in others if name not in both}
     row = {
         "method": method, "reaches": place.reaches, "highest_spec": place.highest.to_dict(),
-        "between": place.between(found.base, target) if place.reaches else None,
+        "between": ["base" if corner is found.base else str(corner) for corner in place.between]
+        if place.reaches else None,
         "seeds": place.seeds, "missing": place.missing,
         **{key: getattr(place, key).to_dict() if place.reaches else None
            for key in ("versatility", "loss", "mean_loss")},

@@ -195,6 +195,26 @@ def test_intervals_apart_but_one_seed_is_open():
     assert "ahead of full SFT: CoFiTune + anchor" in verdict_of(content, "instruction_likelihood")["sentence"]
 
 
+def test_a_missing_run_away_from_the_target_leaves_the_verdict_as_it_is(judged):
+    content, values = judged
+    tried = 0
+    for curve in content["curves"]:
+        where = curve["method"], "instruction_likelihood", curve["task"]
+        whole = row_of(content, *where)
+        for index in curve["frontier"]["instruction_likelihood"]:
+            if index is None or not whole["reaches"] or f"{RATES[index]:g}" in whole["between"]:
+                continue
+            away = next(run for run in runs_of(content, curve["method"], RATES[index], curve["task"])
+                        if run["seed"] == 2)
+            gone = {**away, "state": "missing", "valid": None, "test": None, "cost": None}
+            changed = content | {"runs": [gone if run is away else run for run in content["runs"]]}
+            row = row_of(changed | curves_and_verdicts(changed, values), *where)
+            if row["between"] == whole["between"]:  # without the run another corner can be chosen on valid
+                assert row["seeds"] == whole["seeds"] and row["outcome"] == whole["outcome"]
+                tried += 1
+    assert tried
+
+
 def test_twice_the_same_runs_are_level_and_differ_by_nothing():
     content, values = comparison(methods={"full SFT": METHODS["full SFT"]}, tasks=("e2e",), gaps=False, judged=False)
     twins = [{**run, "id": f"{run['id']}-twin", "method": "twin"} for run in content["runs"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cofitune_fast.compare.frontier import hull, mean_loss, versatility_at
+from cofitune_fast.compare.frontier import hull, mean_loss, supports, versatility_at
 
 
 def test_the_hull_by_hand():
@@ -92,3 +92,18 @@ def test_the_mean_loss_is_the_integral():
         loss = 0.5 - on_the_hull(spec[0], vers[0], fine)
         integral = ((loss[1:] + loss[:-1]) / 2).mean()
         assert mean_loss(spec, vers, base, np.array([0.5]), target)[0] == pytest.approx(integral, abs=1e-6)
+
+
+def test_the_versatility_comes_from_the_corners_that_support_it():
+    generator = np.random.default_rng(5)
+    counts = [0, 0]
+    for _ in range(200):
+        spec, vers = generator.random((2, 5))
+        target = generator.uniform(0.2, 0.6)
+        own = supports(spec, vers, target)
+        counts[len(own) - 1] += 1
+        by_hand = np.interp(target, spec[own], vers[own])
+        if max(spec) >= target:
+            assert versatility_at(spec[None], vers[None], np.array([target]))[0] == pytest.approx(by_hand)
+    assert min(counts) > 20  # both a single corner and a line between two
+    assert supports([0.3, 0.1, 0.2], [0.5, 0.7, 0.6], 0.4) == [2, 0]
