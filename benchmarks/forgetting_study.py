@@ -44,7 +44,17 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         {"method": "lora", "learning_rates": LORA},
         {"method": "region", "region": QUARTER, "learning_rates": ACROSS},
         anchored("anchor", QUARTER, ACROSS),
+        anchored("anchor-broad", BROAD, ACROSS),
         anchored("anchor-wide", WIDE, ACROSS),
+    ],
+    "lower rates": [  # for gsm8k, where the highest speciality lies there
+        {"method": "full-sft", "learning_rates": FULL[:3]},
+        {"method": "lora", "learning_rates": LORA[:3]},
+        {"method": "region", "region": BROAD, "learning_rates": [4e-4]},
+        anchored("anchor", QUARTER, [6e-4]),
+        anchored("anchor-broad", BROAD, [2e-4, *ACROSS]),
+        anchored("anchor-wide", WIDE, [4e-4]),
+        {"method": "full-anchor", "learning_rates": [1e-4]},
     ],
     "anchored baselines": [
         {"method": "full-anchor", "learning_rates": FULL[1:3]},
