@@ -15,7 +15,7 @@ from ..errors import CofituneError
 from ..models.fingerprint import element_count, named_parameters
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 
-DEFAULT_REGION = "ffn@50%-75%"
+DEFAULT_REGION = "ffn@40%-75%"
 """What is trained where nobody says otherwise, from the measurements in docs/comparison.md."""
 
 _GROUPS = {**GROUPS, "all": ROLES}
