@@ -14,9 +14,12 @@ full SFT's.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,9 +140,10 @@ def run(arguments: argparse.Namespace, *options: str) -> int:
     return compare(file, configuration(arguments), *options)
 
 
-def compare(file: Path, content: dict[str, Any], *options: str) -> int:
+def compare(file: Path, content: dict[str, Any], *options: str, **environment: str) -> int:
     write_text(file, yaml.safe_dump(content, sort_keys=False))
-    return subprocess.run([sys.executable, "-m", "cofitune_fast.cli", "compare", "-c", str(file), *options]).returncode
+    command = [sys.executable, "-m", "cofitune_fast.cli", "compare", "-c", str(file), *options]
+    return subprocess.run(command, env={**os.environ, **environment}).returncode
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -152,21 +156,22 @@ def summary(arguments: argparse.Namespace) -> None:
 
 
 def timing(arguments: argparse.Namespace) -> None:
-    """Seconds of training by method, a list with one entry per seed, and their median as a share of full SFT's."""
+    """Seconds of training by method, one entry per seed, and their median as a share of full SFT's. Every run begins
+    with an empty prefix cache, as the first one on new data does."""
     content = configuration(arguments)
     content["versatility"]["limit"] = 2
     content["compare"]["tasks"][arguments.task]["limit"] = TIMED
-    content["compare"].update(executor="in-process", workers=None)
-    methods = [{"method": "full-sft"}, *content["compare"]["methods"]]
-    content["compare"]["methods"] = list({
-        method.get("name", method["method"]): {**method, "learning_rates": [1e-4]} for method in methods
-    }.values())
     content["output"] += "-time"
-    if compare(arguments.work / f"{arguments.task}-time.yaml", content):
-        raise SystemExit(1)
+    methods = {method.get("name", method["method"]): {**method, "learning_rates": [1e-4]}
+               for method in [{"method": "full-sft"}, *content["compare"]["methods"]]}
     found: dict[str, list[float]] = {}
-    for entry in read_json(Path(content["output"]) / "comparison.json", "comparison")["runs"]:
-        found.setdefault(entry["method"], []).append(entry["cost"]["training_seconds"])
+    for seed, name in itertools.product(arguments.seeds, methods):
+        content["compare"].update(executor="in-process", workers=None, seeds=[seed], methods=[methods[name]])
+        with tempfile.TemporaryDirectory() as folder:
+            if compare(arguments.work / f"{arguments.task}-time.yaml", content, COFITUNE_PREFIX_CACHE=folder):
+                raise SystemExit(1)
+        run = read_json(Path(content["output"]) / "comparison.json", "comparison")["runs"][0]
+        found.setdefault(name, []).append(run["cost"]["training_seconds"])
     whole = median(found["full-sft"])
     rows = [{"method": name, "seconds": times, "of_full_sft": median(times) / whole} for name, times in found.items()]
     save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}: time", rows)
