@@ -97,7 +97,9 @@ def _curve(
 ) -> None:
     grey = look.color == GREY
     corners = curve["frontier"].get(measure, [])
-    line = sorted(base if index is None else _at(curve["points"][index], measure) for index in corners)
+    places = sorted(base if index is None else _at(curve["points"][index], measure) for index in corners)
+    # A corner is chosen on valid; where another is above it in both on test, the frontier does not pass through it.
+    line = [(x, y) for x, y in places if (x, y) == base or not any(u > x and v > y for u, v in places)]
     axes.plot(*zip(*line, strict=True), color=look.light, lw=0.9 if grey else 1.7, alpha=0.7 if grey else 1.0,
               zorder=2, gid=f"curve {curve['method']}")
     for point in points:

@@ -52,7 +52,7 @@ def test_a_curve_through_each_frontier_and_a_mark_for_each_rate(content, measure
         places = [(point["test"]["spec"]["value"], point["test"][measure]["value"]) for point in curve["points"]]
         corners = sorted(places[index] for index in curve["frontier"][measure] if index is not None)
         drawn_line = list(zip(*(axis.tolist() for axis in found[name].get_data()), strict=True))
-        assert drawn_line[-len(corners):] == corners
+        assert drawn_line[-len(corners):] == corners  # on these data none is below another on test
         marks = [line for line in axes.lines if line.get_gid() == f"point {name}"]
         assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in marks) == sorted(places)
         hollow = [line for line in marks if line.get_markerfacecolor() == LIGHT["surface"]]
@@ -63,6 +63,19 @@ def test_a_curve_through_each_frontier_and_a_mark_for_each_rate(content, measure
     assert (base.get_xdata()[0], base.get_ydata()[0]) == (pytest.approx(scores["spec"]), pytest.approx(scores[figure]))
     (target,) = lines(axes, "target").values()
     assert target.get_xdata()[0] == verdict_of(content, "e2e", measure)["target"]["value"]
+
+
+def test_the_curve_leaves_out_a_corner_that_another_beats_on_the_test_part(content):
+    content = copy.deepcopy(content)
+    curve = next(curve for curve in content["curves"] if curve["task"] == "e2e")
+    corners = [curve["points"][index]["test"] for index in curve["frontier"]["vers"] if index is not None]
+    assert len(corners) > 1
+    for figure in ("spec", "vers"):
+        corners[0][figure]["value"] = corners[-1][figure]["value"] - 0.01
+    (axes,) = drawn(plane, content, "e2e", "vers").axes
+    x, y = (axis.tolist() for axis in lines(axes, "curve ")[curve["method"]].get_data())
+    assert (corners[-1]["spec"]["value"], corners[-1]["vers"]["value"]) in zip(x, y, strict=True)
+    assert (corners[0]["spec"]["value"], corners[0]["vers"]["value"]) not in zip(x, y, strict=True)
 
 
 @pytest.mark.parametrize("task", ["e2e", "gsm8k"])
