@@ -57,7 +57,8 @@ def response_losses(
 
     def keep(states: Tensor) -> Tensor:
         chosen.append(states.flatten(0, 1)[places])
-        return states[:1, :1].detach()  # the model goes on with the logits of one token, which nobody reads
+        # The model goes on with the logits of no token. One token's are not free: for a slice PyTorch would copy the head.
+        return states[:1, :0].detach()
 
     with _at_head(head, keep):
         model(**inputs, use_cache=False)

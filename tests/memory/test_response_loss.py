@@ -78,4 +78,4 @@ def test_only_response_positions_reach_the_head():
     model.lm_head.register_forward_hook(lambda head, inputs, output: seen.append(tuple(output.shape)))
     response_loss(model, call, predictors, targets, 1.0, chunked=False)
     response_loss(model, call, predictors, targets, 1.0, chunked=True)
-    assert seen == [(1, 11, 260), (1, 1, 260)]
+    assert seen == [(1, 11, 260), (1, 0, 260)]
