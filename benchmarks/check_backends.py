@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from cofitune_fast.ops import grad_norm, linear_kl, masked_adamw_, unit_importance_
+from cofitune_fast.ops import grad_norm, linear_kl, log_sum_exp, masked_adamw_, scaled_softmax_, unit_importance_
 from cofitune_fast.ops._registry import OPERATIONS
 from cofitune_fast.ops._storage import STORAGES, new_state
 
@@ -66,6 +66,17 @@ def divergence(device: torch.device) -> Run:
     return run
 
 
+def sums(device: torch.device) -> Run:
+    logits = torch.randn(33, 5003, device=device).bfloat16()
+    return lambda backend: [log_sum_exp(logits, backend=backend)]
+
+
+def softmax(device: torch.device) -> Run:
+    logits = torch.randn(33, 5003, device=device).bfloat16()
+    log_sums, scales = log_sum_exp(logits, backend="reference"), torch.rand(33, device=device)
+    return lambda backend: [scaled_softmax_(logits.clone(), log_sums, scales, backend=backend)]
+
+
 def cases(device: torch.device) -> Iterator[tuple[str, str, Run]]:
     """(op, what of it, run)."""
     for storage in STORAGES:
@@ -74,6 +85,8 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, Run]]:
     yield "grad_norm", "with row dots", norm(device)
     yield "unit_importance_", "heads of 64", importance(device)
     yield "linear_kl", "loss and gradients", divergence(device)
+    yield "log_sum_exp", "bfloat16", sums(device)
+    yield "scaled_softmax_", "bfloat16", softmax(device)
 
 
 def verdict(results: list[torch.Tensor], reference: list[torch.Tensor]) -> str:

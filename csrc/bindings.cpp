@@ -74,6 +74,17 @@ void kl_rows(std::uintptr_t z_p, std::uintptr_t z_q, std::uintptr_t kl, int64_t 
   cofitune::kl_rows(input, threads);
 }
 
+void log_sum_exp(std::uintptr_t logits, std::uintptr_t log_sums, int64_t rows, int64_t vocabulary, bool bf16,
+                 int threads) {
+  cofitune::log_sum_exp({pointer<void>(logits), rows, vocabulary, bf16}, pointer<float>(log_sums), threads);
+}
+
+void scaled_softmax(std::uintptr_t logits, std::uintptr_t log_sums, std::uintptr_t scales, int64_t rows,
+                    int64_t vocabulary, bool bf16, int threads) {
+  cofitune::scaled_softmax({pointer<void>(logits), rows, vocabulary, bf16}, pointer<const float>(log_sums),
+                           pointer<const float>(scales), threads);
+}
+
 void use_isa(const std::string& name) {
   if (!cofitune::set_isa(name)) throw std::invalid_argument("this CPU does not have the instruction set " + name);
 }
@@ -82,11 +93,13 @@ void use_isa(const std::string& name) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU kernels of cofitune_fast; called by cofitune_fast.ops only.";
-  module.attr("INTERFACE") = 4;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
+  module.attr("INTERFACE") = 5;  // cofitune_fast/ops/native.py expects this number: raise both when a signature changes
   module.def("masked_adamw", &masked_adamw, py::call_guard<py::gil_scoped_release>());
   module.def("grad_norm", &grad_norm, py::call_guard<py::gil_scoped_release>());
   module.def("unit_importance", &unit_importance, py::call_guard<py::gil_scoped_release>());
   module.def("kl_rows", &kl_rows, py::call_guard<py::gil_scoped_release>());
+  module.def("log_sum_exp", &log_sum_exp, py::call_guard<py::gil_scoped_release>());
+  module.def("scaled_softmax", &scaled_softmax, py::call_guard<py::gil_scoped_release>());
   module.def("chunk_count", &cofitune::chunk_count);
   module.def("chunk", &chunk);
   module.def("isa", &cofitune::isa_name);

@@ -79,6 +79,14 @@ def is_nan(bits):
 
 
 @triton.jit
+def nearest_bf16(x):
+    """float32 -> int16 bits of the nearest bfloat16, the even one of two; a NaN becomes a quiet one."""
+    bits = float_bits(x)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(is_nan(bits), 0x7FC0, rounded).to(tl.int16)
+
+
+@triton.jit
 def stochastic_round(x, random16):
     """float32 -> int16 bits of one of the two neighbors in bfloat16; infinities stay, a NaN becomes quiet."""
     bits = float_bits(x)

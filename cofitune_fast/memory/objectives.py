@@ -1,14 +1,14 @@
 """What the next-token distributions at chosen tokens are to be: losses of a token, and their gradients by its logits.
 
-An objective has N tokens. Its `token_losses` are float32, differentiable, and what defines it; `gradient_` is the same
-for those who make the gradient by hand, chunk by chunk. q are the model's probabilities, z its logits.
+An objective has N tokens. Its `token_losses` are float32, differentiable, and what defines it; `with_gradient` is the
+same for those who make the gradient by hand, chunk by chunk. q are the model's probabilities, z its logits.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +18,25 @@ _ENTROPY_OVER = 20  # EAFT's entropy is that of the most probable tokens
 _LEAST_TAIL = 1e-6  # float32 sums of probabilities are known to some 1e-7
 
 
+class Gradient(NamedTuple):
+    """Of a sum of losses by the logits z [n, vocabulary]: `factors` [n] times q, but at `ids` int64 [n, k] `values`."""
+
+    factors: Tensor
+    ids: Tensor
+    values: Tensor
+
+
 class Objective(Protocol):
     def __len__(self) -> int: ...
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
         """Losses [n] of the tokens `rows`, from their log-probabilities [n, vocabulary]."""
 
-    def gradient_(self, log_q: Tensor, rows: slice) -> Tensor:
-        """The sum of the losses; their gradient by the logits overwrites `log_q`."""
+    def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
+        """The sum of the losses of the tokens `rows`, and its gradient by their logits [n, vocabulary].
+
+        log_sums: [n], of `ops.log_sum_exp`; logits minus these are log q. All results are of their dtype.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +56,22 @@ class CrossEntropy:
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
         nll = -log_q.gather(1, self.targets[rows, None]).squeeze(1)
-        weights = self._weights(log_q, nll)
-        return nll if weights is None else weights * nll
+        return self._weights(log_q, nll) * nll
 
-    def gradient_(self, log_q: Tensor, rows: slice) -> Tensor:
-        targets = self.targets[rows, None]
-        nll = -log_q.gather(1, targets).squeeze(1)
-        weights = self._weights(log_q, nll)
-        errors = log_q.exp_().scatter_add_(1, targets, torch.full_like(log_q[:, :1], -1.0))
-        if weights is None:
-            return nll.sum()
-        errors.mul_(weights[:, None])
-        return (weights * nll).sum()
+    def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
+        ids = self.targets[rows, None]
+        nll = -_log_q(logits, log_sums, ids).squeeze(1)
+        weights = self._weights(logits, nll)
+        return (weights * nll).sum(), Gradient(weights, ids, (weights * torch.expm1(-nll))[:, None])
 
     @torch.no_grad()
-    def _weights(self, log_q: Tensor, nll: Tensor) -> Tensor | None:
+    def _weights(self, logits: Tensor, nll: Tensor) -> Tensor:
+        """Logits, or log q."""
         if self.loss == "ce":
-            return None
+            return torch.ones_like(nll)
         if self.loss == "dft":
             return (-nll).exp()
-        top = torch.log_softmax(log_q.topk(min(_ENTROPY_OVER, log_q.shape[1])).values, -1)
+        top = logits.topk(min(_ENTROPY_OVER, logits.shape[1])).values.to(nll.dtype).log_softmax(-1)
         return -(top.exp() * top).sum(-1) / math.log(_ENTROPY_OVER)
 
 
@@ -83,18 +90,23 @@ class TopKl:
         return len(self.ids)
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
-        log_p, log_top = self.log_p[rows], log_q.gather(1, self.ids[rows].long())
+        return self._divergences(log_q.gather(1, self.ids[rows].long()), rows)
+
+    def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
+        """dKL/dz_j = q_j - p_j of the k tokens, and q_j (1 - p_tail / q_tail) of the others."""
+        ids, log_p = self.ids[rows].long(), self.log_p[rows]
+        log_top = _log_q(logits, log_sums, ids)
+        factors = 1 - _tail(log_p) / _tail(log_top)
+        return self._divergences(log_top, rows).sum(), Gradient(factors, ids, log_top.exp() - log_p.exp())
+
+    def _divergences(self, log_top: Tensor, rows: slice) -> Tensor:
+        log_p = self.log_p[rows]
         p_tail, q_tail = _tail(log_p), _tail(log_top)
         return (log_p.exp() * (log_p - log_top)).sum(-1) + p_tail * (p_tail.log() - q_tail.log())
 
-    def gradient_(self, log_q: Tensor, rows: slice) -> Tensor:
-        """dKL/dz_j = q_j - p_j of the k tokens, and q_j (1 - p_tail / q_tail) of the others."""
-        ids, log_p = self.ids[rows].long(), self.log_p[rows]
-        total = self.token_losses(log_q, rows).sum()
-        q = log_q.exp_()
-        top = q.gather(1, ids)
-        q.mul_(1 - _tail(log_p)[:, None] / _tail(top.log())[:, None]).scatter_(1, ids, top - log_p.exp())
-        return total
+
+def _log_q(logits: Tensor, log_sums: Tensor, ids: Tensor) -> Tensor:
+    return logits.gather(1, ids).to(log_sums.dtype) - log_sums[:, None]
 
 
 def _tail(log_top: Tensor) -> Tensor:

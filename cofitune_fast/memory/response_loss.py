@@ -1,7 +1,8 @@
 """Losses of chosen tokens from the states before the head, a chunk of tokens at a time.
 
-The head is frozen while a region is trained, so the gradient for its input can be made in the forward, chunk by chunk:
-never more than CHUNK_BYTES of float32 logits stand in memory, and none of them is kept for the backward.
+The head is frozen while a region is trained, so the gradient for its input can be made in the forward, chunk by chunk,
+in place of the logits: never more of them than float32 would fit in CHUNK_BYTES stand in memory, and none is kept for
+the backward.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops.softmax import log_sum_exp, scaled_softmax_
 from .objectives import CrossEntropy, Objective
 
 CHUNK_BYTES = 64 * 2**20
-"""Bound on the float32 logits [tokens, vocabulary] alive at once."""
+"""Bound on the logits [tokens, vocabulary] alive at once, counted as float32."""
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -57,7 +59,7 @@ def response_losses(
 
     def keep(states: Tensor) -> Tensor:
         chosen.append(states.flatten(0, 1)[places])
-        # The model goes on with the logits of no token. One token's are not free: for a slice PyTorch would copy the head.
+        # The model goes on with the logits of no token: for one, cut out like this, PyTorch would copy the head.
         return states[:1, :0].detach()
 
     with _at_head(head, keep):
@@ -119,12 +121,14 @@ class _Chunked(torch.autograd.Function):
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), chunk_rows(len(weight))):
             rows = slice(start, start + chunk_rows(len(weight)))
-            log_q = torch.log_softmax(nn.functional.linear(states[rows], weight, bias), -1, dtype=torch.float32)
-            if gradient is None:
-                total += objective.token_losses(log_q, rows).sum()
-                continue
-            total += objective.gradient_(log_q, rows)
-            torch.mm(log_q.mul_(scale).to(weight.dtype), weight, out=gradient[rows])
+            logits = nn.functional.linear(states[rows], weight, bias)
+            log_sums = log_sum_exp(logits)
+            loss, (factors, ids, values) = objective.with_gradient(logits, log_sums, rows)
+            total += loss
+            if gradient is not None:
+                scaled_softmax_(logits, log_sums, factors * scale)
+                logits.scatter_(1, ids, (values * scale).to(logits.dtype))
+                torch.mm(logits, weight, out=gradient[rows])
         ctx.save_for_backward(gradient)
         return total * scale
 

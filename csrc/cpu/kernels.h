@@ -64,4 +64,14 @@ struct KlInput {
 
 void kl_rows(const KlInput& input, int threads);
 
+struct Logits {
+  void* values;  // [rows, vocabulary]
+  int64_t rows, vocabulary;
+  bool bf16;
+};
+
+// log_sums, scales: [rows].
+void log_sum_exp(const Logits& logits, float* log_sums, int threads);
+void scaled_softmax(const Logits& logits, const float* log_sums, const float* scales, int threads);
+
 }  // namespace cofitune

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "cofitune/portable.h"
+#include "exponential.h"
 #include "isa.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -16,24 +17,6 @@ namespace cofitune {
 namespace {
 
 constexpr int64_t kBlock = 16 * kLanes;  // each lane adds 16 terms in float32 before they go into a double
-
-// e^x for x <= 0: off by at most 9e-8 of it (1 unit in the last place), and by 1.2e-38 below -87.3. With
-// n = round(x / log 2) and r = x - n log 2 it is 2^n e^r, and e^r a polynomial that is off by at most 4e-9.
-CF_BODY float exp_of_negative(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer, in the low bits
-  constexpr float kLog2High = 0.693359375f;  // few bits, so that n times it is exact
-  constexpr float kLog2Low = -2.12194440e-4f;
-  x = x < -88.0f ? -88.0f : x;  // there the result is 0; a NaN stays
-  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  const float r = (x - n * kLog2High) - n * kLog2Low;
-  float y = 0.00138145327f;
-  y = y * r + 0.00836874507f;
-  y = y * r + 0.0416683909f;
-  y = y * r + 0.166665204f;
-  y = y * r + 0.499999934f;
-  y = y * (r * r) + r + 1.0f;
-  return y * bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3F800000u);
-}
 
 // tanh x, off by at most 2e-7 of it.
 CF_BODY float tanh_of(float x) {

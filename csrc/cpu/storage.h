@@ -1,4 +1,4 @@
-// How the reductions read and multiply elements, in float32 whichever of the two formats they are stored in; and how
+// How the reductions read, round and multiply elements, in float32 whichever of two formats they are stored in; and how
 // they add up, in an order that is fixed, so that neither the number of threads nor the instruction set changes a bit.
 #pragma once
 
@@ -12,6 +12,8 @@ namespace cofitune {
 struct Float32 {
   using Value = float;
   static constexpr int kPerValue = 1;
+  static CF_BODY float read(Value value) { return value; }
+  static CF_BODY Value round(float value) { return value; }
   template <class Real>
   static CF_BODY Real product(Value a, Value b) {
     return static_cast<Real>(a) * static_cast<Real>(b);
@@ -21,6 +23,8 @@ struct Float32 {
 struct Bfloat16 {
   using Value = uint16_t;
   static constexpr int kPerValue = 1;
+  static CF_BODY float read(Value value) { return bf16_to_float(value); }
+  static CF_BODY Value round(float value) { return nearest_bf16(value); }
   template <class Real>
   static CF_BODY Real product(Value a, Value b) {  // exact
     return Float32::product<Real>(bf16_to_float(a), bf16_to_float(b));

@@ -12,8 +12,11 @@ from cofitune_fast.ops import triton
 
 pytest.importorskip("triton")
 
-grad_norm, unit_importance, linear_kl = map(triton.kernel, ("grad_norm", "unit_importance", "linear_kl"))
+grad_norm, unit_importance, linear_kl, softmax = map(
+    triton.kernel, ("grad_norm", "unit_importance", "linear_kl", "softmax")
+)
 ELEMENTS = ("fp32", "bf16")
+STORED = {"fp32": "*fp32:16", "bf16": "*i16:16"}  # of logits
 
 
 def squares(element):
@@ -56,6 +59,19 @@ def divergence(softcap, gradients):
     }, num_warps=linear_kl.WARPS)
 
 
+def log_sum(element):
+    return request("softmax", "log_sum_kernel", {
+        "log_sums": "*fp32:16", "logits": STORED[element], "vocabulary": "i32:16", "BLOCK": softmax.BLOCK,
+    }, num_warps=softmax.WARPS)
+
+
+def scaled_softmax(element):
+    return request("softmax", "scaled_softmax_kernel", {
+        "logits": STORED[element], "log_sums": "*fp32:16", "scales": "*fp32:16", "vocabulary": "i32:16",
+        "BLOCK": softmax.BLOCK,
+    }, num_warps=softmax.WARPS)
+
+
 SQUARES = {element: squares(element) for element in ELEMENTS}
 DOTS = {pair: dots(*pair) for pair in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32"))}
 IMPORTANCE = {pair: columns(*pair) for pair in product(ELEMENTS, (None, "*u8:16"))}
@@ -65,6 +81,8 @@ UNITS = {
     "head of 100": units("i32", *unit_importance.HEADS),
 }
 DIVERGENCE = {pair: divergence(*pair) for pair in ((None, False), (None, True), ("fp32", True))}
+LOG_SUM = {element: log_sum(element) for element in ELEMENTS}
+SOFTMAX = {element: scaled_softmax(element) for element in ELEMENTS}
 
 cases = pytest.mark.parametrize("arch", ARCHITECTURES)
 
@@ -118,3 +136,17 @@ def test_logits_are_read_and_overwritten_16_bytes_at_a_time(softcap, gradients, 
     per_pass = 2 * 4096 // 256 // 4
     assert result.accesses("LDG") == {128: 2 * per_pass if gradients else per_pass}
     assert result.accesses("STG") == {128: per_pass, 32: 1} if gradients else {32: 1}
+
+
+@cases
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_a_softmax_reads_and_writes_16_bytes_at_a_time(element, arch):
+    per_pass = 4096 // 256 // (4 if element == "fp32" else 8)
+    result = compiled(LOG_SUM[element], arch)
+    lean(result, registers=168)
+    assert result.accesses("LDG") == {128: per_pass}
+    assert result.accesses("STG") == {32: 1}
+    result = compiled(SOFTMAX[element], arch)
+    lean(result, registers=168)
+    assert result.accesses("LDG") == {128: per_pass, 32: 2}
+    assert result.accesses("STG") == {128: per_pass}

@@ -79,3 +79,14 @@ def test_linear_kl(sparse):
     kl = triton.kernel("linear_kl").kl_rows(z_p, z_q, None, True)[-1]
     torch.testing.assert_close(kl.double(), (log_p.exp() * (log_p - log_q)).sum(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(z_q[-1].double(), log_q.exp() - log_p.exp(), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.usefixtures("last_program_only")
+def test_softmax(sparse):
+    z = sparse(torch.float32)
+    z[-1] = normal(COLUMNS)
+    expected = z[-1].double()
+    sums = triton.kernel("softmax").log_sum_exp(z)
+    torch.testing.assert_close(sums[-1].double(), expected.logsumexp(-1), rtol=1e-6, atol=1e-6)
+    triton.kernel("softmax").scaled_softmax(z, sums, torch.full_like(sums, 2.0))
+    torch.testing.assert_close(z[-1].double(), 2 * expected.softmax(-1), rtol=1e-5, atol=0)

@@ -26,7 +26,9 @@ def fresh_load():
 
 def test_the_table_names_every_op_and_backend():
     table = ops.backends()
-    assert sorted(table) == ["grad_norm", "linear_kl", "masked_adamw_", "unit_importance_"]
+    assert sorted(table) == [
+        "grad_norm", "linear_kl", "log_sum_exp", "masked_adamw_", "scaled_softmax_", "unit_importance_",
+    ]
     for rows in table.values():
         assert sorted(rows) == ["auto", "cpu", "cuda", "reference", "triton"]
         assert rows["reference"] == "available" and rows[rows["auto"]] == "available"

@@ -1,4 +1,4 @@
-"""grad_norm, unit_importance_ and linear_kl on CUDA tensors: every backend against the reference on the CPU."""
+"""The ops but the optimizer step on CUDA tensors: every backend against the reference on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from ops.ops_cases import TOLERANCE
 
-from cofitune_fast.ops import grad_norm, linear_kl, unit_importance_
+from cofitune_fast.ops import grad_norm, linear_kl, log_sum_exp, scaled_softmax_, unit_importance_
 from cofitune_fast.ops._registry import OPERATIONS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there")]
@@ -72,3 +72,16 @@ def test_linear_kl(backend, chunk_tokens, softcap, dtype, head):
     tolerance = {"rtol": 2**-7, "atol": 1e-4} if dtype == torch.bfloat16 else TOLERANCE["sum"]
     for grad, exact in zip(torch.autograd.grad(ours, inputs[1]), torch.autograd.grad(expected, inputs[0]), strict=True):
         torch.testing.assert_close(grad.cpu(), exact, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [1, 4097, 49_152])
+@backends("log_sum_exp")
+def test_softmax(backend, vocabulary, dtype):
+    z, scales = normal(37, vocabulary, dtype=dtype) * 3, torch.linspace(-1, 2, 37)
+    expected = log_sum_exp(z, backend="reference")
+    sums = log_sum_exp(z.cuda(), backend=backend)
+    torch.testing.assert_close(sums.cpu(), expected, rtol=1e-6, atol=1e-6)
+    on_gpu = scaled_softmax_(z.cuda(), sums, scales.cuda(), backend=backend)
+    tolerance = {"rtol": 2**-7 if dtype == torch.bfloat16 else 1e-5, "atol": 1e-30}
+    torch.testing.assert_close(on_gpu.cpu(), scaled_softmax_(z, expected, scales, backend="reference"), **tolerance)

@@ -30,7 +30,6 @@ def products(region_layers, frozen_above, below, *, first_attention_backward=Fal
     whole = attention + 3 * ffn + pairs * 5 // 2  # input gradients of a layer
     head = 2 * SETTINGS.batch_size * SETTINGS.response_length * HIDDEN * VOCABULARY
     first = 2 * ffn + ffn  # weight gradients of up and down, input gradient of down; nothing goes on below
-    head += HIDDEN * VOCABULARY  # half of what the one token takes with which the model's own forward goes on
     return forward + 2 * head + first + (region_layers - 1) * (whole + 2 * ffn) + frozen_above * whole
 
 

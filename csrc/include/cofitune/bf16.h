@@ -7,6 +7,14 @@ namespace cofitune {
 
 CF_HD float bf16_to_float(uint16_t value) { return bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
+// The nearest bfloat16, the even one of two; a NaN becomes a quiet one.
+CF_HD uint16_t nearest_bf16(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>(nan ? 0x7FC0u : rounded);
+}
+
 // Stochastic rounding: adds 16 random bits, so that cutting the lower half off rounds up with the probability of the
 // part cut off and is unbiased. Infinities stay. `value` must come out of arithmetic: a NaN is quiet then, and stays
 // one. Returns the 32 bits whose upper half is the bfloat16.
