@@ -94,12 +94,13 @@ def open_comparison(
 
 
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The runs that a comparison will make, a line each, and what they take together."""
+    """The runs of a comparison, a line each, and what those take together that are not made yet."""
     width = max(len(row["method"]) for row in rows)
     lines = [f"{number:5}  {row['method']:{width}}  {row['task']}  {_setting(row)}  seed {row['seed']}  "
-             f"{row['full_sft']:.2f} full SFT" for number, row in enumerate(rows, 1)]
-    total = sum(row["full_sft"] for row in rows)
-    return "\n".join([*lines, f"{len(rows)} runs, about as long as {total:.1f} full SFTs, without the writing of "
+             + ("done" if row["done"] else f"{row['full_sft']:.2f} full SFT") for number, row in enumerate(rows, 1)]
+    done, total = sum(row["done"] for row in rows), sum(row["full_sft"] for row in rows)
+    there = f", of which {done} are done; the others take" if done else ","
+    return "\n".join([*lines, f"{len(rows)} runs{there} about as long as {total:.1f} full SFTs, without the writing of "
                       "anchors' texts"])
 
 

@@ -18,7 +18,7 @@ from .catalogue import NamedMethod
 from .checks import check_method, check_tasks
 from .curves import curves_and_verdicts
 from .entries import base_name, scores_entry, without
-from .folder import ComparisonFolder
+from .folder import ComparisonFolder, finished_run
 from .forecast import Forecast
 from .head import report_head
 from .points import plain_name
@@ -126,16 +126,20 @@ class Comparison:
         }
 
     def plan(self) -> list[dict[str, Any]]:
-        """The runs in the order in which they would be made if all methods were equal, with what each is predicted to
-        cost, in units of one full SFT on its task; the first run of those that share a training carries its cost."""
+        """The runs in the order in which they would be made if all methods were equal; `done`: it is in the output
+        folder; `full_sft`: what is predicted to be still ahead, in units of one full SFT on its task. The first run of
+        those that share a training carries its cost."""
         self.check()
         rows, waiting, seen = [], list(self.runs), set()
         while waiting:
             for run in next_stage(waiting, self.settings.methods, self.settings.seeds, {}):
                 waiting.remove(run)
+                done = finished_run(Path(self.setup.output), run) is not None
                 training, scoring, full = self.forecast.run(run)
-                rows.append({**run.to_dict(), "full_sft": (scoring + training * (run.training not in seen)) / full})
-                seen.add(run.training)
+                ahead = 0.0 if done else (scoring + training * (run.training not in seen)) / full
+                rows.append({**run.to_dict(), "done": done, "full_sft": ahead})
+                if not done:
+                    seen.add(run.training)
         return rows
 
     # Steps -----------------------------------------------------------------------------------------------------------

@@ -53,12 +53,12 @@ class ComparisonFolder:
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """The finished run without its items; a method under a new name takes over what it had under the old one."""
+        finished = finished_run(self.path, run)
+        if finished is None:
+            return None
         path = self.file(run.id)
-        if not path.is_file():
-            same = sorted(path.parent.glob(f"*-{run.digest}.json"))
-            if not same:
-                return None
-            write_json(path, {**self._read(same[0]), **run.to_dict()})
+        if finished != path:
+            write_json(path, {**self._read(finished), **run.to_dict()})
         return without(self._read(path))
 
     def read(self, name: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class ComparisonFolder:
         write_json(self.file(name), entry)
 
     def file(self, name: str) -> Path:
-        return self.path / "runs" / f"{name}.json"
+        return _file(self.path, name)
 
     def _read(self, path: Path) -> dict[str, Any]:
         return read_json(path, "run of a comparison")
@@ -93,3 +93,13 @@ class ComparisonFolder:
                                     f"settings ({'; '.join(changed)}); restore them or choose another output folder.")
             now = {**now, "tasks": tasks, "general": now["general"] or was["general"]}
         write_json(path, now)
+
+
+def finished_run(folder: Path, run: Run) -> Path | None:
+    """The file in a comparison's folder of what was trained as `run` would be, under whatever name; None: not yet."""
+    path = _file(folder, run.id)
+    return path if path.is_file() else min(path.parent.glob(f"*-{run.digest}.json"), default=None)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "runs" / f"{name}.json"

@@ -45,8 +45,14 @@ def test_from_yaml_to_comparison_and_again(command_line, config, tiny_run, tmp_p
     assert all(run["cost"]["tokens"] < other["cost"]["tokens"] for run in few for other in content["runs"]
                if other["task"] != "few" and other["method"] == run["method"])
     assert "run 4 of 4: " in err
+    next((tmp_path / "run" / "runs").glob("small-lora-few-*.json")).unlink()
+    status, out, err = command_line("compare", "-c", path, "--dry-run")
+    assert status == 0 and "4 runs, of which 3 are done; the others take about as long as" in out
+    assert out.count("seed 1  done\n") == 3 and out.count(" full SFT\n") == 1
     status, out, err = command_line("compare", "-c", path)
-    assert status == 0 and "run 4 of 4" not in err
+    assert status == 0 and "run 4 of 4" in err and "run 3 of 4" not in err
+    status, out, err = command_line("compare", "-c", path)
+    assert status == 0 and "of 4" not in err
     assert "small-lora" in out and "comparison.html" in out
     assert (tmp_path / "run" / "comparison.html").is_file()
 
