@@ -48,6 +48,7 @@ def plan(out: Path) -> list[Part]:
         contest("small_tensors", 40, "small_tensors"),
         contest("unit_importance", 30, "unit_importance"),
         contest("linear_kl", 60, "linear_kl"),
+        contest("softmax", 30, "softmax"),
         contest("masked_adamw", 110, "masked_adamw_13B", "--workload", "13B"),
     ]
 

@@ -67,7 +67,7 @@ def response_losses(
     liger = liger and chosen[0].is_cuda and util.find_spec("liger_kernel") is not None
     return [
         _liger(states, head, term) if liger and getattr(term.objective, "loss", None) == "ce"
-        else _Chunked.apply(states, head.weight, head.bias, term.objective, term.scale)
+        else hidden_loss(states, head.weight, head.bias, term.objective, term.scale)
         for term, states in zip(terms, chosen[0].split(sizes), strict=True)
     ]
 
@@ -79,6 +79,14 @@ def response_loss(
     """scale * the sum of the negative log-likelihoods of `targets` int64 [N]; see `response_losses`."""
     term = Term(predictors, CrossEntropy(targets), scale)
     return response_losses(model, inputs, [term], chunked=chunked, liger=liger)[0]
+
+
+def hidden_loss(
+    states: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective, scale: Tensor | float
+) -> Tensor:
+    """scale * the sum of the objective's losses, float32 0-d, from the states [N, hidden] that predict its N tokens and
+    a frozen linear head [vocabulary, hidden]. Differentiable once, by the states."""
+    return _Chunked.apply(states, weight, bias, objective, scale)
 
 
 def _liger(states: Tensor, head: nn.Module, term: Term) -> Tensor:
