@@ -29,7 +29,10 @@ def train_delta(
     the workbench."""
     output = writable_folder(output)
     settings.region = settings.region or DEFAULT_REGION  # the workbench keeps it out of a quantisation
-    region = Region.parse(settings.region)
+    region, masked = Region.parse(settings.region), settings.mask.preset != "none"
+    if settings.importance.file and not masked:
+        raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
+                            "would be made of it; set mask.preset, or leave the file out.")
     lock = FileLock(output / "train.lock")
     try:
         if rank() == 0:  # of processes that train together one holds it
@@ -45,7 +48,7 @@ def train_delta(
         bench = workbench(settings)
         console.print(f"Training {region.describe(bench.model)}", highlight=False)
         masks = None
-        if settings.mask.preset != "none" and not region.is_full:
+        if masked:
             masks = bench.masks(_importance(settings, bench, region, output, console), region, settings.mask.preset)
 
         def keep(run: dict[str, Any] | None = None) -> None:
@@ -102,7 +105,7 @@ def _importance(
     if settings.importance.file:
         return Importance.load(settings.importance.file)
     console.print("Measuring the importance of the region's units", highlight=False)
-    importance = bench.importance(region, **settings.importance.arguments())
+    importance = bench.importance(None if region.is_full else region, **settings.importance.arguments())
     if rank() == 0:
         importance.save(output / "importance.safetensors")
     return importance

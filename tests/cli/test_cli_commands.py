@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from cofitune_fast.importance import Importance
+from cofitune_fast.models import load_model
 from cofitune_fast.ops._registry import OPERATIONS
-from cofitune_fast.regions import DEFAULT_REGION, read_delta
+from cofitune_fast.regions import DEFAULT_REGION, Region, read_delta
 
 pytest.importorskip("matplotlib")
 
@@ -162,6 +165,7 @@ def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny
                                                   "data.max_length?"),
     ({"region": "ffn@all", "data.max_length": "long"}, "data.max_length in the command line is wrong"),
     ({"region": "ffn@all", "mask.preset": "papper"}, "papper"),
+    ({"region": "ffn@all", "importance.file": "i.safetensors"}, "mask.preset is none, so that no mask would be made"),
     ({"region": "ffn@all", "model": "./nowhere"}, "No model at ./nowhere"),
 ])
 def test_bad_input_is_one_sentence_and_status_2(cofitune, tiny_run, change, words):
@@ -177,6 +181,22 @@ def test_a_missing_option_value_and_a_missing_file(cofitune, tmp_path):
     assert "is not valid YAML at line" in cofitune("train", "--config", tmp_path / "bad.yaml")[2]
     (tmp_path / "key.yaml").write_text("modle: x")
     assert "Unknown key modle in" in cofitune("train", "--config", tmp_path / "key.yaml")[2]
+
+
+def test_a_mask_over_the_whole_model(cofitune, tiny_run):
+    """V-SoftMask, and in one step of update mode: a unit moves by its factor of what it moves without a mask."""
+    training = {"training.max_steps": 1, "training.lr_scheduler_type": "constant", "training.warmup_steps": 0,
+                "training.weight_decay": 0}
+    moved, name, base = {}, "model.layers.2.mlp.up_proj.weight", load_model(tiny_run["model"]).model
+    for preset in ("rank", "none"):
+        output = Path(tiny_run["output"]) / preset
+        status, _, err = cofitune("train", *arguments({**tiny_run, **training, "output": output}, region="full",
+                                                      mask=preset, storage="fp32"))
+        assert status == 0, err
+        moved[preset] = load_file(output / "delta" / "delta.safetensors")[name] - base.get_parameter(name).detach()
+    importance = Importance.load(Path(tiny_run["output"]) / "rank" / "importance.safetensors")
+    factors = importance.masks(base, Region.parse("ffn.up@2"), preset="rank")[name]
+    torch.testing.assert_close(moved["rank"], factors * moved["none"], rtol=1e-3, atol=1e-6)
 
 
 def test_a_delta_of_another_base(cofitune, tiny_run, tmp_path):
@@ -231,8 +251,6 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_delta_that_is_kept(cof
     monkeypatch.setattr(trainer, "response_losses", poisoned)
     status, _, err = cofitune("train", *arguments(tiny_run, region="ffn@3", mask="none"))
     assert status == 2 and "The loss is nan at step 2" in err and "are kept in" in err
-    from safetensors.torch import load_file
-
     kept = load_file(Path(tiny_run["output"]) / "delta" / "delta.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
