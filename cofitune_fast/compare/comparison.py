@@ -74,11 +74,8 @@ class Comparison:
             for run in self.runs:
                 if (entry := folder.find(run)) is not None:
                     self._take(run, entry)
-            while make and (waiting := [run for run in self.runs if run.id not in self._done]):
-                stage = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points("vers"),
-                                   self._deciding())
-                for job, result in self.executor.run(self._jobs(stage, waiting)):
-                    self._keep(folder, job, result)
+            for job, result in self.executor.run(self._missing() if make else ()):
+                self._keep(folder, job, result)
             self.observer.remaining(0.0)
             content = self.content()
             content.update(curves_and_verdicts(content, self._items(folder)))
@@ -161,20 +158,21 @@ class Comparison:
             self.observer.note(f"base on {task} (valid): Spec {entry['valid']['spec']:.3f}  "
                                f"Vers {entry['valid']['vers']:.3f}")
 
-    def _jobs(self, stage: Sequence[Run], waiting: Sequence[Run]) -> list[dict[str, Any]]:
-        """A job trains once for all runs that share the training, also of later methods."""
-        jobs: dict[str, dict[str, Any]] = {}
-        for run in stage:
-            if run.training not in jobs:
-                together = [one for one in waiting if one.training == run.training]
-                alphas = sorted({one.alpha for one in together}, key=lambda alpha: (alpha is not None, alpha or 0.0))
-                jobs[run.training] = {
-                    "id": run.id, "training": run.training, "recipe": self._methods[run.method].recipe.to_dict(),
-                    "data": asdict(self.settings.tasks[run.task]), "learning_rate": run.learning_rate,
-                    "seed": run.seed, "alphas": alphas, "general": self.settings.general,
-                    "importance": dict(self.settings.importance),
-                }
-        return list(jobs.values())
+    def _missing(self) -> Iterator[dict[str, Any]]:
+        """Jobs that make what is missing, each chosen by what is known when it is asked for. A job trains once for all
+        runs that share the training, also of later methods."""
+        begun: set[str] = set()
+        while waiting := [run for run in self.runs if run.id not in self._done and run.training not in begun]:
+            run = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points("vers"),
+                             self._deciding())[0]
+            begun.add(run.training)
+            together = {one.alpha for one in waiting if one.training == run.training}
+            yield {
+                "id": run.id, "training": run.training, "recipe": self._methods[run.method].recipe.to_dict(),
+                "data": asdict(self.settings.tasks[run.task]), "learning_rate": run.learning_rate, "seed": run.seed,
+                "alphas": sorted(together, key=lambda alpha: (alpha is not None, alpha or 0.0)),
+                "general": self.settings.general, "importance": dict(self.settings.importance),
+            }
 
     def _keep(self, folder: ComparisonFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Write the runs of a job, and comparison.json with them."""

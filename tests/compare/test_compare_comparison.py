@@ -72,6 +72,28 @@ def test_each_training_is_made_once_and_serves_all_methods_that_share_it(make, t
     assert kept.pop("items") == scored and kept == half
 
 
+def test_no_worker_waits_for_the_others(make):
+    """Two jobs at once, the first of which ends last: the second worker goes on through the whole grid beside it."""
+    comparison, recorder = make(seeds=(1,))
+
+    def two_at_once(jobs):
+        jobs = iter(jobs)
+        first, second = next(jobs), next(jobs, None)
+        while second is not None:
+            yield second, recorder.answer(second)
+            recorder.jobs.append(second)
+            second = next(jobs, None)
+        recorder.jobs.append(first)
+        yield first, recorder.answer(first)
+
+    run = recorder.run
+    recorder.run = lambda jobs: run(jobs) if isinstance(jobs, list) else two_at_once(jobs)
+    content = comparison.run()
+    assert [run["state"] for run in content["runs"]] == ["done"] * 8
+    both = [None, 0.5, 1.0]
+    assert trained(recorder) == [(2e-3, 1, [None]), (1e-4, 1, both), (1e-3, 1, [None]), (2e-4, 1, both)]
+
+
 def test_scores_have_the_nll_of_what_is_scored_by_likelihood(scored):
     row = scores_row(scored["test"])
     tasks = scored["test"]["tasks"]

@@ -69,6 +69,21 @@ def test_every_job_gives_its_result_once_and_no_worker_starts_for_nothing(slots)
     assert [result for _, result in pool.run(jobs("d"))] == ["d"] and len(pool.all) == min(slots, 3)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_job_is_asked_for_when_a_worker_is_free_for_it(slots):
+    ended, asked = [], []
+
+    def one_after_another():
+        for name in "abcdef":
+            asked.append((name, len(ended)))
+            yield {"id": name}
+
+    for job, _ in Pool(slots).run(one_after_another()):
+        ended.append(job["id"])
+    assert sorted(ended) == list("abcdef")
+    assert asked == [(name, max(0, place - slots + 1)) for place, name in enumerate("abcdef")]
+
+
 def test_a_job_whose_worker_died_goes_to_another_one():
     pool = Pool(1, script=lambda job, number: DEAD if (job, number) == ("a", 0) else {"result": (job, number)})
     assert [result for _, result in pool.run(jobs("a", "b"))] == [("a", 1), ("b", 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from .in_process import InProcess
@@ -15,7 +15,8 @@ class Executor(Protocol):
 
     slots: int
 
-    def run(self, jobs: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Pairs of a job and its result as they end, in any order. Raises CofituneError when a job fails."""
+    def run(self, jobs: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Pairs of a job and its result as they end, in any order; a job is asked for when a slot is free for it, so
+        that it may depend on what has ended. Raises CofituneError when a job fails."""
 
     def close(self) -> None: ...

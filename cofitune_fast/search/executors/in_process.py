@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Job = dict[str, Any]
@@ -16,7 +16,7 @@ class InProcess:
     def __init__(self, work: Callable[[Job], Job]):
         self._work = work
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
         for job in jobs:
             yield job, self._work(job)
 

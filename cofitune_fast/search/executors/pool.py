@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from ...errors import CofituneError
@@ -51,19 +52,24 @@ class WorkerPool(ABC):
     def _wait(self, workers: Sequence[PoolWorker]) -> Iterable[PoolWorker]:
         """Those with an answer, or dead; waits until there is one."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
         """Jobs and results as they end. Whatever breaks this off, also in the caller, stops the other jobs.
+
+        jobs: each is asked for when it can be given to a worker, after the results before it were taken.
 
         Raises:
             CofituneError: a job says so, or its worker died more than `retries` times.
             RuntimeError: anything else went wrong in a worker, with its traceback.
         """
-        waiting, deaths = deque(jobs), Counter()
+        waiting, deaths, source = deque(), Counter(), iter(jobs)
         try:
-            while waiting or self._busy:
+            while True:
+                waiting.extend(islice(source, self.slots - len(self._busy) - len(waiting)))
+                if not waiting and not self._busy:
+                    return
                 while waiting and self._idle:
                     self._give(self._idle.pop(), waiting.popleft())
-                for _ in range(min(len(waiting), self.slots - len(self._busy)) - len(self._starting)):
+                for _ in range(len(waiting) - len(self._starting)):
                     self._starting.add(self._start())
                 for worker in self._wait([*self._busy, *self._starting]):
                     job = self._busy.pop(worker, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ...models.sharded import broadcast_object
@@ -18,7 +18,7 @@ class Ranks:
     def __init__(self, work: Callable[[Job], Job]):
         self._work, self._whole = work, True
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Job]]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
         for job in jobs:
             broadcast_object(job)
             try:
