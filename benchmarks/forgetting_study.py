@@ -87,8 +87,13 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     ],
     "baselines": [
         {"method": "full-sft", "learning_rates": FULL}, {"method": "wise-ft", "learning_rates": FULL[1:]},
-        *({"method": name, "learning_rates": FULL[1:3]}
-          for name in ("l2", "l1", "ewc", "v-softmask", "mix", "bottom-frozen", "hft", "mofo", "dft", "eaft")),
+        {"method": "mix", "learning_rates": FULL[1:3]},
+    ],
+    # What holds the steps back is tried at a higher rate first than what changes the loss or pulls.
+    "other baselines": [
+        {"method": "full-sft", "learning_rates": FULL[:2]}, {"method": "lora-anchor", "learning_rates": LORA[1:3]},
+        *({"method": name, "learning_rates": FULL[:2]} for name in ("l2", "ewc", "dft", "l1", "eaft", "v-softmask")),
+        *({"method": name, "learning_rates": FULL[1:3]} for name in ("hft", "bottom-frozen", "mofo")),
         {"method": "lora-ffn", "learning_rates": LORA[1:3]},
     ],
 }

@@ -45,7 +45,8 @@ class PullSettings:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """A soft mask on what is trained: normaliser, where it acts, and the rows the importance is measured on."""
+    """A soft mask on what is trained: normaliser, where it acts, and of what the importance is: measured on the task's
+    rows, on general rows, or on the task's rows and against what these need themselves (`Importance.against`)."""
 
     preset: str = "rank"
     mode: str = "update"
@@ -162,7 +163,7 @@ _KINDS: dict[str, Any] = {"region": str, "random_half": bool, "loss": str, "anch
                           "mix": (int, float), "mofo": (int, float), "frozen_bottom": (int, float), **_PARTS}
 _CHOICES = {"loss": ("ce", "dft", "eaft"), "pull.kind": ("l2", "l1"),
             "pull.units": ("none", "importance", "importance_squared"), "mask.preset": tuple(PRESETS),
-            "mask.mode": ("update", "gradient"), "mask.importance": ("task", "general")}
+            "mask.mode": ("update", "gradient"), "mask.importance": ("task", "general", "contrast")}
 _DEFAULTS = {one.name: one.default if one.default is not MISSING else one.default_factory() for one in fields(Recipe)}
 
 

@@ -186,6 +186,10 @@ def _importance(
     bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Region, source: str
 ) -> Importance:
     """Of the units that are trained, measured once per folder, task and source."""
+    if source == "contrast":
+        needed = {**job, "importance": {**job["importance"], "proxy": "task_nll"}}
+        kept, used = (_importance(bench, setup, one, trained, "task") for one in (job, needed))
+        return kept.against(used)
     measured_on = bench if source == "task" else general_bench(bench, job["general"])
     region = None if trained.is_full else trained
     content = [job["data"], job["general"] if source == "general" else None, str(trained), job["importance"]]

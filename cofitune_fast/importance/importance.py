@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..files import atomic_path
 from ..regions import Region, resolve_layout
 from .masks import soft_masks
 from .names import UNITS, known
-from .normalize import Preset, combine, get_preset
+from .normalize import Preset, combine, fractional_rank, get_preset
 
 FORMAT = "cofitune_fast.importance"
 VERSION = 1
@@ -111,6 +111,15 @@ class Importance:
                 f"{model} has fingerprint {model_fingerprint[:12]}; compute it for this model."
             )
 
+    def against(self, task: Importance) -> Importance:
+        """What is important here and of no use to `task`: r (1 - r_task) of each unit, r being its fractional rank in
+        its layer, 0 to 1. Scores of the same layers and kinds on the same base; raises CofituneError for others."""
+        task.check(self.base_fingerprint, self.base_model)
+        self._require_alike([task])
+        scores = {kind: fractional_rank(own) * (1 - fractional_rank(task.scores[kind]))
+                  for kind, own in self.scores.items()}
+        return replace(self, scores=scores, settings={**self.settings, "against": dict(task.settings)})
+
     def normalized(self, preset: str | Preset = "paper") -> dict[str, Tensor]:
         """Kind -> importance I in [0, 1], float32 [len(layers), units], each layer normalised by itself."""
         return {kind: get_preset(preset).normalizer(scores) for kind, scores in self.scores.items()}
@@ -123,7 +132,7 @@ class Importance:
         Returns parameter name -> float32 factor in [0, 1] that broadcasts to the weight, on the weight's device:
 
         - ffn.gate, ffn.up: [out, 1] by neuron
-        - ffn.down: [out, 1] by output (preset "paper") or [1, in] by neuron (preset "rank")
+        - ffn.down: [out, 1] by output (presets "paper", "rank-output") or [1, in] by neuron ("rank")
         - attn.q: [out, 1] by head; attn.k, attn.v: [out, 1] by the most important head that reads the KV head
         - attn.o: [1, in] by head
         - a bias of a projection masked by rows: [out]
@@ -132,9 +141,12 @@ class Importance:
         Raises CofituneError if a layer or unit kind of the region was not measured, or the sizes are another model's.
         """
         sources = [self, *also]
-        if any(other.layers != self.layers or other.scores.keys() != self.scores.keys() for other in also):
-            raise CofituneError("Importances to be joined must cover the same layers and unit kinds.")
+        self._require_alike(also)
         preset = get_preset(preset)
         by_source = [source.normalized(preset) for source in sources]
         joined = {kind: combine([values[kind] for values in by_source]) for kind in self.scores}
         return soft_masks(resolve_layout(model), Region.parse(region), joined, self.layers, down=preset.down)
+
+    def _require_alike(self, others: Sequence[Importance]) -> None:
+        if any(other.layers != self.layers or other.scores.keys() != self.scores.keys() for other in others):
+            raise CofituneError("Importances to be joined must cover the same layers and unit kinds.")

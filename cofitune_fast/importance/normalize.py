@@ -68,6 +68,7 @@ PRESETS = {
     for preset in (
         Preset("paper", abs_tanh_z, down="output"),
         Preset("rank", fractional_rank, down="neuron"),
+        Preset("rank-output", fractional_rank, down="output"),
     )
 }
 

@@ -155,6 +155,7 @@ class Workbench:
         *,
         samples: int = 64,
         batch_size: int = 8,
+        proxy: str = "kl_dropout",
         dropout: float = 0.003,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -163,7 +164,7 @@ class Workbench:
         rows = self.train_rows[:samples]
         stream = (batch for _, batch in batches(rows, self.pad_token_id, batch_size=batch_size, max_tokens=None))
         return compute_importance(
-            self.model, stream, region, dropout=dropout, seed=seed, progress=progress,
+            self.model, stream, region, proxy=proxy, dropout=dropout, seed=seed, progress=progress,
             base=(self.base.model, self.base.fingerprint),
         )
 

@@ -153,6 +153,18 @@ def test_importance_of_general_rows_is_another_and_is_measured_once(do, bench, c
     assert {call.options["mask_mode"] for call in calls} == {"update"}
 
 
+def test_contrasted_importance_spares_what_the_task_needs(do, bench, calls, tmp_path):
+    do({"region": REGION, "mask": {"importance": "contrast"}})
+    (call,) = calls
+    kept, used = (bench.importance(call.trained, samples=8, proxy=proxy) for proxy in ("kl_dropout", "task_nll"))
+    expected = bench.masks(kept.against(used), call.trained, "rank")
+    for name, mask in call.options["masks"].items():
+        torch.testing.assert_close(mask, expected[name], rtol=0, atol=0)
+    assert not all(torch.equal(mask, expected[name])
+                   for name, mask in bench.masks(kept, call.trained, "rank").items())
+    assert len(list((tmp_path / "run" / "importance").iterdir())) == 2
+
+
 def test_loss_and_anchor_are_handed_on_the_anchor_made_from_the_base(do, bench, calls, monkeypatch):
     @dataclass(frozen=True)
     class AnchorSettings:

@@ -127,3 +127,17 @@ def test_normalized_covers_every_kind():
     normalized = importance.normalized("paper")
     for kind, scores in importance.scores.items():
         torch.testing.assert_close(normalized[kind], abs_tanh_z(scores), rtol=0, atol=0)
+
+
+def test_against_a_task_by_hand():
+    base = make_importance(scores={"ffn.neuron": torch.tensor([[5.0, 1.0, 3.0], [2.0, 2.0, 9.0]])})
+    task = make_importance(scores={"ffn.neuron": torch.tensor([[7.0, 8.0, 1.0], [1.0, 2.0, 3.0]])},
+                           settings={"proxy": "task_nll"})
+    contrast = base.against(task)
+    expected = torch.tensor([[1.0 * 0.5, 0.0, 0.5 * 1.0], [0.25 * 1.0, 0.25 * 0.5, 0.0]])  # r (1 - r_task)
+    torch.testing.assert_close(contrast.scores["ffn.neuron"], expected)
+    assert contrast.settings["proxy"] == "kl_dropout" and contrast.settings["against"]["proxy"] == "task_nll"
+    with pytest.raises(CofituneError, match="same layers and unit kinds"):
+        base.against(make_importance())
+    with pytest.raises(CofituneError, match="was measured on"):
+        base.against(make_importance(scores=task.scores, base_fingerprint="cd" * 32))

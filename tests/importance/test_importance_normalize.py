@@ -52,9 +52,10 @@ def test_normalizers_stay_in_bounds_and_ranks_are_monotone(values):
 def test_presets():
     assert (PRESETS["paper"].normalizer, PRESETS["paper"].down) == (abs_tanh_z, "output")
     assert (PRESETS["rank"].normalizer, PRESETS["rank"].down) == (fractional_rank, "neuron")
+    assert (PRESETS["rank-output"].normalizer, PRESETS["rank-output"].down) == (fractional_rank, "output")
     own = Preset("own", torch.sigmoid, "neuron")
     assert get_preset(own) is own
-    with pytest.raises(CofituneError, match=r"'papr' is not known; did you mean 'paper'\? Known are: paper, rank"):
+    with pytest.raises(CofituneError, match=r"'papr' is not known; did you mean 'paper'\? Known are: paper, rank, rank-output"):
         get_preset("papr")
 
 
