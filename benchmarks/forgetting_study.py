@@ -1,20 +1,23 @@
 """Which method forgets least, on a real model: the sweeps behind docs/comparison.md and docs/anchor.md.
 
-python benchmarks/forgetting_study.py MODEL DATA WORK run TASK STUDY [--seeds 1 2 3] [--workers N]    # resumable
+python benchmarks/forgetting_study.py MODEL DATA WORK run TASK STUDY [--seeds 1 2 3] [--workers N] [--runs FILE]
 python benchmarks/forgetting_study.py MODEL DATA WORK summary TASK STUDY [--seeds 1 2 3] --json FILE
 python benchmarks/forgetting_study.py MODEL DATA WORK time TASK STUDY [--seeds 1 2 3] --json FILE    # alone
+python benchmarks/forgetting_study.py MODEL DATA WORK keep TASK --runs FILE
 
 MODEL: a model folder. DATA: a folder with speciality/{e2e,gsm8k}/{train,valid,test}.jsonl and versatility/GROUP/*.jsonl
 of arc_easy, openbookqa (knowledge), lambada, piqa (reasoning) and alpaca (instruction). TASK: e2e (400 training rows)
-or gsm8k (200). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs. `time`
-trains each method on TIMED rows, one method after the other and that once per seed, and gives seconds and the share of
-full SFT's.
+or gsm8k (200). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs; `run` goes
+on where it stopped. `keep` writes all of a task's runs, items included, to FILE (JSON Lines, the folder's identity
+first), and `run --runs FILE` begins with what is in it, so that a study goes on where WORK is lost. `time` trains each
+method on TIMED rows, one method after the other and that once per seed, and gives seconds and the share of full SFT's.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -39,6 +42,10 @@ UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the first regi
 
 def anchored(name: str, region: str = MIDDLE, rates: list[float] = [8e-4], **anchor: Any) -> dict[str, Any]:  # noqa: B006
     return {"name": name, "method": "anchor", "region": region, "anchor": anchor, "learning_rates": rates}
+
+
+def plain(name: str, method: str = "region", rates: list[float] = [8e-4], **fields: Any) -> dict[str, Any]:  # noqa: B006
+    return {"name": name, "method": method, "region": MIDDLE, "learning_rates": rates, **fields}
 
 
 STUDIES: dict[str, list[dict[str, Any]]] = {
@@ -80,10 +87,17 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         anchored("anchor-wide", WIDE, ACROSS),
         {**anchored("rank mask on the update", WIDE, [8e-4]), "mask": {"mode": "update"}},
         {**anchored("the paper's mask", WIDE, [6e-4]), "mask": {"preset": "paper", "mode": "gradient"}},
-        {"method": "region", "region": MIDDLE, "learning_rates": UP},
-        {"method": "fine-update", "region": MIDDLE, "learning_rates": [8e-4, 1.6e-3]},
-        {"method": "fine-paper", "region": MIDDLE, "learning_rates": [8e-4]},
-        {"method": "fine-general", "region": MIDDLE, "learning_rates": [8e-4, 1.6e-3]},
+    ],
+    # What holds a region back without an anchor, beside what smaller rates do.
+    "brakes": [
+        plain("region", rates=UP),
+        plain("rank mask on the update", "fine-update"),
+        plain("the same by FFN output", "fine-update", mask={"preset": "rank-output"}),
+        plain("the same of general rows", "fine-general"),
+        plain("the same against the task's needs", "fine-update", mask={"importance": "contrast"}),
+        plain("rank mask on the gradient", "fine-gradient"), plain("the paper's mask", "fine-paper"),
+        plain("pull to the base", pull={"strength": 20.0}),
+        plain("pull by importance", pull={"strength": 20.0, "units": "importance"}),
     ],
     "baselines": [
         {"method": "full-sft", "learning_rates": FULL}, {"method": "wise-ft", "learning_rates": FULL[1:]},
@@ -160,6 +174,23 @@ def summary(arguments: argparse.Namespace) -> None:
     save(arguments.json, f"forgetting_study {arguments.task} {arguments.study}", [content])
 
 
+def keep(arguments: argparse.Namespace) -> None:
+    folder = arguments.work / arguments.task
+    files = [folder / "identity.json", *sorted((folder / "runs").glob("*.json"))]
+    lines = [json.dumps(read_json(file, "run"), separators=(",", ":")) for file in files]
+    write_text(arguments.runs, "".join(f"{line}\n" for line in lines))
+
+
+def lay_out(arguments: argparse.Namespace) -> None:
+    """The kept runs that WORK does not have. The comparison refuses those of another identity."""
+    folder = arguments.work / arguments.task
+    identity, *runs = arguments.runs.read_text(encoding="utf-8").splitlines()
+    for path, line in [(folder / "identity.json", identity),
+                       *((folder / "runs" / f"{json.loads(line)['id']}.json", line) for line in runs)]:
+        if not path.exists():
+            write_text(path, line + "\n")
+
+
 def timing(arguments: argparse.Namespace) -> None:
     """Seconds of training by method, one entry per seed, and their median as a share of full SFT's. Every run begins
     with an empty prefix cache, as the first one on new data does."""
@@ -186,13 +217,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "data", "work"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("action", choices=("run", "summary", "time"))
+    parser.add_argument("action", choices=("run", "summary", "time", "keep"))
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=STUDIES, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--runs", type=Path)
     arguments = parser.parse_args()
+    needed = {"run": ["study"], "keep": ["runs"]}.get(arguments.action, ["study", "json"])
+    if lacking := [name for name in needed if getattr(arguments, name) is None]:
+        parser.error(f"{arguments.action} needs {' and '.join(lacking)}")
+    if arguments.action == "keep":
+        keep(arguments)
+        return
     if arguments.action == "summary":
         summary(arguments)
         return
@@ -200,6 +238,8 @@ def main() -> None:
     if arguments.action == "time":
         timing(arguments)
         return
+    if arguments.runs:
+        lay_out(arguments)
     raise SystemExit(run(arguments))
 
 
