@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from cofitune_fast.compare.curves import curves_and_verdicts
-from cofitune_fast.compare.entries import base_name
-from cofitune_fast.scoring import ItemScore, SuiteScores
-from cofitune_fast.scoring.results import make_score
+from cofitune_fast.compare.entries import base_name, scores_row
+from cofitune_fast.scoring import DriftItem, ItemScore, SuiteScores
+from cofitune_fast.scoring.results import make_score, score_of
 
 # What a method gains (nats per token of the task) at most, what it then forgets of the instructions, its time and size.
 METHODS = {
@@ -49,10 +50,14 @@ def suite(task, gain, loss, part, noise=0.0, run_seed=0, items=80):
     })
 
 
-def plain_scores(scores, kl=None):
-    content = scores.to_dict()
-    content.pop("tasks")
-    return content if kl is None else content | {"drift": {"kl": kl, "instruction_nll": 1.9}}
+def drifted(scores, kl, items=40):
+    """The scores with a drift of `kl` nats per token, whose items differ."""
+    shares = np.linspace(0.5, 1.5, items)
+    return replace(scores, drift=score_of([DriftItem(10 * kl * share, 10) for share in shares], "kl", ("kl",)))
+
+
+def plain_scores(scores):
+    return scores_row(scores.to_dict())
 
 
 def comparison(methods=METHODS, rates=RATES, seeds=SEEDS, tasks=tuple(TASKS), gaps=True, drift=True, items=80,
@@ -61,8 +66,10 @@ def comparison(methods=METHODS, rates=RATES, seeds=SEEDS, tasks=tuple(TASKS), ga
     values, runs, base_scores, number = {}, [], {}, 0
     for task in tasks:
         both = {part: suite(task, 0, 0, part, items=items) for part in ("valid", "test")}
+        if drift:
+            both = {part: drifted(scores, 0.0) for part, scores in both.items()}
         values[base_name(task)] = both
-        base_scores[task] = {part: plain_scores(scores, 0.0 if drift else None) for part, scores in both.items()}
+        base_scores[task] = {part: plain_scores(scores) for part, scores in both.items()}
         for place, (name, (most, forgotten, seconds, size)) in enumerate(methods.items()):
             for rate in rates:
                 strength = math.log10(rate / 2e-6) / math.log10(2e2)
@@ -84,9 +91,10 @@ def comparison(methods=METHODS, rates=RATES, seeds=SEEDS, tasks=tuple(TASKS), ga
                     loss = forgotten * strength**2.5
                     both = {part: suite(task, most * strength**0.7, loss, part, noise, number, items)
                             for part in ("valid", "test")}
+                    if drift:
+                        both = {part: drifted(scores, loss * 0.6 + abs(noise)) for part, scores in both.items()}
                     values[run["id"]] = both
-                    kl = loss * 0.6 + abs(noise) if drift else None
-                    run |= {part: plain_scores(scores, kl) for part, scores in both.items()}
+                    run |= {part: plain_scores(scores) for part, scores in both.items()}
                     run["cost"] = {"seconds": seconds + 60, "training_seconds": seconds + seed, "scoring_seconds": 60,
                                    "tokens": 120_000, "trained_parameters": size,
                                    "peak_memory_bytes": 16 * size + 2**30}

@@ -29,7 +29,8 @@ from .runs import Place, Point, Run, all_runs, deciding, next_stage, target
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """tasks: by name. general: a data file of general rows. importance: arguments of `Workbench.importance`."""
+    """tasks: by name. general: a data file of general rows. importance: arguments of `Workbench.importance`.
+    drift_rows: responses of each part's instruction tasks on which the KL to the base is measured."""
 
     methods: Sequence[NamedMethod]
     tasks: Mapping[str, TrialData]
@@ -37,6 +38,7 @@ class ComparisonSettings:
     general: str | None = None
     importance: Mapping[str, Any] = field(default_factory=dict)
     title: str = "Comparison"
+    drift_rows: int = 0
 
 
 class Comparison:
@@ -115,7 +117,8 @@ class Comparison:
                                 "sha256": {key: shared.data_digests.get(key) for key in sorted(files)}},
                 "training": {key: value for key, value in setup.training.items()
                              if key not in ("learning_rate", "seed", "data_seed")},
-                "importance": dict(self.settings.importance), "storage": setup.storage,
+                "importance": dict(self.settings.importance), "drift_rows": self.settings.drift_rows,
+                "storage": setup.storage,
                 "packing": setup.memory.packing, "gradient_release": setup.memory.gradient_release,
             },
             "tasks": tasks,
@@ -148,7 +151,8 @@ class Comparison:
             if folder.file(name).is_file():
                 self._bases[task] = without(folder.read(name))
             else:
-                jobs.append({"id": name, "task": task, "recipe": None, "data": asdict(data)})
+                jobs.append({"id": name, "task": task, "recipe": None, "data": asdict(data),
+                             "drift_rows": self.settings.drift_rows})
         for job, result in self.executor.run(jobs):
             entry = {"id": job["id"], "task": job["task"], "state": "done", "why": None,
                      **scores_entry(result["scores"][0]), "cost": result["cost"]}
@@ -172,6 +176,7 @@ class Comparison:
                 "data": asdict(self.settings.tasks[run.task]), "learning_rate": run.learning_rate, "seed": run.seed,
                 "alphas": sorted(together, key=lambda alpha: (alpha is not None, alpha or 0.0)),
                 "general": self.settings.general, "importance": dict(self.settings.importance),
+                "drift_rows": self.settings.drift_rows,
             }
 
     def _keep(self, folder: ComparisonFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:

@@ -26,15 +26,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CofituneError
-from ..scoring import GROUPS, SuiteScores, resampled_together
+from ..scoring import GROUPS, SuiteScores, resampled_score, resampled_together
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift")
 """What is reported of a point, larger is better: the figures of a suite, and two measures of versatility that move
 before it does. instruction_likelihood: exp(-NLL per token), mean over the likelihood-scored tasks of the instruction
-group. drift: minus the KL to the base in nats per token; it has no items here, so its interval is of seeds only, and of
-one seed has no width."""
+group. drift: minus the KL to the base in nats per token, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,8 @@ def seed_weights(seeds: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray
     return 1 / k + (normal - normal.mean(axis=1, keepdims=True)) / math.sqrt(k * (k - 1)) / chi
 
 
-def suite_estimates(
-    suites: Mapping[str, SuiteScores], drifts: Mapping[str, float | None]
-) -> dict[str, dict[str, Estimate]]:
+def suite_estimates(suites: Mapping[str, SuiteScores]) -> dict[str, dict[str, Estimate]]:
     """{run: {figure: estimate}} of runs on the same items; a figure that a run lacks is left out.
-
-    drifts: KL to the base by run; it has no items, so its draws are constant.
 
     Raises:
         CofituneError: a run lacks its items, or the runs were scored on other items (other data, or another base).
@@ -110,24 +105,20 @@ def suite_estimates(
             tasks = suite.tasks["instruction"].values()
             value = math.fsum(task.value for task in tasks) / len(tasks)
             found[name]["instruction_likelihood"] = Estimate(value, draws[:, place])
-    for name, kl in drifts.items():
-        if kl is not None:
-            found[name]["drift"] = Estimate(0.0 - kl, np.full(RESAMPLES, 0.0 - kl))
+    for name, suite in suites.items():
+        if suite.drift is not None:
+            draws = resampled_score("drift", suite.drift, RESAMPLES)
+            found[name]["drift"] = Estimate(0.0 - suite.drift.value, 0.0 - draws)
     return found
 
 
-def suite_values(suite: SuiteScores, kl: float | None) -> dict[str, float]:
+def suite_values(suite: SuiteScores) -> dict[str, float]:
     """The same figures without draws."""
     values = {figure: getattr(suite, figure) for figure in FIGURES[:6]}
     if likelihood := _likelihood_only(suite):
         tasks = likelihood.tasks["instruction"].values()
         values["instruction_likelihood"] = math.fsum(task.value for task in tasks) / len(tasks)
-    return values if kl is None else values | {"drift": 0.0 - kl}
-
-
-def drift_of(scores: Mapping[str, Any] | None) -> float | None:
-    """The KL of a run's or the base's scores in comparison.json, if it was measured."""
-    return ((scores or {}).get("drift") or {}).get("kl")
+    return values if suite.drift is None else values | {"drift": 0.0 - suite.drift.value}
 
 
 def _likelihood_only(suite: SuiteScores) -> SuiteScores | None:
@@ -137,9 +128,12 @@ def _likelihood_only(suite: SuiteScores) -> SuiteScores | None:
 
 def _same_items(one: str, first: SuiteScores, other: str, second: SuiteScores) -> None:
     scores = [score for group in GROUPS for score in second.tasks.get(group, {}).values()]
+    scores += [second.drift] if second.drift is not None else []
     if not scores or not all(score.items for score in scores):
         raise CofituneError(f"The scores {other} have no per-item values, which the intervals need; score it anew.")
-    if _items(first) != _items(second):
+    if _items(first) != _items(second) or (None not in (first.drift, second.drift) and (
+        [item.tokens for item in first.drift.items] != [item.tokens for item in second.drift.items]
+    )):
         raise CofituneError(
             f"The scores {one} and {other} are of other items or of another tokenizer, and cannot stand in one table; "
             "compare runs of one base and the same data."

@@ -15,10 +15,11 @@ def base_name(task: str) -> str:
 
 def scores_row(content: Mapping[str, Any]) -> dict[str, Any]:
     """SCORES of comparison.json from a dictionary of SuiteScores: without tasks, with the NLL per token of those that
-    are scored by likelihood, and of the speciality."""
+    are scored by likelihood, and of the speciality; of the drift its figures."""
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
-    return {**without(content, "tasks"), "nll": nll}
+    drift = {"drift": content["drift"]["metrics"]} if "drift" in content else {}
+    return {**without(content, "tasks"), "nll": nll, **drift}
 
 
 def scores_entry(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class ComparisonFolder:
             if was.get("version") != VERSION:
                 raise CofituneError(f"The comparison in {self.path} is of version {was.get('version')}, this program "
                                     f"writes {VERSION}; choose another output folder.")
+            was["settings"].setdefault("drift_rows", 0)  # written before the drift was measured
             tasks = {**was["tasks"], **now["tasks"]}
             changed = differences(was["settings"], now["settings"])
             changed += [text for name in was["tasks"] for text in differences(was["tasks"][name], tasks[name], name)]

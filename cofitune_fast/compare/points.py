@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CofituneError
 from ..scoring import SuiteScores
-from .draws import FIGURES, Estimate, drift_of, mean_over_seeds, suite_estimates, suite_values
+from .draws import FIGURES, Estimate, mean_over_seeds, suite_estimates, suite_values
 from .entries import base_name
 from .frontier import hull
 
@@ -76,21 +76,17 @@ def task_curves(content: Mapping[str, Any], items: Mapping[str, Mapping[str, Sui
     runs = [run for run in content["runs"] if run["task"] == task]
     done = [run for run in runs if run["state"] == "done"]
     base = base_name(task)
-    for name in [base, *(run["id"] for run in done)]:
+    names = [base, *(run["id"] for run in done)]
+    for name in names:
         if name not in items:
             raise CofituneError(f"The per-item values of {name} are missing; score it anew.")
     for run in done:
         given = (run["test"] or {}).get("spec")
         if given is not None and abs(given - items[run["id"]]["test"].spec) > 1e-6:
             raise CofituneError(f"The per-item values of {run['id']} are not those of the run; score it anew.")
-    scored = content["base_scores"][task]
-    parts = {run["id"]: run for run in done}
-    drifts = {name: drift_of(run["test"]) for name, run in parts.items()}
-    with_base = {base: drift_of(scored["test"]) or 0.0, **drifts}
-    tested = suite_estimates({name: items[name]["test"] for name in [base, *parts]}, with_base)
-    valid = {name: suite_values(items[name]["valid"], drift_of(run["valid"])) for name, run in parts.items()}
-    origin = Point(0.0, None, valid=suite_values(items[base]["valid"], drift_of(scored["valid"]) or 0.0),
-                   test=tested[base])
+    tested = suite_estimates({name: items[name]["test"] for name in names})
+    valid = {name: suite_values(items[name]["valid"]) for name in names}
+    origin = Point(0.0, None, valid=valid[base], test=tested[base])
     found = TaskCurves(task, origin, {
         method["name"]: _points([run for run in runs if run["method"] == method["name"]], content["seeds"],
                                 valid, tested)

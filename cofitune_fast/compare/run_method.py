@@ -21,6 +21,7 @@ from ..data import Encoded
 from ..errors import CofituneError
 from ..importance import Importance, Preset
 from ..regions import GROUPS, Layout, Region
+from ..scoring import BaseStates
 from ..training import LossNotFinite, TrainResult
 from ..trials import TrialData, TrialSetup, Workbench
 from .interpolate import interpolate
@@ -34,7 +35,8 @@ SPLITS = ("valid", "test")
 
 def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
     """Do `job`: id, recipe, data (a TrialData), learning_rate, seed, alphas to be scored (None: as trained), general (a
-    data file or None), importance (arguments of `Workbench.importance`). recipe None: score the base.
+    data file or None), importance (arguments of `Workbench.importance`), drift_rows (of `Workbench.base_states`). recipe
+    None: score the base.
 
     Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
     list of {"alpha", and "valid" and "test": SuiteScores as dictionaries with items}; cost: seconds = training_seconds
@@ -42,9 +44,10 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     importance and anchor where an earlier run did not leave them.
     """
     bench, clock = bench.with_data(TrialData(**job["data"])), _Clock()
+    bases = {split: bench.base_states(split, job["drift_rows"]) for split in SPLITS}
     if job["recipe"] is None:
         clock.lap("preparation_seconds")
-        return _result([{"alpha": None, **_score(bench)}], clock)
+        return _result([{"alpha": None, **_score(bench, bases)}], clock)
     recipe, seed = Recipe.from_dict(job["recipe"]), job["seed"]
     trained = what_is_trained(recipe, bench.layout, seed)
     options = _options(bench, setup, job, recipe, trained)
@@ -58,7 +61,7 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
 
     def score(alpha: float | None) -> None:
         try:
-            scores.append({"alpha": alpha, **_score(bench, region, memory)})
+            scores.append({"alpha": alpha, **_score(bench, bases, region, memory)})
         except CofituneError as error:  # the base could be scored on the same items
             raise _Diverged(str(error)) from None
 
@@ -202,8 +205,14 @@ def _importance(
     return importance
 
 
-def _score(bench: Workbench, region: Region | None = None, memory: Any = None) -> dict[str, Any]:
-    return {split: bench.score(split, region=region, memory=memory).to_dict(items=True) for split in SPLITS}
+def _score(
+    bench: Workbench, bases: Mapping[str, BaseStates | None], region: Region | None = None, memory: Any = None
+) -> dict[str, Any]:
+    found = {}
+    for split, base in bases.items():
+        scores = bench.score(split, region=region, memory=memory)
+        found[split] = replace(scores, drift=base.drift(bench.model) if base else None).to_dict(items=True)
+    return found
 
 
 def _result(

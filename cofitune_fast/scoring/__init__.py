@@ -7,7 +7,7 @@ from .generation import generate_texts, generation_score
 from .harness import harness_scores
 from .metrics import DriftItem, FollowedItem, GeneratedItem
 from .results import ItemScore, Score, SuiteScores, paired_difference
-from .score import score_suite, score_task, suite_tokens
+from .score import drift_rows, score_suite, score_task, suite_tokens
 from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
 
@@ -28,6 +28,7 @@ __all__ = [
     "Task",
     "answer_scores",
     "base_states",
+    "drift_rows",
     "generate_texts",
     "generation_score",
     "harness_scores",

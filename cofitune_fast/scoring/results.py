@@ -132,6 +132,7 @@ class SuiteScores:
 
     Spec and each of the three groups is the mean of its k tasks, se^2 = sum of se^2 / k^2; Vers is the mean of
     knowledge, reasoning and instruction likewise; Uni = Spec + Vers with se^2 = se(Spec)^2 + se(Vers)^2.
+    drift: from the base, where it was measured; it is part of none of them.
     """
 
     spec: float
@@ -147,6 +148,7 @@ class SuiteScores:
     instruction_se: float
     uni_se: float
     tasks: Mapping[str, Mapping[str, Score]] = field(default_factory=dict, repr=False)
+    drift: Score | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tasks: Mapping[str, Mapping[str, Score]]) -> SuiteScores:
@@ -165,13 +167,15 @@ class SuiteScores:
         return cls(**values, **errors, tasks=tasks)
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
-        """Plain numbers for JSON: the figures, each with NAME_se, and "tasks"; per-item values only on demand."""
+        """Plain numbers for JSON: the figures, each with NAME_se, "tasks" and, if measured, "drift"; per-item values
+        only on demand."""
         figures = {key: getattr(self, key) for name in SUMMARY for key in (name, f"{name}_se")}
         tasks = {
             group: {name: score.to_dict(items) for name, score in scores.items()}
             for group, scores in self.tasks.items()
         }
-        return {**figures, "tasks": tasks}
+        drift = {"drift": self.drift.to_dict(items)} if self.drift is not None else {}
+        return {**figures, "tasks": tasks, **drift}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> SuiteScores:
@@ -184,7 +188,8 @@ class SuiteScores:
             group: {name: Score.from_dict(score) for name, score in scores.items()}
             for group, scores in entry.get("tasks", {}).items()
         }
-        return cls(**{key: entry[key] for key in keys}, tasks=tasks)
+        drift = Score.from_dict(entry["drift"]) if entry.get("drift") else None
+        return cls(**{key: entry[key] for key in keys}, tasks=tasks, drift=drift)
 
 
 def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -5,6 +5,7 @@ Tasks whose metric asks for generated text are handed on to `generation`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,6 +96,13 @@ def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encode
         _encode_answers(item.context, [item.continuation], tokenizer, task.chat or item.chat, max_length, item.where)[0]
         for item in task.items
     ]
+
+
+def drift_rows(model: nn.Module, tokenizer: Any, suite: Suite, count: int) -> list[Encoded]:
+    """The first `count` rows of the suite's instruction tasks that have a response, each task's share of them."""
+    tasks = [task for task in suite.instruction if task.kind == "response"]
+    share = math.ceil(count / max(1, len(tasks)))
+    return [row for task in tasks for row in task_rows(task, tokenizer, _longest(model))[:share]][:count]
 
 
 def _longest(model: nn.Module) -> int | None:

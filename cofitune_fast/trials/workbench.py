@@ -26,7 +26,16 @@ from ..memory.cached_prefix import open_prefix
 from ..models import LoadedModel, dtype_name
 from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
 from ..regions import BaseInfo, Layout, Region, resolve_layout, restore
-from ..scoring import Suite, SuiteScores, read_suite, score_suite, suite_tokens
+from ..scoring import (
+    BaseStates,
+    Suite,
+    SuiteScores,
+    base_states,
+    drift_rows,
+    read_suite,
+    score_suite,
+    suite_tokens,
+)
 from ..training import MemorySettings, TrainResult, train_region
 
 
@@ -131,6 +140,10 @@ class Workbench:
         return {}
 
     @cached_property
+    def _base_states(self) -> dict[tuple[str, int], BaseStates | None]:
+        return {}
+
+    @cached_property
     def _suite_tokens(self) -> dict[str, tuple[int, int]]:
         return {}
 
@@ -148,6 +161,17 @@ class Workbench:
             prefix, _ = open_prefix(self.model, region, self.digests, memory, self.suite_tokens(split)[0])
         with prefix or nullcontext():
             return score_suite(self.model, self.tokenizer, suite, prefix=prefix, on_task=on_task)
+
+    def base_states(self, split: str, rows: int) -> BaseStates | None:
+        """The base's side of the drift on at most `rows` responses of the split's instruction tasks, computed once;
+        None where it has none. The model must hold the base's bytes."""
+        key = split, rows
+        if key not in self._base_states:
+            chosen = drift_rows(self.model, self.tokenizer, self.suite(split), rows)
+            if chosen:
+                self._require_base("The drift is from the base")
+            self._base_states[key] = base_states(self.model, chosen, self.pad_token_id) if chosen else None
+        return self._base_states[key]
 
     def importance(
         self,
@@ -174,8 +198,7 @@ class Workbench:
         if settings.weight == 0:
             return None
         if settings not in self._anchors:
-            if tensor_digests(self.model) != self.digests:
-                raise CofituneError("The anchor's texts are the base's, but the model holds other bytes; load it anew.")
+            self._require_base("The anchor's texts are the base's")
             self._anchors[settings] = open_anchor(self.model, self.tokenizer, settings, self.base.fingerprint,
                                                   self._anchor_prompts(settings))
         return self._anchors[settings]
@@ -234,6 +257,10 @@ class Workbench:
         """The soft masks of `region`; the importance must have been measured on this base."""
         importance.check(self.base.fingerprint, self.base.model)
         return importance.masks(self.model, region, preset=preset)
+
+    def _require_base(self, what: str) -> None:
+        if tensor_digests(self.model) != self.digests:
+            raise CofituneError(f"{what}, but the model holds other bytes; load it anew.")
 
     def _file(self, part: str) -> str:
         path = getattr(self.data, part)

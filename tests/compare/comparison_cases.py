@@ -23,7 +23,8 @@ def make_setup(tiny_run, bench, **options):
 
 def make_job(bench, recipe, **values):
     return {"id": "one", "recipe": recipe.to_dict() if recipe else None, "data": asdict(bench.data),
-            "learning_rate": 1e-2, "seed": 1, "alphas": [None], "general": None, "importance": {"samples": 8}, **values}
+            "learning_rate": 1e-2, "seed": 1, "alphas": [None], "general": None, "importance": {"samples": 8},
+            "drift_rows": 4, **values}
 
 
 class Recorder:

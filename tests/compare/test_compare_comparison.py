@@ -33,7 +33,7 @@ def scored(bench):
 @pytest.fixture
 def make(bench, tiny_run, scored):
     def build(methods=METHODS, rates=RATES, seeds=(1, 2), tasks=None, answer=None, general=None, one_bench=bench,
-              **setup):
+              drift_rows=0, **setup):
         def done(job):
             cost = {"seconds": 3.0, "training_seconds": 1.0, "scoring_seconds": 2.0, "tokens": 5,
                     "trained_parameters": 7, "peak_memory_bytes": 9, "preparation_seconds": 0.0}
@@ -41,7 +41,7 @@ def make(bench, tiny_run, scored):
                     "scores": [{"alpha": alpha, **scored} for alpha in job.get("alphas", [None])]}
 
         settings = ComparisonSettings(read_methods(methods, rates), tasks or {"letters": one_bench.data}, seeds,
-                                      general)
+                                      general, drift_rows=drift_rows)
         recorder = Recorder(one_bench, answer or done)
         return Comparison(one_bench, make_setup(tiny_run, one_bench, **setup), settings, recorder), recorder
 
@@ -178,6 +178,17 @@ def test_another_base_other_data_and_other_settings_are_refused_with_the_differe
     make_tiny_model(seed=1).save_pretrained(tiny_run["model"])
     with pytest.raises(CofituneError, match="base was "):
         make(one_bench=make_bench(tiny_run))[0].run()
+
+
+def test_a_folder_without_drift_goes_on_without(make, tmp_path):
+    make(drift_rows=0)[0].run()
+    path = tmp_path / "run" / "identity.json"
+    identity = json.loads(path.read_text())
+    del identity["settings"]["drift_rows"]  # as it was written before there was any
+    path.write_text(json.dumps(identity))
+    make(drift_rows=0)[0].run()
+    with pytest.raises(CofituneError, match="drift_rows was 0, is 4"):
+        make(drift_rows=4)[0].run()
 
 
 def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):

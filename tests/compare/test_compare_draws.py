@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from synthetic_comparison import suite
+from synthetic_comparison import drifted, suite
 
 from cofitune_fast.compare.draws import (
     RESAMPLES,
@@ -82,7 +82,8 @@ def test_intervals_hold_the_truth_in_19_of_20_cases(seed_noise, item_noise):
 
 def test_estimates_are_the_suites_figures_and_their_resamples():
     suites = {"a": suite("e2e", 0.5, 0.1, "test"), "b": suite("e2e", 0.9, 0.2, "test", run_seed=3)}
-    found = suite_estimates(suites, {"a": None, "b": 0.25})
+    suites["b"] = drifted(suites["b"], 0.25)
+    found = suite_estimates(suites)
     for name, scores in suites.items():
         drawn = resampled_figures(scores, RESAMPLES)
         for figure in ("spec", "vers", "knowledge", "reasoning", "instruction", "uni"):
@@ -91,8 +92,10 @@ def test_estimates_are_the_suites_figures_and_their_resamples():
         chat = scores.tasks["instruction"]["chat"].metrics["likelihood"]
         assert found[name]["instruction_likelihood"].value == pytest.approx(chat, rel=1e-12)
         np.testing.assert_allclose(found[name]["instruction_likelihood"].draws, drawn["instruction"], rtol=1e-12)
-    assert "drift" not in found["a"] and found["b"]["drift"].value == -0.25
-    assert suite_values(suites["b"], 0.25) == {key: entry.value for key, entry in found["b"].items()}
+    assert "drift" not in found["a"] and found["b"]["drift"].value == pytest.approx(-0.25)
+    low, high = found["b"]["drift"].interval()
+    assert (high - low) / 2 == pytest.approx(1.96 * suites["b"].drift.se, rel=0.1)
+    assert suite_values(suites["b"]) == {key: entry.value for key, entry in found["b"].items()}
 
 
 def test_the_likelihood_leaves_accuracies_of_the_group_out():
@@ -100,23 +103,25 @@ def test_the_likelihood_leaves_accuracies_of_the_group_out():
     accuracy = scores.tasks["knowledge"]["arc"]
     chat = scores.tasks["instruction"]["chat"]
     mixed = SuiteScores.of({**scores.tasks, "instruction": {"chat": chat, "ifeval": accuracy}})
-    (found,) = suite_estimates({"a": mixed}, {}).values()
+    (found,) = suite_estimates({"a": mixed}).values()
     assert found["instruction"].value == pytest.approx((chat.value + accuracy.value) / 2)
     assert found["instruction_likelihood"].value == pytest.approx(chat.value)
     without = SuiteScores.of({**scores.tasks, "instruction": {"ifeval": accuracy}})
-    assert "instruction_likelihood" not in suite_values(without, None)
-    assert "instruction_likelihood" not in suite_estimates({"a": without}, {})["a"]
+    assert "instruction_likelihood" not in suite_values(without)
+    assert "instruction_likelihood" not in suite_estimates({"a": without})["a"]
 
 
 def test_other_items_are_refused():
     one = suite("e2e", 0, 0, "test")
     with pytest.raises(CofituneError, match="The scores a and b are of other items or of another tokenizer"):
-        suite_estimates({"a": one, "b": suite("e2e", 0, 0, "valid")}, {})
+        suite_estimates({"a": one, "b": suite("e2e", 0, 0, "valid")})
     with pytest.raises(CofituneError, match="cannot stand in one table"):
-        suite_estimates({"a": one, "b": suite("e2e", 0, 0, "test", items=20)}, {})
+        suite_estimates({"a": one, "b": suite("e2e", 0, 0, "test", items=20)})
     bare = SuiteScores.from_dict(one.to_dict())
     with pytest.raises(CofituneError, match="The scores b have no per-item values"):
-        suite_estimates({"a": one, "b": bare}, {})
+        suite_estimates({"a": one, "b": bare})
+    with pytest.raises(CofituneError, match="cannot stand in one table"):
+        suite_estimates({"a": drifted(one, 0.0), "b": drifted(one, 0.1, items=30)})
 
 
 def test_a_share_of_a_loss_that_may_be_none_is_beyond_all_bounds():

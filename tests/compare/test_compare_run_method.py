@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tiny import write_jsonl
 
 from cofitune_fast.compare import Recipe, run_method
 from cofitune_fast.compare.run_method import mixed_rows, random_half, what_is_trained
+from cofitune_fast.data import encode_example
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.training import LossNotFinite
@@ -71,11 +73,43 @@ def test_a_method_trains_is_scored_and_leaves_the_base(do, bench, recipe):
     assert cost["seconds"] == cost["training_seconds"] + cost["scoring_seconds"] > 0
 
 
-def test_the_base_is_scored_without_training(tiny_run, bench, calls):
-    result = run_method(bench, make_setup(tiny_run, bench), {"id": "base", "recipe": None, "data": vars(bench.data)})
-    expected = bench.score("test").to_dict(items=True)
-    assert result["scores"] == [{"alpha": None, "valid": bench.score("valid").to_dict(items=True), "test": expected}]
-    assert not calls
+def test_the_base_is_scored_without_training_and_has_no_drift(tiny_run, bench, calls):
+    job = {"id": "base", "recipe": None, "data": vars(bench.data), "drift_rows": 3}
+    result = run_method(bench, make_setup(tiny_run, bench), job)
+    ((alpha, *parts),) = [one.values() for one in result["scores"]]
+    for split, scores in zip(("valid", "test"), parts, strict=True):
+        drift = scores.pop("drift")
+        assert scores == bench.score(split).to_dict(items=True)
+        assert drift["value"] == 0 and drift["n"] == 3 and [kl for kl, _ in drift["items"]] == [0.0] * 3
+    assert alpha is None and not calls
+
+
+@torch.no_grad()
+def test_the_drift_is_the_kl_to_the_base_on_the_instruction_rows_of_each_part(do, bench, monkeypatch):
+    def change(model):
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+
+    def train(self, trained, folder, training, **options):
+        change(self.model)
+        return SimpleNamespace(tokens=7, trained_parameters=3, peak_memory_bytes=5)
+
+    monkeypatch.setattr(type(bench), "train", train)
+    (scores,) = do({}, drift_rows=3)["scores"]
+    (without,) = do({}, drift_rows=0)["scores"]
+    assert "drift" not in without["test"] and without["test"]["spec"] == scores["test"]["spec"]
+    changed = copy.deepcopy(bench.model)
+    change(changed)
+    for split in ("valid", "test"):
+        expected = []
+        for example in bench.suite(split).instruction[0].items[:3]:
+            row = encode_example(example, bench.tokenizer)
+            p, q = (model(torch.tensor([row.input_ids])).logits[0, row.response_start - 1 : -1].double().log_softmax(-1)
+                    for model in (bench.model, changed))
+            expected.append([(p.exp() * (p - q)).sum(), len(p)])
+        found = torch.tensor(scores[split]["drift"]["items"], dtype=torch.float64)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-7)
+        assert scores[split]["drift"]["value"] > 0
 
 
 @pytest.mark.parametrize("recipe", [{}, {"region": REGION}, {"lora": {"rank": 4}}], ids=str)
