@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -270,7 +271,8 @@ def evaluate(
     harness: Annotated[str | None, typer.Option(help="Also lm-eval's scores: its task names or local files, with "
                                                 "commas between.")] = None,
 ) -> None:
-    """Score the model, with --delta FOLDER the fine-tuned one; without versatility tasks only the speciality.
+    """Score the model, with --delta FOLDER the fine-tuned one, and then its drift: the KL to the base, in nats per
+    token of the instruction files' responses. Without versatility tasks only the speciality.
 
     With model.quantize the delta's region stays in full precision, without a delta the `region`, if one is given."""
     from .display import scores_text
@@ -290,11 +292,13 @@ def evaluate(
     if harness:
         needs_packages("--harness", "lm_eval")
     bench = _workbench(settings, read_delta(settings.delta).region if settings.delta else None)
+    base = None
     if settings.delta:
+        base = bench.base_states(split, settings.versatility.drift_rows) if versatility else None
         load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
     content, lines = {}, []
     if versatility:
-        content = bench.score(split).to_dict()
+        content = replace(bench.score(split), drift=base.drift(bench.model) if base else None).to_dict()
         lines.append(scores_text(content))
     else:
         score = score_task(bench.model, bench.tokenizer, read_task(path, limit=limit, metric=settings.data.metric))
@@ -309,7 +313,8 @@ def evaluate(
             bench.model, bench.tokenizer, harness.split(","), limit=limit or settings.versatility.limit,
             max_new_tokens=max_new_tokens,
         )
-    lines += _task_lines(content["tasks"]) + _task_lines({"generation": content.get("generation", {})})
+    drift = {"drift": {"from the base": content["drift"]}} if base else {}
+    lines += _task_lines({**content["tasks"], **drift, "generation": content.get("generation", {})})
     for name, figures in content.get("harness", {}).items():
         lines.append(f"  {'lm-eval':12}{name:32}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     _emit(content, as_json, lambda: print(*lines, sep="\n"))

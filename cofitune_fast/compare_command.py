@@ -36,7 +36,7 @@ def comparison_settings(settings: Config) -> ComparisonSettings:
     methods = read_methods(section.methods, section.learning_rates, settings.region)
     return ComparisonSettings(
         methods, _tasks(settings), tuple(section.seeds), _absolute(section.general), settings.importance.arguments(),
-        settings.title, section.drift_rows,
+        settings.title, settings.versatility.drift_rows,
     )
 
 

@@ -59,13 +59,15 @@ class DataSection(Section):
 
 class VersatilitySection(Section):
     """Folders (or YAML files) with the groups knowledge, reasoning, instruction. `limit` is per task;
-    with `generate` also tasks count for which the model has to write (IFEval)."""
+    with `generate` also tasks count for which the model has to write (IFEval). drift_rows: on how many responses of the
+    instruction files `compare` (of methods) and `evaluate --delta` measure the KL to the base."""
 
     _main = "valid"
     valid: str | None = None
     test: str | None = None
     limit: int | None = Field(None, ge=1)
     generate: bool = False
+    drift_rows: int = Field(64, ge=0)
 
 
 class ImportanceSection(Section):
@@ -166,8 +168,7 @@ class CompareSection(Section):
     With `methods` the command compares these instead: names of the catalogue, or mappings {name, method, and what is
     to be different}, on `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates`
     ({method: [...]}) and with `seeds`. general: a file of general rows, for methods that take them. limit: training
-    rows of each task that has no limit of its own. drift_rows: on how many responses of each part's instruction
-    files the KL to the base is measured. executor, workers, ray_address: as in `search`.
+    rows of each task that has no limit of its own. executor, workers, ray_address: as in `search`.
     """
 
     full_sft: dict[str, Any] = Field(default_factory=dict)
@@ -177,7 +178,6 @@ class CompareSection(Section):
     learning_rates: dict[str, list[float]] = Field(default_factory=dict)
     general: str | None = None
     limit: int | None = Field(None, ge=1)
-    drift_rows: int = Field(64, ge=0)
     executor: Literal["in-process", "processes", "ray"] = "in-process"
     workers: int | None = Field(None, ge=1)
     ray_address: str | None = None

@@ -35,8 +35,8 @@ SPLITS = ("valid", "test")
 
 def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
     """Do `job`: id, recipe, data (a TrialData), learning_rate, seed, alphas to be scored (None: as trained), general (a
-    data file or None), importance (arguments of `Workbench.importance`), drift_rows (of `Workbench.base_states`). recipe
-    None: score the base.
+    data file or None), importance (arguments of `Workbench.importance`), drift_rows (of `Workbench.base_states`).
+    recipe None: score the base.
 
     Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
     list of {"alpha", and "valid" and "test": SuiteScores as dictionaries with items}; cost: seconds = training_seconds

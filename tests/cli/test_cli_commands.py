@@ -91,7 +91,12 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
 
     base = json.loads(cofitune("evaluate", *arguments(tiny_run), "--json")[1])
     tuned = json.loads(cofitune("evaluate", *arguments(tiny_run, delta=delta), "--json")[1])
-    assert tuned["spec"] > base["spec"]
+    assert tuned["spec"] > base["spec"] and "drift" not in base
+    drift = tuned.pop("drift")
+    assert drift["metric"] == "kl" and drift["n"] == 4 and drift["value"] > 0
+    lines = cofitune("evaluate", *arguments(tiny_run, delta=delta))[1].splitlines()
+    assert any(line.split()[:4] == ["drift", "from", "the", "base"] and f"kl {drift['value']:.3f}" in line
+               for line in lines), lines
 
     out_folder = tmp_path / "merged"
     status, _, err = cofitune("merge", "--model", tiny_run["model"], "--delta", delta, "--output", out_folder)
