@@ -106,8 +106,9 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     # What holds the steps back is tried at a higher rate first than what changes the loss or pulls.
     "other baselines": [
         {"method": "full-sft", "learning_rates": FULL[:2]}, {"method": "lora-anchor", "learning_rates": LORA[1:3]},
-        *({"method": name, "learning_rates": FULL[:2]} for name in ("l2", "ewc", "dft", "l1", "eaft", "v-softmask")),
-        *({"method": name, "learning_rates": FULL[1:3]} for name in ("hft", "bottom-frozen", "mofo")),
+        *({"method": name, "learning_rates": FULL[:2]} for name in ("l2", "ewc", "dft", "v-softmask")),
+        *({"method": name, "learning_rates": FULL[1:3]} for name in ("hft", "mofo", "bottom-frozen")),
+        *({"method": name, "learning_rates": FULL[:2]} for name in ("eaft", "l1")),
         {"method": "lora-ffn", "learning_rates": LORA[1:3]},
     ],
 }
