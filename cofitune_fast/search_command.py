@@ -13,10 +13,10 @@ from .config import CompareSection, Config, SearchSection
 from .errors import CofituneError
 from .files import writable_folder
 from .models.sharded import started_by_torchrun
-from .search import Budget, Search, SearchSettings, named_strategy, node_rate, search_work, space_levels
+from .search import Budget, Search, SearchSettings, named_strategy, node_rate, search_rate, search_work, space_levels
 from .search.executors import Executor, InProcess
 from .search.preview import preview
-from .training import MemorySettings, training_arguments
+from .training import MemorySettings
 from .trials import TrialData, TrialSetup, Workbench, run_job
 
 
@@ -132,7 +132,7 @@ def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
     setup, chosen = trial_setup(settings, "preview"), search_settings(settings)
     there = settings.data.train and settings.data.valid and settings.versatility.valid
     work = search_work(bench, setup, chosen.full_training) if there else None
-    base_rate = training_arguments(setup.training, "preview").learning_rate
+    base_rate = search_rate(setup.training, bench.model)
     reference = Search.reference_size(bench)
 
     def count(candidate: Any) -> int:

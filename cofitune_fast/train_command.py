@@ -18,7 +18,7 @@ from .files import writable_folder
 from .importance import Importance
 from .models.sharded import rank
 from .regions import DEFAULT_REGION, Region, save_delta
-from .training import LossNotFinite, MemorySettings
+from .training import LossNotFinite, MemorySettings, with_learning_rate
 from .trials import Workbench
 
 
@@ -46,7 +46,9 @@ def train_delta(
             raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
                                 "--overwrite.")
         bench = workbench(settings)
-        console.print(f"Training {region.describe(bench.model)}", highlight=False)
+        training = with_learning_rate(settings.training, bench.model, full=region.is_full)
+        console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']:g}",
+                      highlight=False)
         masks = None
         if masked:
             masks = bench.masks(_importance(settings, bench, region, output, console), region, settings.mask.preset)
@@ -58,7 +60,7 @@ def train_delta(
                 "memory": settings.memory.model_dump(), "run": run,
             })
 
-        training = {"disable_tqdm": not console.is_terminal, **settings.training}
+        training = {"disable_tqdm": not console.is_terminal, **training}
         try:
             result = bench.train(
                 region, output, training, loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,

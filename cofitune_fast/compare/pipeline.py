@@ -23,8 +23,8 @@ from ..models import load_model
 from ..models.fingerprint import fingerprint
 from ..regions import Region, load_delta, merge, save_delta
 from ..scoring.results import SUMMARY
-from ..search import Journal, Search, SearchResult
-from ..training import MemorySettings, TrainResult, planned_epochs, training_arguments
+from ..search import Journal, Search, SearchResult, search_rate
+from ..training import MemorySettings, TrainResult, planned_epochs
 from ..trials import Workbench
 from .head import report_head
 from .methods import BASE, Method, method_row
@@ -153,8 +153,7 @@ class Pipeline:
         training = dict(self.settings.training)
         if search is None:
             return training
-        rates = [training_arguments(values, self.output).learning_rate
-                 for values in (training, self.tree_search.setup.training)]
+        rates = [search_rate(values, self.bench.model) for values in (training, self.tree_search.setup.training)]
         return {**training, "learning_rate": search.chosen.learning_rate * rates[0] / rates[1]}
 
     def _fine(

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
-from ..training import planned_epochs, training_arguments
+from ..training import planned_epochs, training_arguments, with_learning_rate
 from ..trials import TrialSetup, Workbench, clean_node
 from .budget import Budget, Work
 from .choice import choose
@@ -71,6 +73,11 @@ class SearchSettings:
                                                            for level in self.levels]}
 
 
+def search_rate(training: Mapping[str, Any], model: nn.Module) -> float:
+    """The rate that `training` gives to a region; see `SearchSettings.learning_rate`."""
+    return with_learning_rate(training, model, full=False)["learning_rate"]
+
+
 def node_rate(rate: float, trained: int, reference: int) -> float:
     """The learning rate of a region of `trained` parameters, where `rate` is that of `reference` parameters.
 
@@ -97,7 +104,7 @@ class Search:
         self.nodes: dict[str, Node] = {}
         self.work = search_work(bench, setup, settings.full_training)
         arguments = training_arguments(setup.training, self.output)
-        self._rate, self._seed = arguments.learning_rate, arguments.seed
+        self._rate, self._seed = search_rate(setup.training, bench.model), arguments.seed
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
         self._seen: dict[int, float] = {}  # by lowest layer, the share of the rows with cached states

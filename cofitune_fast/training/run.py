@@ -31,11 +31,12 @@ from ..regions import BaseInfo, FrozenProof, Region
 from .batching import KeyedRows
 from .callbacks import StopOnInterrupt
 from .checkpoint import OPTIMIZER_FILE, STATE_FILE
+from .rates import FULL_RATE, with_learning_rate
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
 # Trainer's own defaults except where they do not suit a command-line run or a region.
 DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-4,
+    "learning_rate": FULL_RATE,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 8,
     "lr_scheduler_type": "cosine",
@@ -138,9 +139,10 @@ def train_region(
     loss: of a response token, see `memory.objectives.CrossEntropy`. anchor: texts of the base, some of which come with
     every batch; their KL to the base is added to the loss. pull: toward the initial weights, see `optim.Pull`.
     training: arguments of transformers.TrainingArguments, passed through (`resume_from_checkpoint: true` takes the
-    last complete checkpoint in output_dir). on_last_good: called when the loss stops being finite while the weights
-    still are. memory: see MemorySettings. interruptible: the first Ctrl-C then ends training after its step, with a
-    checkpoint. optimizer_kind: in place of MaskedAdamW. Raises LossNotFinite and CofituneError.
+    last complete checkpoint in output_dir); without a learning rate see `with_learning_rate`. on_last_good: called when
+    the loss stops being finite while the weights still are. memory: see MemorySettings. interruptible: the first Ctrl-C
+    then ends training after its step, with a checkpoint. optimizer_kind: in place of MaskedAdamW. Raises LossNotFinite
+    and CofituneError.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
@@ -148,6 +150,7 @@ def train_region(
         resume = broadcast_object(last_complete_checkpoint(output_dir))
     if model.device.type == "cpu":
         training.setdefault("use_cpu", True)  # Trainer would move the model to a GPU that is there
+    training = with_learning_rate(training, model, full=getattr(region, "is_full", False))
     arguments = training_arguments(training, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
