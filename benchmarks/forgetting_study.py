@@ -98,6 +98,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         plain("rank mask on the gradient", "fine-gradient"), plain("the paper's mask", "fine-paper"),
         plain("pull to the base", pull={"strength": 20.0}),
         plain("pull by importance", pull={"strength": 20.0, "units": "importance"}),
+        {**anchored("anchor and pull", BROAD, [6e-4, 1e-3]), "pull": {"strength": 20.0}},
     ],
     "baselines": [
         {"method": "full-sft", "learning_rates": FULL}, {"method": "wise-ft", "learning_rates": FULL[1:]},
