@@ -47,7 +47,7 @@ def train_delta(
                                 "--overwrite.")
         bench = workbench(settings)
         training = with_learning_rate(settings.training, bench.model, full=region.is_full)
-        console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']:g}",
+        console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
                       highlight=False)
         masks = None
         if masked:

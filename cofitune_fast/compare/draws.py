@@ -131,9 +131,9 @@ def _same_items(one: str, first: SuiteScores, other: str, second: SuiteScores) -
     scores += [second.drift] if second.drift is not None else []
     if not scores or not all(score.items for score in scores):
         raise CofituneError(f"The scores {other} have no per-item values, which the intervals need; score it anew.")
-    if _items(first) != _items(second) or (None not in (first.drift, second.drift) and (
-        [item.tokens for item in first.drift.items] != [item.tokens for item in second.drift.items]
-    )):
+    drifts = [score.items for score in (first.drift, second.drift) if score is not None]
+    tokens = {tuple(item.tokens for item in items) for items in drifts}
+    if _items(first) != _items(second) or len(tokens) > 1:
         raise CofituneError(
             f"The scores {one} and {other} are of other items or of another tokenizer, and cannot stand in one table; "
             "compare runs of one base and the same data."

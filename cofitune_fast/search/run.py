@@ -74,8 +74,9 @@ class SearchSettings:
 
 
 def search_rate(training: Mapping[str, Any], model: nn.Module) -> float:
-    """The rate that `training` gives to a region; see `SearchSettings.learning_rate`."""
-    return with_learning_rate(training, model, full=False)["learning_rate"]
+    """The rate that `training` gives to a region; see `SearchSettings.learning_rate`. Raises CofituneError where its
+    arguments cannot be."""
+    return training_arguments(with_learning_rate(training, model, full=False), "rate").learning_rate
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:

@@ -115,6 +115,13 @@ def test_without_a_region_the_default_one_is_trained(cofitune, tiny_run):
     assert read_delta(Path(tiny_run["output"]) / "delta").region == DEFAULT_REGION
 
 
+@pytest.mark.parametrize("command", [["train"], ["search", "--dry-run"]])
+def test_a_learning_rate_that_is_none_is_one_sentence(cofitune, tiny_run, command):
+    status, _, err = cofitune(*command, *arguments(tiny_run, training__learning_rate="fast"))
+    assert status != 0 and "training.learning_rate is 'fast'; it must be a number above 0." in err
+    assert "Traceback" not in err
+
+
 def test_importance_plan_and_dry_run(cofitune, tiny_run):
     status, out, _ = cofitune("importance", *arguments(tiny_run), "--json")
     content = json.loads(out)
