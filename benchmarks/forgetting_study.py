@@ -90,7 +90,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     ],
     # What holds a region back without an anchor, beside what smaller rates do.
     "brakes": [
-        plain("region", rates=[3e-4, 4e-4, 8e-4]),
+        plain("region", rates=[3e-4, 8e-4]),
         plain("rank mask on the update", "fine-update"),
         plain("the same by FFN output", "fine-update", mask={"preset": "rank-output"}),
         plain("the same of general rows", "fine-general"),
