@@ -57,6 +57,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         anchored("anchor-broad", BROAD, ACROSS),
         anchored("anchor-wide", WIDE, ACROSS),
     ],
+    "default": [anchored("default", BROAD, [4e-4]), {"method": "lora-anchor", "learning_rates": LORA[2:3]}],
     "lower rates": [  # for gsm8k, where the highest speciality lies there
         {"method": "full-sft", "learning_rates": FULL[:3]},
         {"method": "lora", "learning_rates": LORA[:3]},
