@@ -55,15 +55,15 @@ def train_delta(
 
         def keep(run: dict[str, Any] | None = None) -> None:
             save_delta(bench.model, region, delta, base=bench.base, settings={
-                "training": settings.training, "mask": settings.mask.model_dump(), "storage": settings.storage,
+                "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
                 "loss": settings.loss, "anchor": settings.anchor.model_dump(), "quantize": settings.model.quantize,
                 "memory": settings.memory.model_dump(), "run": run,
             })
 
-        training = {"disable_tqdm": not console.is_terminal, **training}
+        arguments = {"disable_tqdm": not console.is_terminal, **training}
         try:
             result = bench.train(
-                region, output, training, loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
+                region, output, arguments, loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
                 mask_mode=settings.mask.mode, storage=settings.storage,
                 memory=MemorySettings(**settings.memory.model_dump()),
                 callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,

@@ -109,9 +109,11 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     assert cofitune("train", *arguments(tiny_run, **region), "--overwrite")[0] == 0
 
 
-def test_without_a_region_the_default_one_is_trained(cofitune, tiny_run):
+def test_without_region_and_rate_the_default_ones_are_taken(cofitune, tiny_run):
+    del tiny_run["training.learning_rate"]
     status, out, err = cofitune("train", *arguments(tiny_run))
     assert status == 0 and DEFAULT_REGION in out, err
+    assert read_delta(Path(tiny_run["output"]) / "delta").settings["training"]["learning_rate"] == 4e-4
     assert read_delta(Path(tiny_run["output"]) / "delta").region == DEFAULT_REGION
 
 
