@@ -171,8 +171,8 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What the nodes depend on, besides the base and the data."""
-        return {**self.settings.identity(), "training": dict(self.setup.training), "loss": self.setup.loss,
-                "anchor": asdict(self.setup.anchor)}
+        return {**self.settings.identity(), "training": {**self.setup.training, "learning_rate": self._rate},
+                "loss": self.setup.loss, "anchor": asdict(self.setup.anchor)}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from stub_trials import StubExecutor
@@ -144,6 +145,13 @@ def test_learning_rates_follow_the_size(make):
     assert rates["ffn.up@3"] == pytest.approx(1e-3 * 2**0.5) == pytest.approx(node_rate(1e-3, 1, 2))
     fixed = run(make, StubExecutor(SPEC), folder="fixed", learning_rate="fixed").nodes
     assert {node.learning_rate for node in fixed} == {1e-3}
+
+
+def test_a_folder_holds_the_rate_that_is_taken_where_none_is_configured(make):
+    search, _ = make(StubExecutor(SPEC))
+    without = replace(search.setup, training={"max_steps": 4})
+    found = Search(search.bench, without, search.settings, search.executor).identity()["training"]
+    assert found == {"max_steps": 4, "learning_rate": 4e-4}
 
 
 def test_the_first_level_may_try_several_rates_and_the_winners_is_inherited(make):
