@@ -67,6 +67,10 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         anchored("anchor-wide", WIDE, [4e-4]),
         {"method": "full-anchor", "learning_rates": [1e-4]},
     ],
+    "best rates": [  # of gsm8k, for further seeds
+        {"method": "full-sft", "learning_rates": FULL[1:2]}, anchored("anchor-broad", BROAD, ACROSS[:1]),
+        {"method": "lora", "learning_rates": LORA[2:3]},
+    ],
     "anchored baselines": [
         {"method": "full-anchor", "learning_rates": FULL[1:3]},
         {"method": "lora-anchor", "learning_rates": LORA[1:3]},
