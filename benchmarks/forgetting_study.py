@@ -109,6 +109,11 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         {"method": "full-sft", "learning_rates": FULL}, {"method": "wise-ft", "learning_rates": FULL[1:]},
         {"method": "mix", "learning_rates": FULL[1:3]},
     ],
+    # Is a pull, or the default, more than full SFT at half its best rate?
+    "half rates": [
+        {"method": "full-sft", "learning_rates": [2.5e-5]}, anchored("default", BROAD, ACROSS[:2]),
+        {"method": "l2", "learning_rates": FULL[:1]},
+    ],
     # What holds the steps back is tried at a higher rate first than what changes the loss or pulls.
     "other baselines": [
         {"method": "full-sft", "learning_rates": FULL[:2]}, {"method": "lora-anchor", "learning_rates": LORA[1:3]},
