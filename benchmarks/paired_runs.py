@@ -2,9 +2,10 @@
 
 python benchmarks/paired_runs.py RUNS METHOD RATE [--json FILE]
 
-RUNS: the file of `forgetting_study.py keep`. METHOD, RATE: the run against which all of the same seed are held, on the
-test part. For each the speciality (Spec) and the instruction likelihood, and their differences from that run's with
-95 % percentile intervals over the items, which both runs share. Of what another seed would give nothing is said.
+RUNS: the file of `forgetting_study.py keep`. METHOD, RATE: the run, not interpolated, against which all of the same
+seed are held, on the test part. For each the speciality (Spec) and the instruction likelihood, and their differences
+from that run's with 95 % percentile intervals over the items, which both runs share. Of what another seed would give
+nothing is said.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
     runs = [json.loads(line) for line in arguments.runs.read_text(encoding="utf-8").splitlines()[1:]]
     runs = [run for run in runs if run.get("method") and run["state"] == "done"]
     references = {run["seed"]: run for run in runs
-                  if (run["method"], run["learning_rate"]) == (arguments.method, arguments.rate)}
+                  if (run["method"], run["learning_rate"], run["alpha"]) == (arguments.method, arguments.rate, None)}
     if not references:
         parser.error(f"{arguments.runs} has no run of {arguments.method} at {arguments.rate:g}; it has "
                      + ", ".join(sorted({f"{run['method']} at {run['learning_rate']:g}" for run in runs})))
@@ -52,7 +53,8 @@ def main() -> None:
     for row in rows:
         shown = "  ".join("{} {value:.4f} {difference:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
                           .format(figure, **row[figure]) for figure in FIGURES)
-        print(f"{row['method']:34} {row['learning_rate']:.1e}  seed {row['seed']}  {shown}")
+        alpha = "" if row["alpha"] is None else f"  alpha {row['alpha']:g}"
+        print(f"{row['method']:34} {row['learning_rate']:.1e}{alpha}  seed {row['seed']}  {shown}")
     if arguments.json:
         save(arguments.json, f"paired_runs against {arguments.method} at {arguments.rate:g}", rows)
 

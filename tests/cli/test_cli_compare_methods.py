@@ -65,7 +65,7 @@ def test_two_workers_make_the_runs_that_one_process_makes(command_line, config, 
     if executor == "ray":
         if find_spec("ray") is None:
             pytest.skip("ray is not installed")
-        ray = ray_cluster._ray()  # a plain import would fix what Ray prints, for the tests after this one too
+        ray = ray_cluster._ray()  # after a plain import Ray would print to stdout in later tests of this process
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
     rates = {"full-sft": [0.001], "wise-ft": [0.001], "region": [0.01]}
     path = config(methods=["full-sft", {"method": "wise-ft", "alphas": [0.5]}, "region"], seeds=[1, 2],
