@@ -10,20 +10,20 @@ from statistics import fmean
 from typing import Any
 
 from ..files import write_json
+from ..methods.catalogue import NamedMethod
+from ..methods.run import SPLITS
 from ..scoring import SuiteScores
+from ..search import Observer, Silent
 from ..search.executors import Executor
 from ..trials import TrialData, TrialSetup, Workbench
+from ..trials.head import report_head
 from ..trials.workbench import content_digest
-from .catalogue import NamedMethod
 from .checks import check_method, check_tasks
-from .curves import curves_and_verdicts
+from .curves.curves import curves_and_verdicts
+from .curves.points import plain_name
 from .entries import base_name, scores_entry, without
 from .folder import ComparisonFolder, finished_run
 from .forecast import Forecast
-from .head import report_head
-from .points import plain_name
-from .progress import PipelineObserver, Quiet
-from .run_method import SPLITS
 from .runs import Place, Point, Run, all_runs, deciding, next_stage, target
 
 
@@ -49,10 +49,10 @@ class Comparison:
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, settings: ComparisonSettings, executor: Executor | None = None,
-        observer: PipelineObserver | None = None,
+        observer: Observer | None = None,
     ):
         self.bench, self.setup, self.settings = bench, setup, settings
-        self.executor, self.observer = executor, observer or Quiet()
+        self.executor, self.observer = executor, observer or Silent()
         self.forecast = Forecast(bench, setup, settings.methods, settings.tasks)
         self.runs = all_runs(settings.methods, list(settings.tasks), settings.seeds)
         self._methods = {method.name: method for method in settings.methods}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .run_method import SPLITS
+from ..methods.run import SPLITS
 
 
 def base_name(task: str) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..anchor import AnchorSettings
+from ..methods.catalogue import NamedMethod
+from ..methods.lora import LoraAdapter
+from ..methods.run import SPLITS, what_is_trained
 from ..regions import Layout, Region
 from ..search import Work, search_work
 from ..training import planned_epochs
 from ..trials import TrialData, TrialSetup, Workbench
-from .catalogue import NamedMethod
-from .lora import LoraAdapter
-from .run_method import SPLITS, what_is_trained
 from .runs import Run
 
 

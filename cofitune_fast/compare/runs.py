@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .catalogue import NamedMethod
-from .frontier import hull
-from .points import TOLERANCE
+from ..methods.catalogue import NamedMethod
+from .curves.frontier import hull
+from .curves.points import TOLERANCE
 
 Point = tuple[float, float]  # Spec, Vers
 Place = tuple[float, float | None]  # learning rate, alpha

@@ -21,7 +21,7 @@ from torch._guards import detect_fake_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from ..memory.response_loss import response_loss, takes_chunks
+from ..losses.chunked import response_loss, takes_chunks
 from ..regions import resolve_layout
 from .follow import Piece, Step, follow
 from .quantized_layers import quantized_forward

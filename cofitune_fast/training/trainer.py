@@ -22,13 +22,13 @@ from transformers import (
 
 from ..data import Encoded
 from ..errors import CofituneError
+from ..losses.chunked import Term, response_losses, takes_chunks
+from ..losses.objectives import LOSSES, CrossEntropy, TopKl
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
-from ..memory.objectives import LOSSES, CrossEntropy, TopKl
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
-from ..memory.response_loss import Term, response_losses, takes_chunks
 from ..memory.settings import MemorySettings
 from ..models.attention import trie_attention
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size

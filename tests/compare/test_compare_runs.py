@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cofitune_fast.compare import read_methods
 from cofitune_fast.compare.runs import all_runs, deciding, gap, middle, next_stage, target
+from cofitune_fast.methods import read_methods
 
 METHODS = read_methods(["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"],
                        rates={"full-sft": [1, 2, 4], "half": [1, 2, 4], "region": [10, 20, 40]})

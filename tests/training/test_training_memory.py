@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.losses.chunked import response_loss
 from cofitune_fast.memory.prefix import FrozenPrefix
 from cofitune_fast.memory.prefix_store import INDEX, STATES, PrefixStore
-from cofitune_fast.memory.response_loss import response_loss
 from cofitune_fast.memory.settings import prefix_cache_folder
 from cofitune_fast.models.attention import trie_attention
 from cofitune_fast.regions import Region
