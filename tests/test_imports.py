@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": "errors files",
     "regions": "errors files models",
     "optim": "errors ops regions",
-    "importance": "errors files ops models regions",
+    "importance": "errors files ops models data regions",
     "memory": "errors files ops models regions optim",
     "scoring": "errors files ops models data memory",
     "anchor": "errors files models data",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import label_predictors
 from ..errors import CofituneError
 from ..models.head import select_positions
 from ..regions import Layout
@@ -52,14 +53,14 @@ def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> S
     """
     device = model.get_input_embeddings().weight.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    places = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    places[:, :-1] = batch["labels"][:, 1:] != -100
-    stream = Stream(batch["labels"][:, 1:][places[:, :-1]], places.nonzero()[:, 0])
-    first = torch.zeros_like(places)
-    first[tuple(places.nonzero()[0])] = True
+    mask, targets = label_predictors(batch["labels"])
+    places = mask.nonzero()
+    stream = Stream(targets, rows=places[:, 0])
+    first = torch.zeros_like(mask)
+    first[tuple(places[0])] = True
 
     def keep(store: list[Tensor]) -> Callable[[Any], None]:
-        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[places])
+        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[mask])
 
     with _hooks(layout, keep(stream.states), keep(stream.attention), keep(stream.ffn)), select_positions(model, first):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,7 @@ class AnchorRow(Encoded):
     """A text of the base. At each of its N response tokens the base's most probable tokens: `ids` int32 [N, k], and
     their log-probabilities `log_p` float32 [N, k]."""
 
+    of_anchor: ClassVar[bool] = True
     ids: Tensor = field(repr=False)
     log_p: Tensor = field(repr=False)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches
-from ..models.head import response_logits
+from ..data import Encoded, batches, label_predictors
+from ..models.head import logits_at
 from ..models.mode import evaluation_mode
 
 _BATCH_TOKENS = 1024
@@ -23,10 +23,11 @@ def top_distributions(
     probable tokens at each of the N places that predict the row's response, on the CPU. k: the vocabulary at most."""
     with evaluation_mode(model):
         for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
-            logits, _ = response_logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            mask, _ = label_predictors(batch["labels"])
+            logits = logits_at(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, mask)
             step = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
             found = [torch.log_softmax(part.float(), -1).topk(min(k, part.shape[-1])) for part in logits.split(step)]
             ids = torch.cat([top.indices for top in found]).int().cpu()
             log_p = torch.cat([top.values for top in found]).cpu()
-            sizes = [len(rows[index].input_ids) - rows[index].response_start for index in indices]
+            sizes = mask.sum(1).tolist()
             yield from zip(indices, ids.split(sizes), log_p.split(sizes), strict=True)

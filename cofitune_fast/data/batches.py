@@ -9,25 +9,31 @@ import torch
 
 from ..errors import CofituneError
 from .encode import Encoded
+from .predictors import IGNORED_LABEL
 
-IGNORED_LABEL = -100
 
-
-def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pad to the right: int64 tensors "input_ids", "attention_mask" (1 on tokens) and "labels", all [B, T].
-
-    Labels are the input ids on responses and -100 on prompts and padding, unshifted as transformers expects them.
-    """
+def pad_rows(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad to the right: int64 tensors "input_ids" and "attention_mask" (1 on tokens), both [B, T]."""
     length = max(len(row.input_ids) for row in encoded)
     input_ids = torch.full((len(encoded), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
     for number, row in enumerate(encoded):
-        ids = torch.tensor(row.input_ids)
-        input_ids[number, : len(ids)] = ids
-        attention_mask[number, : len(ids)] = 1
-        labels[number, row.response_start : len(ids)] = ids[row.response_start :]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        attention_mask[number, : len(row.input_ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad to the right and label the responses: the tensors of `pad_rows` and "labels", int64 [B, T].
+
+    Labels are the input ids on responses and -100 on prompts and padding, unshifted as transformers expects them.
+    """
+    batch = pad_rows(encoded, pad_token_id)
+    labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
+    for number, row in enumerate(encoded):
+        response = slice(row.response_start, len(row.input_ids))
+        labels[number, response] = batch["input_ids"][number, response]
+    return {**batch, "labels": labels}
 
 
 def batches(

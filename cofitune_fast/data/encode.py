@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 
@@ -20,6 +20,7 @@ class Encoded:
     input_ids: list[int]
     response_start: int
     where: str = ""
+    of_anchor: ClassVar[bool] = False  # True of a text that the base wrote (`anchor.AnchorRow`)
 
 
 class EncodedExamples(list[Encoded]):

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import CofituneError
 from .encode import Encoded
+from .predictors import row_predictors
 
 ROW_TOKENS = 4
 """How many times the tokens of a trie its rows may hold together, shared tokens counted in each, padding too."""
@@ -23,8 +24,8 @@ ROW_TOKENS = 4
 class Pack:
     """A trie of rows: `ids`, the `parents` of its tokens (-1: none) and their `positions` in their rows.
 
-    rows[i] = (index of the row, where its response is predicted, the response's ids): the token at place
-    predictors[j] predicts targets[j]. The last token of a row predicts nothing and is left out.
+    rows[i] = (index of the row, its predictors, its targets): the token at place predictors[j] predicts targets[j], see
+    `predictors.row_predictors`. The last token of a row predicts nothing and is left out.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -42,8 +43,7 @@ class Pack:
                 self.parents.append(parent)
                 self.positions.append(position)
             path.append(place)
-        start = max(row.response_start, 1)  # nothing predicts a row's first token
-        self.rows.append((index, path[start - 1 :], row.input_ids[start:]))
+        self.rows.append((index, *row_predictors(row, path)))
 
     def new_tokens(self, row: Encoded) -> int:
         """How many tokens the row would add."""

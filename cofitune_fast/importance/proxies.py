@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..data import label_predictors
 from ..errors import CofituneError
-from ..models.head import head_weight, hidden_states, response_logits
+from ..models.head import head_weight, hidden_states, logits_at
 
 Batch = dict[str, Tensor]
 
@@ -56,10 +57,11 @@ def task_nll(model: nn.Module, batch: Batch) -> Tensor:
     """
     if "labels" not in batch:
         raise CofituneError("The proxy task_nll needs `labels` in every batch (-100 outside the response).")
-    counts = (batch["labels"][:, 1:] != -100).sum(1).tolist()
+    mask, targets = label_predictors(batch["labels"])
+    counts = mask.sum(1).tolist()
     if 0 in counts:
         raise CofituneError("A sample has no response token in its labels; leave it out or cut its prompt shorter.")
-    logits, targets = response_logits(model, batch)
+    logits = logits_at(model, batch, mask)
     losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
     return torch.stack([sample.mean() for sample in losses.split(counts)]).sum()
 

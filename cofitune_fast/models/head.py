@@ -45,6 +45,17 @@ def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def logits_at(model: nn.Module, batch: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """Logits [N, vocabulary] at the N positions of the mask, in row-major order.
+
+    batch: `input_ids` and `attention_mask`, each [batch, tokens]; what else it holds is not read. mask: bool
+    [batch, tokens], on any device.
+    """
+    with select_positions(model, mask):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return output.logits[0]
+
+
 def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits [N, vocabulary] of the positions that predict a response token, and those tokens [N].
 
@@ -55,9 +66,7 @@ def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor,
     chosen = targets != -100
     mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
     mask[:, :-1] = chosen
-    with select_positions(model, mask):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return output.logits[0], targets[chosen]
+    return logits_at(model, batch, mask), targets[chosen]
 
 
 def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches, collate_trie, plan_packs
+from ..data import Encoded, collate_trie, pad_rows, padded_places, plan_batches, plan_packs, row_predictors
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.prefix_cache import PlacedRow, row_keys
@@ -55,7 +55,7 @@ class _Batch:
     where its answer is predicted, the answer's ids). states: the places whose states the prefix cache keeps."""
 
     call: dict[str, Tensor]
-    answers: list[tuple[int, list[int], list[int]]]
+    answers: list[tuple[int, Sequence[int], list[int]]]
     states: PlacedRow
 
 
@@ -66,15 +66,13 @@ def _packed(rows: Sequence[Encoded], max_tokens: int) -> Iterator[_Batch]:
 
 
 def _padded(rows: Sequence[Encoded], pad_token_id: int, max_tokens: int) -> Iterator[_Batch]:
-    for indices, batch in batches(rows, pad_token_id, max_tokens=max_tokens):
-        del batch["labels"]
-        chosen, length = [rows[index] for index in indices], batch["input_ids"].shape[1]
-        answers, states = [], []
-        for number, (index, row) in enumerate(zip(indices, chosen, strict=True)):
-            begin, end, start = number * length, number * length + len(row.input_ids) - 1, max(row.response_start, 1)
-            answers.append((index, list(range(begin + start - 1, end)), row.input_ids[start:]))
-            states.append(torch.arange(begin, end))
-        yield _Batch(batch, answers, PlacedRow(_key(_PADDED, chosen), torch.cat(states)))
+    for indices in plan_batches([len(row.input_ids) for row in rows], max_tokens=max_tokens):
+        chosen = [rows[index] for index in indices]
+        batch = pad_rows(chosen, pad_token_id)
+        places = padded_places(chosen, batch["input_ids"].shape[1])
+        answers = [(index, *row_predictors(rows[index], path)) for index, path in zip(indices, places, strict=True)]
+        states = torch.cat([torch.arange(path.start, path.stop) for path in places])
+        yield _Batch(batch, answers, PlacedRow(_key(_PADDED, chosen), states))
 
 
 def _key(form: int, rows: Sequence[Encoded]) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches
+from ..data import Encoded, batches, label_predictors
 from ..errors import CofituneError
 from ..models.head import head_weight, hidden_states
 from ..models.mode import evaluation_mode
@@ -89,8 +89,8 @@ def _states(
     with evaluation_mode(model):
         for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
             hidden = hidden_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            chosen = batch["labels"][:, 1:] != -100
-            yield indices, chosen.sum(1).tolist(), hidden[:, :-1][chosen.to(hidden.device)]
+            mask, _ = label_predictors(batch["labels"])
+            yield indices, mask.sum(1).tolist(), hidden[mask.to(hidden.device)]
 
 
 @torch.no_grad()

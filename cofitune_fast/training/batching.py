@@ -12,8 +12,17 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers import TrainingArguments
 
-from ..anchor import Anchor, AnchorRow
-from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
+from ..anchor import Anchor
+from ..data import (
+    IGNORED_LABEL,
+    Encoded,
+    collate_trie,
+    pack_rows,
+    pad_rows,
+    padded_places,
+    plan_batches,
+    row_predictors,
+)
 from ..errors import CofituneError
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
 from ..models.attention import takes_tries
@@ -110,8 +119,7 @@ class TrainingCollator:
         batch["placed"] = [PlacedRow(key, path) for key, path in zip(keys, places, strict=True)]
         task, anchor = [], []
         for row, path in zip(rows, places, strict=True):
-            start = max(row.response_start, 1)  # nothing predicts a row's first token
-            (anchor if isinstance(row, AnchorRow) else task).append((row, path[start - 1 :], row.input_ids[start:]))
+            (anchor if row.of_anchor else task).append((row, *row_predictors(row, path)))
         batch["predictors"] = torch.cat([path for _, path, _ in task])
         labels = torch.tensor([token for _, _, response in task for token in response])
         batch["labels"] = torch.nn.functional.pad(labels, (1, 0), value=IGNORED_LABEL)[None]
@@ -119,16 +127,17 @@ class TrainingCollator:
             batch["anchor_predictors"] = torch.cat([path for _, path, _ in anchor])
             batch["anchor_ids"] = torch.cat([row.ids for row, _, _ in anchor])
             batch["anchor_log_p"] = torch.cat([row.log_p for row, _, _ in anchor])
+        # The disk is read while earlier steps compute, so the read starts here, as early as the rows are known, and the
+        # batch carries its future. A worker process could not send one.
         if self.cache is not None and get_worker_info() is None:
             batch["states"] = self.cache.request(batch["placed"], tuple(batch["input_ids"].shape))
         return batch
 
     def _padded(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
         """The model's inputs, and of each row the places of its tokens without the last."""
-        batch = collate(rows, self.pad_token_id)
-        del batch["labels"]
-        length = batch["input_ids"].shape[1]
-        return batch, [torch.arange(len(row.input_ids) - 1) + number * length for number, row in enumerate(rows)]
+        batch = pad_rows(rows, self.pad_token_id)
+        places = padded_places(rows, batch["input_ids"].shape[1])
+        return batch, [torch.arange(path.start, path.stop) for path in places]
 
     def _packed(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
         pack = pack_rows(rows)

@@ -7,7 +7,7 @@ from tiny import make_tiny_model
 from cofitune_fast.data import collate
 from cofitune_fast.data.encode import Encoded
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.models import response_logits, select_positions
+from cofitune_fast.models import logits_at, response_logits, select_positions
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gemma2", "gemma3"])
@@ -22,6 +22,15 @@ def test_selected_logits_are_those_of_the_whole_forward(family):
         after = model(input_ids=ids).logits
     torch.testing.assert_close(chosen[0], whole[mask])
     torch.testing.assert_close(after, whole, rtol=0, atol=0)
+
+
+def test_logits_at_a_mask_are_those_of_the_whole_forward(tiny_model):
+    batch = collate([Encoded([5, 6, 7, 8, 9], 3), Encoded([10, 11, 12], 1)], pad_token_id=0)
+    mask = torch.tensor([[False, True, True, False, True], [True, False, False, False, False]])
+    with torch.no_grad():
+        logits = logits_at(tiny_model, batch, mask)
+        whole = tiny_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(logits, torch.stack([whole[0, 1], whole[0, 2], whole[0, 4], whole[1, 0]]))
 
 
 def test_response_logits_predict_exactly_the_labelled_tokens(tiny_model):
