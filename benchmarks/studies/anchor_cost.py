@@ -24,6 +24,7 @@ from cofitune_fast.losses.objectives import TopKl
 from cofitune_fast.models import load_model
 from cofitune_fast.models.head import response_logits
 from cofitune_fast.regions import Region
+from cofitune_fast.training import TrainOptions
 from cofitune_fast.trials import TrialData, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -69,7 +70,7 @@ def costs(bench: Workbench, region: Region, training: dict[str, Any]) -> list[di
     for number in range(ROUNDS + 1):
         for name, anchor in sides.items():
             with bench.trial(region), tempfile.TemporaryDirectory() as folder:
-                result = bench.train(region, folder, training, anchor=anchor)
+                result = bench.train(region, folder, training, TrainOptions(anchor=anchor))
             if number:
                 seconds[name].append(result.seconds)
     median = {name: statistics.median(values) for name, values in seconds.items()}

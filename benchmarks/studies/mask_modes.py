@@ -28,6 +28,7 @@ from cofitune_fast.demo.settings import demo_config
 from cofitune_fast.models import load_model
 from cofitune_fast.ops import masked_adamw_
 from cofitune_fast.regions import Region
+from cofitune_fast.training import TrainOptions
 from cofitune_fast.trials.workbench import TrialData, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -88,7 +89,7 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
             base = {parameter: weights[parameter].detach().clone() for parameter in masks}
             history = History()
             options = {} if name == "none" else {"masks": all_masks, "mask_mode": name}
-            result = bench.train(region, folder, training, callbacks=[history], **options)
+            result = bench.train(region, folder, training, TrainOptions(**options), callbacks=[history])
             changes[name] = unit_changes(weights, base, masks)
         rms = [norm / result.trained_parameters**0.5 for norm in history.grad_norms]
         runs[name] = {

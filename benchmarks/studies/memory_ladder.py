@@ -32,7 +32,7 @@ from cofitune_fast.models.quantized import load_quantized
 from cofitune_fast.planning.plan import Settings
 from cofitune_fast.planning.planner import Planner, fake_model
 from cofitune_fast.regions import BaseInfo, Region
-from cofitune_fast.training import train_region
+from cofitune_fast.training import TrainOptions, train_region
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import provenance
@@ -123,7 +123,8 @@ def train_ours(model: Any, settings: Settings, steps: int) -> Watch:
         model, region, rows(ROWS * steps), tempfile.mkdtemp(),
         {"per_device_train_batch_size": ROWS, "num_train_epochs": 2 if cached else 1, "logging_steps": 1,
          "gradient_checkpointing": settings.gradient_checkpointing},
-        base=BaseInfo("", "", "bfloat16"), pad_token_id=0, storage=settings.storage, memory=memory, callbacks=[watch])
+        TrainOptions(storage=settings.storage, memory=memory), base=BaseInfo("", "", "bfloat16"), pad_token_id=0,
+        callbacks=[watch])
     watch.seconds = watch.seconds[-steps:]
     return watch
 

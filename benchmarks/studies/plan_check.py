@@ -33,7 +33,7 @@ from cofitune_fast.models import load_model
 from cofitune_fast.planning.planner import Planner, Settings, fake_model
 from cofitune_fast.planning.tracker import LiveBytes
 from cofitune_fast.regions import BaseInfo, Region
-from cofitune_fast.training.run import train_region
+from cofitune_fast.training import TrainOptions, train_region
 
 ROWS, LENGTH, RESPONSE = 4, 256, 96
 REGION = "ffn.up+ffn.down@50%-75%"
@@ -95,7 +95,8 @@ def train(source: str, region: Region, settings: Settings, watch: LiveBytes | Al
     memory = MemorySettings(prefix_cache="off", packing="off", gradient_release=settings.gradient_release)
     base = BaseInfo.of(loaded.model, source)
     with tempfile.TemporaryDirectory() as folder, watch:
-        train_region(loaded.model, region, rows, folder, training, base=base, storage=settings.storage, memory=memory,
+        train_region(loaded.model, region, rows, folder, training,
+                     TrainOptions(storage=settings.storage, memory=memory), base=base,
                      pad_token_id=loaded.tokenizer.pad_token_id)
 
 

@@ -39,7 +39,7 @@ from cofitune_fast.memory.settings import MemorySettings
 from cofitune_fast.models import load_model
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.regions import BaseInfo, Region
-from cofitune_fast.training import CoFiTuneTrainer
+from cofitune_fast.training import CoFiTuneTrainer, TrainOptions
 from cofitune_fast.training.batching import FixedBatches, KeyedRows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -157,7 +157,8 @@ class Ours:
         watch = Watch()
         trainer = CoFiTuneTrainer(
             self.model, self.setup.arguments("ours"), self.setup.region, KeyedRows(self.setup.rows),
-            base=BaseInfo("", "", ""), pad_token_id=self.setup.pad_token_id, memory=self.memory, prefix_cache=cache,
+            TrainOptions(memory=self.memory), base=BaseInfo("", "", ""), pad_token_id=self.setup.pad_token_id,
+            prefix_cache=cache,
             callbacks=[watch])
         trainer.batches = self.setup.batches
         trainer.train()

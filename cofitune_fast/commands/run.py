@@ -19,7 +19,7 @@ def run(context: typer.Context, config: ConfigFile = None, as_json: AsJson = Fal
     """Do the whole job on one base: search a region (unless `region` is given), train it plainly ("coarse") and with
     anchor or mask ("fine"), contrast with full SFT (unless `run.full_sft` is false), check the delta, and report.
 
-    The same command again goes on where it stopped."""
+    The same command again goes on where it stopped. Status 1: a method or a check failed, and the report says why."""
     do_run(read_config(context, config), as_json)
 
 
@@ -46,3 +46,8 @@ def do_run(settings: Config, as_json: bool) -> None:
             out.print(str(path), highlight=False, soft_wrap=True)
 
     emit(report, as_json, show)
+    failed = [row["name"] for row in report["methods"] if row["state"] == "failed"]
+    failed += [f"the check '{check['name']}'" for check in report["checks"] if not check["passed"]]
+    if failed:
+        console.print(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red", highlight=False)
+        raise typer.Exit(1)

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from ..config import Config, load_config, parse_overrides
 from ..display import make_display, scores_text, show_space
-from ..search import Search, node_rate, search_rate, search_work
+from ..search import Search, node_rate, search_work
 from ..search.preview import preview
+from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
 from .setup import make_workbench, open_pipeline, search_settings, trial_setup
@@ -55,7 +56,7 @@ def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
     setup, chosen = trial_setup(settings, "preview"), search_settings(settings)
     there = settings.data.train and settings.data.valid and settings.versatility.valid
     work = search_work(bench, setup, chosen.full_training) if there else None
-    base_rate = search_rate(setup.training, bench.model)
+    base_rate = Schedule.of(setup.training, bench.model, 1).learning_rate
     reference = Search.reference_size(bench)
 
     def count(candidate: Any) -> int:

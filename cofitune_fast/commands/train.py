@@ -19,7 +19,7 @@ from ..files import writable_folder
 from ..importance import Importance
 from ..models.sharded import rank
 from ..regions import DEFAULT_REGION, Region, save_delta
-from ..training import LossNotFinite, MemorySettings, with_learning_rate
+from ..training import LossNotFinite, MemorySettings, TrainOptions, with_learning_rate
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
 from .setup import make_workbench, needed, read_config
@@ -86,9 +86,11 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
         arguments = {"disable_tqdm": not console.is_terminal, **training}
         try:
             result = bench.train(
-                region, output, arguments, loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
-                mask_mode=settings.mask.mode, storage=settings.storage,
-                memory=MemorySettings(**settings.memory.model_dump()),
+                region, output, arguments, TrainOptions(
+                    loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
+                    mask_mode=settings.mask.mode, storage=settings.storage,
+                    memory=MemorySettings(**settings.memory.model_dump()),
+                ),
                 callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
             ).to_dict()
         except LossNotFinite as error:

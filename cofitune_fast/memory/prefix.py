@@ -52,10 +52,7 @@ class FrozenPrefix:
         return list(self._below)
 
     def __enter__(self) -> FrozenPrefix:
-        for layer in self._below:
-            if getattr(layer, "gradient_checkpointing", False):
-                layer.gradient_checkpointing = False
-                self._checkpointed.append(layer)
+        self.stop_checkpointing()
         self._handles = [
             self._decoder.register_forward_pre_hook(self._begin),
             self._first.register_forward_pre_hook(self._reach, with_kwargs=True),
@@ -69,6 +66,13 @@ class FrozenPrefix:
         for layer in self._checkpointed:
             layer.gradient_checkpointing = True
         self._handles, self._checkpointed, self._states = [], [], None
+
+    def stop_checkpointing(self) -> None:
+        """Take gradient checkpointing off the prefix's layers until the context ends."""
+        for layer in self._below:
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.gradient_checkpointing = False
+                self._checkpointed.append(layer)
 
     def _begin(self, module: nn.Module, inputs: tuple) -> None:
         self._outer_grad = torch.is_grad_enabled()

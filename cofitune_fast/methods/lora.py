@@ -1,4 +1,4 @@
-"""LoRA by PEFT on the live model, with the face of a Region, so that the same trainer trains it on the same batches."""
+"""LoRA by PEFT on the live model, as a `Trainable`: the same trainer trains it on the same batches as a region."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ _NAME = "default"
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Adapters in float32 on the projections of `settings.region`; the seed draws their first matrices.
-
-    Inside `attached` it takes the place of a Region in training: it names, frees and counts what is trained.
-    """
+    """Adapters in float32 on the projections of `settings.region`; the seed draws their first matrices."""
 
     settings: LoraSettings
     seed: int = 0
     is_full = False
 
     @property
-    def region(self) -> Region:
+    def changes(self) -> Region:
         """The projections that get an adapter: what a merge changes."""
         return self.settings.region
 
+    @property
+    def cached_below(self) -> None:
+        """None: with adapters the projections have other names, so that a cache of the base is not known as theirs."""
+
     def __str__(self) -> str:
-        return f"lora r{self.settings.rank} alpha {self.settings.alpha:g} on {self.region}"
+        return f"lora r{self.settings.rank} alpha {self.settings.alpha:g} on {self.changes}"
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
@@ -43,7 +44,7 @@ class LoraAdapter:
         peft = require_peft()
         config = peft.LoraConfig(
             r=self.settings.rank, lora_alpha=self.settings.alpha, lora_dropout=self.settings.dropout,
-            target_modules=self.region.modules(model),
+            target_modules=self.changes.modules(model),
         )
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -58,7 +59,7 @@ class LoraAdapter:
             tuner.unload()
 
     def cells(self, layout: Layout) -> list[Cell]:
-        return self.region.cells(layout)
+        return self.changes.cells(layout)
 
     def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The (name, parameter) pairs of the adapters: A [rank, in] and B [out, rank] of each projection."""
@@ -108,8 +109,3 @@ def require_peft() -> Any:
     except ImportError:
         raise CofituneError("LoRA needs the package peft: pip install 'cofitune-fast[compare]'.") from None
     return peft
-
-
-def trained_endpoint(tuned: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """The same for weights that were trained themselves."""
-    return lambda name, base: tuned[name]

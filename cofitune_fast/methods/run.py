@@ -8,7 +8,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anchor import AnchorSettings
 from ..data import Encoded
 from ..errors import CofituneError
 from ..importance import Importance, Preset
-from ..regions import GROUPS, Layout, Region
+from ..optim import Pull
+from ..regions import GROUPS, Layout, Region, Trainable, save_delta
 from ..scoring import BaseStates
-from ..training import LossNotFinite, TrainResult
+from ..scoring.results import SUMMARY
+from ..training import LossNotFinite, TrainOptions, TrainResult
 from ..trials import TrialData, TrialSetup, Workbench
 from .interpolate import interpolate
-from .lora import LoraAdapter, trained_endpoint
+from .lora import LoraAdapter
 from .mofo import MoFO
 from .recipe import PullSettings, Recipe
 
@@ -34,17 +36,21 @@ SPLITS = ("valid", "test")
 
 
 def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do `job`: id, recipe, data (a TrialData), learning_rate, seed, alphas to be scored (None: as trained), general (a
-    data file or None), importance (arguments of `Workbench.importance`), drift_rows (of `Workbench.base_states`).
-    recipe None: score the base.
+    """Do `job`, plain data:
+
+    id; recipe (None: score the base); data (a TrialData); learning_rate, seed; alphas to be scored (None: as trained);
+    general (a data file or None); importance (arguments of `Workbench.importance`), or importance_file, measured
+    before; drift_rows (of `Workbench.base_states`); splits to be scored (default: valid and test); data_seed (default:
+    seed); delta (default: none is kept): {"folder", "name", "settings", "scores" of the base}, saved with the test part's
+    scores.
 
     Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
-    list of {"alpha", and "valid" and "test": SuiteScores as dictionaries with items}; cost: seconds = training_seconds
-    + scoring_seconds (of the whole list), tokens, trained_parameters, peak_memory_bytes, and preparation_seconds, of
-    importance and anchor where an earlier run did not leave them.
+    list of {"alpha", and for each split SuiteScores as dictionaries with items}; training: the TrainResult, or None;
+    cost: seconds = training_seconds + scoring_seconds (of the whole list), tokens, trained_parameters,
+    peak_memory_bytes, and preparation_seconds, of importance and anchor where an earlier run did not leave them.
     """
-    bench, clock = bench.with_data(TrialData(**job["data"])), _Clock()
-    bases = {split: bench.base_states(split, job["drift_rows"]) for split in SPLITS}
+    bench, clock, splits = bench.with_data(TrialData(**job["data"])), _Clock(), job.get("splits", SPLITS)
+    bases = {split: bench.base_states(split, job["drift_rows"]) for split in splits}
     if job["recipe"] is None:
         clock.lap("preparation_seconds")
         return _result([{"alpha": None, **_score(bench, bases)}], clock)
@@ -52,40 +58,37 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     trained = what_is_trained(recipe, bench.layout, seed)
     options = _options(bench, setup, job, recipe, trained)
     training = {**setup.training, **recipe.training, "learning_rate": job["learning_rate"], "seed": seed,
-                "data_seed": seed, "save_strategy": "no"}
-    region, adapted = (trained.region, True) if isinstance(trained, LoraAdapter) else (trained, False)
-    memory = None if adapted or region.is_full else setup.memory
+                "data_seed": job.get("data_seed", seed), "save_strategy": "no"}
+    rows = _rows(bench, recipe, job)
     folder, run = setup.node_folder(job["id"]), None
     swept = [alpha for alpha in job["alphas"] if alpha is not None]
     scores: list[dict[str, Any]] = []
 
     def score(alpha: float | None) -> None:
         try:
-            scores.append({"alpha": alpha, **_score(bench, bases, region, memory)})
+            scores.append({"alpha": alpha, **_score(bench, bases, trained.cached_below, setup.memory)})
         except CofituneError as error:  # the base could be scored on the same items
             raise _Diverged(str(error)) from None
 
     clock.lap("preparation_seconds")
     try:
-        with bench.trial(region) as base:
-            if recipe.pull is not None:
-                options["pull"] = replace(options["pull"], initial=base)  # instead of another copy
-            with trained.attached(bench.model) if adapted else nullcontext():
+        with bench.trial(trained.changes) as base:
+            if options.pull is not None:
+                options = replace(options, pull=replace(options.pull, initial=base))  # instead of another copy
+            with trained.attached(bench.model):
                 try:
-                    run = bench.train(trained, folder, training, **options)
+                    run = bench.train(trained, folder, training, options, rows=rows)
                 finally:
                     clock.lap("training_seconds")
                     shutil.rmtree(folder, ignore_errors=True)
                 if None in job["alphas"]:
                     score(None)
-                if swept and adapted:
-                    endpoint = trained.endpoint(bench.model)
-                elif swept:
-                    endpoint = trained_endpoint({name: parameter.detach().clone()
-                                                 for name, parameter in region.parameters(bench.model)})
+                endpoint = trained.endpoint(bench.model) if swept else None
+            if job.get("delta"):
+                _keep_delta(bench, trained.changes, job["delta"], scores[0], run)
             for alpha in swept:
-                if alpha == 1 and scores and not adapted and scores[0]["alpha"] is None:
-                    scores.append({**scores[0], "alpha": alpha})
+                if alpha == 1 and trained.changes is trained and scores and scores[0]["alpha"] is None:
+                    scores.append({**scores[0], "alpha": alpha})  # these very weights are scored already
                     continue
                 interpolate(bench.model, base, endpoint, alpha)
                 score(alpha)
@@ -94,14 +97,23 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     return _result(scores, clock, run)
 
 
+def _keep_delta(
+    bench: Workbench, region: Region, delta: Mapping[str, Any], scores: Mapping[str, Any], run: TrainResult
+) -> None:
+    tuned = {key: scores["test"][key] for key in SUMMARY}
+    settings = {**delta["settings"], "run": run.to_dict()}
+    save_delta(bench.model, region, delta["folder"], base=bench.base, settings=settings,
+               scores={"base": delta["scores"], delta["name"]: tuned})
+
+
 class _Diverged(Exception):
     """The trained model has no scores."""
 
 
-def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Region | LoraAdapter:
+def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
     """The region or the adapters of a recipe on a model. Raises CofituneError where the model has no such part."""
     if recipe.lora is not None:
-        trained: Region | LoraAdapter = LoraAdapter(recipe.lora, seed)
+        trained: Trainable = LoraAdapter(recipe.lora, seed)
     elif recipe.random_half:
         trained = random_half(layout, seed)
     elif recipe.frozen_bottom is not None:
@@ -140,38 +152,38 @@ def general_bench(bench: Workbench, general: str | None) -> Workbench:
     return bench.with_data(replace(bench.data, train=general, limit=None))
 
 
-def _options(
-    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Region | LoraAdapter
-) -> dict[str, Any]:
-    """Of `Workbench.train`; what is measured on the base is measured now."""
-    # Adapters are in float32, whatever the storage of a region would be.
-    storage = "auto" if isinstance(trained, LoraAdapter) else setup.storage
-    options: dict[str, Any] = {"storage": storage, "memory": setup.memory}
-    if recipe.mix:
-        rows = general_bench(bench, job["general"]).train_rows
-        options["rows"] = mixed_rows(bench.train_rows, rows, recipe.mix, job["seed"])
-    if recipe.mofo:
-        options["optimizer_kind"] = partial(MoFO, share=recipe.mofo)
-    if recipe.loss != "ce":
-        options["loss"] = recipe.loss
-    if recipe.anchor is not None:
-        from ..anchor import AnchorSettings
+def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Encoded] | None:
+    """The rows of a recipe that mixes general ones in; None: the task's."""
+    if not recipe.mix:
+        return None
+    return mixed_rows(bench.train_rows, general_bench(bench, job["general"]).train_rows, recipe.mix, job["seed"])
 
-        options["anchor"] = bench.anchor(AnchorSettings(**recipe.anchor))
+
+def _options(
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Trainable
+) -> TrainOptions:
+    """How the recipe trains; what is measured on the base is measured now."""
+    masks = pull = None
     if recipe.mask is not None:
         importance = _importance(bench, setup, job, trained, recipe.mask.importance)
-        options.update(masks=bench.masks(importance, trained, recipe.mask.preset), mask_mode=recipe.mask.mode)
+        masks = bench.masks(importance, trained, recipe.mask.preset)
     if recipe.pull is not None:
-        options["pull"] = make_pull(recipe.pull, bench, trained,
-                                    lambda: _importance(bench, setup, job, trained, "task"))
-    return options
+        pull = make_pull(recipe.pull, bench, trained, lambda: _importance(bench, setup, job, trained, "task"))
+    return TrainOptions(
+        loss=recipe.loss,
+        anchor=bench.anchor(AnchorSettings(**recipe.anchor)) if recipe.anchor is not None else None,
+        masks=masks, mask_mode=recipe.mask.mode if recipe.mask is not None else "update", pull=pull,
+        # Adapters are in float32, whatever the storage of a region would be.
+        storage="auto" if recipe.lora is not None else setup.storage, memory=setup.memory,
+        optimizer_kind=partial(MoFO, share=recipe.mofo) if recipe.mofo else None,
+    )
 
 
-def make_pull(settings: PullSettings, bench: Workbench, trained: Region, importance: Callable[[], Importance]) -> Any:
+def make_pull(
+    settings: PullSettings, bench: Workbench, trained: Trainable, importance: Callable[[], Importance]
+) -> Pull:
     """The `optim.Pull` of a recipe. Its units are the units' importance, or its square, over the layer's mean, so that
     the mean pull of a layer is the same with and without; parameters without units (norms, embeddings) have 1."""
-    from ..optim import Pull
-
     if settings.units == "none":
         return Pull(settings.kind, settings.strength)
     power = 2 if settings.units == "importance_squared" else 1
@@ -186,9 +198,11 @@ def make_pull(settings: PullSettings, bench: Workbench, trained: Region, importa
 
 
 def _importance(
-    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Region, source: str
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Trainable, source: str
 ) -> Importance:
     """Of the units that are trained, measured once per folder, task and source."""
+    if job.get("importance_file"):
+        return Importance.load(job["importance_file"])
     if source == "contrast":
         needed = {**job, "importance": {**job["importance"], "proxy": "task_nll"}}
         kept, used = (_importance(bench, setup, one, trained, "task") for one in (job, needed))
@@ -222,7 +236,8 @@ def _result(
     cost = {"seconds": clock.laps["training_seconds"] + clock.laps["scoring_seconds"], **clock.laps,
             "tokens": run.tokens if run else 0, "trained_parameters": run.trained_parameters if run else 0,
             "peak_memory_bytes": run.peak_memory_bytes if run else 0}
-    return {"state": "failed" if why else "done", "why": why, "scores": scores, "cost": cost}
+    return {"state": "failed" if why else "done", "why": why, "scores": scores, "cost": cost,
+            "training": run.to_dict() if run else None}
 
 
 class _Clock:

@@ -1,134 +1,147 @@
-"""The whole of CoFiTune on one base: search, train the best region with and without the mask, contrast, report.
+"""The main job on one base: search, train the best region with and without protection, contrast, check, report.
 
 Everything is kept in one folder, and a second call with the same settings goes on where the first one stopped:
 
-    journal.jsonl            the search (see search.run)   importance.safetensors   scores of the units
-    methods/NAME.json        the scores of each method     delta/, delta-coarse/    what was trained
-    merged/                  base and delta in one model   report.json              all of it, for the report
+    journal.jsonl            the search (see search.run)       importance.safetensors   scores of the units
+    identity.json, runs/     a finished method in each file    delta/, delta-coarse/    what was trained
+    checks.json              what was verified of the delta    merged/                  base and delta in one model
+    report.json              all of it, for the report; written anew after every method
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..anchor import Anchor, AnchorSettings
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
-from ..models import load_model
-from ..models.fingerprint import fingerprint
-from ..regions import Region, load_delta, merge, save_delta
+from ..methods import NamedMethod, Recipe, run_method
+from ..methods.entries import base_name, run_entry, scores_entry
+from ..methods.folder import RunFolder, folder_identity
+from ..methods.forecast import Forecast
+from ..methods.recipe import MaskSettings
+from ..methods.runs import Run, all_runs
+from ..regions import Region
 from ..scoring.results import SUMMARY
-from ..search import Journal, Observer, Search, SearchResult, Silent, search_rate
-from ..training import MemorySettings, TrainResult, planned_epochs
-from ..trials import Workbench
+from ..search import Journal, Observer, Search, SearchResult, Silent
+from ..trials import BaseLost, TrialSetup, Workbench
 from ..trials.head import report_head
+from ..trials.workbench import content_digest
+from .checks import check_delta
 from .clock import Clock
-from .rows import BASE, Method, method_row
+from .rows import failed_row, method_row
+
+TASK, SPLITS = "task", ("test",)
+BASE, COARSE, FINE, FULL = "base", "CoFiTune coarse", "CoFiTune fine", "full SFT"
+DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What decides a run's results; a folder holds the results of one such set of settings.
+    """What a run trains, besides its setup.
 
-    region: what to train where there is no search. training: arguments of the final runs; full_sft_training goes over
-    them in full SFT. preset: the mask's normaliser, or "none". importance: arguments of `Workbench.importance`;
-    importance_file: measured before. preset, loss and anchor are what CoFiTune fine has beyond coarse; coarse and full
-    SFT are plain.
+    region: what to train where there is no search. full_sft: whether full SFT is trained too; full_sft_training:
+    arguments over those of the setup in full SFT, and the unit of the search's costs. preset: the mask's normaliser, or
+    "none". importance: arguments of `Workbench.importance`; importance_file: measured before. preset, and the setup's
+    loss and anchor, are what CoFiTune fine has beyond coarse; coarse and full SFT are plain.
     """
 
     region: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
+    full_sft: bool = True
     full_sft_training: Mapping[str, Any] = field(default_factory=dict)
     importance: Mapping[str, Any] = field(default_factory=dict)
     importance_file: str | None = None
     preset: str = "none"
     mask_mode: str = "update"
-    storage: str = "auto"
-    memory: MemorySettings = field(default_factory=MemorySettings)
-    loss: str = "ce"
-    anchor: AnchorSettings = field(default_factory=AnchorSettings)
-
-    @property
-    def refined(self) -> bool:
-        """Whether there is a CoFiTune fine."""
-        return self.preset != "none" or self.loss != "ce" or self.anchor.weight > 0
 
 
 class Pipeline:
-    """One run in one folder; `run()` does everything, the other methods are its steps. tree_search: on the same bench
-    and in the same folder, unless the settings have a region."""
+    """One run in one folder, that of `setup`; `run()` does everything, the other methods are its steps.
+
+    setup: of the final runs. tree_search: on the same bench and in the same folder, unless the settings have a region.
+    """
 
     def __init__(
-        self, bench: Workbench, settings: PipelineSettings, output: str | Path,
-        observer: Observer | None = None, tree_search: Search | None = None,
+        self, bench: Workbench, setup: TrialSetup, settings: PipelineSettings, observer: Observer | None = None,
+        tree_search: Search | None = None,
     ):
         if tree_search is None and settings.region is None:
             raise CofituneError("Nothing to train: give a region, or a search space.")
-        self.bench, self.settings, self.tree_search = bench, settings, tree_search
-        self.output = writable_folder(output)
+        self.bench, self.setup, self.settings, self.tree_search = bench, setup, settings, tree_search
+        self.output = writable_folder(setup.output)
         self.observer = observer or Silent()
         self.clock = Clock()
 
     # The whole ---------------------------------------------------------------------------------------------------
 
     def run(self, title: str = "CoFiTune run") -> dict[str, Any]:
-        """All steps; returns the report as written to report.json."""
+        """All steps; returns the report as written to report.json. A method that cannot be trained is a row that says
+        why, and the others go on."""
         start = time.perf_counter()
-        with Journal(self.output, self._identity()) as journal:
+        with RunFolder(self.output, self._identity()) as folder:
             self._plan_time()
-            search = self._search(journal)
+            search = self._search()
             # From here on the test part is read; the search is over and has not seen it.
-            base = self._base_row()
-            importance = self._importance()
-            region = search.region if search else Region.parse(self.settings.region)
-            training = self._final_training(search)
-            coarse = self._method(Method("CoFiTune coarse", region, training), "delta-coarse")
-            fine, checks = self._fine(region, training, importance)
-            full = self._method(Method(
-                "full SFT", Region.full(), {**self.settings.training, **self.settings.full_sft_training}))
             report = {
-                **self._head(title),
-                "methods": [base, full, coarse, *([fine] if fine else [])],
-                "search": search.to_dict() if search else None,
-                "importance": self._importance_part(importance),
-                "checks": checks,
-                "notes": self._notes(time.perf_counter() - start),
+                **self._head(title), "complete": False, "methods": [self._base_row(folder)],
+                "search": search.to_dict() if search else None, "importance": None, "checks": [], "notes": [],
             }
-            write_json(self.output / "report.json", report)
+            importance = self._importance()
+            report["importance"] = self._importance_part(importance)
+            for run, method in self._methods(search):
+                report["methods"].append(self._row(folder, run, method))
+                if method.name == FINE:
+                    report["checks"] = self._checks(run, report["methods"][-1])
+                self._write(report, start)
+            report["complete"] = True
+            self._write(report, start)
         return report
 
     def search(self, title: str = "CoFiTune search") -> SearchResult:
         """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part. Writes
         search.json, a report without methods."""
-        with Journal(self.output, self._identity()) as journal:
-            result = self._search(journal)
-            if result is None:
-                raise CofituneError("No search space is set; give search.space.")
-            if self.bench.data.test and self.bench.data.versatility_test:
-                self.observer.stage("Base and chosen node (test)")
-                self.tree_search.test(result)
-            write_json(self.output / "search.json",
-                       {**self._head(title), "methods": [], "search": result.to_dict()})
-            return result
+        result = self._search()
+        if result is None:
+            raise CofituneError("No search space is set; give search.space.")
+        if self.bench.data.test and self.bench.data.versatility_test:
+            self.observer.stage("Base and chosen node (test)")
+            self.tree_search.test(result)
+        write_json(self.output / "search.json", {**self._head(title), "methods": [], "search": result.to_dict()})
+        return result
 
     # Steps ---------------------------------------------------------------------------------------------------------
 
-    def _base_row(self) -> dict[str, Any]:
-        def measure() -> dict[str, Any]:
-            self.observer.stage("Scores of the base (test)")
-            return method_row(self.bench, BASE, self.bench.score("test"))
+    def _search(self) -> SearchResult | None:
+        if self.tree_search is None:
+            return None
+        self.observer.stage("Tree search (valid)")
+        self.tree_search.observer, self.tree_search.later = self.observer, sum(self.clock.waiting.values())
+        with Journal(self.output, self._search_identity()) as journal:
+            result = self.tree_search.run(journal)
+        spent = self.tree_search.ledger.spent()
+        self.clock.learn(spent["flops"], spent["seconds"])
+        return result
 
-        return self._kept("base", measure)
+    def _base_row(self, folder: RunFolder) -> dict[str, Any]:
+        name = base_name(TASK)
+        if not folder.file(name).is_file():
+            self.observer.stage("Scores of the base (test)")
+            self.clock.start(BASE)
+            result = run_method(self.bench, self.setup, {**self._shared_job(name), "recipe": None})
+            folder.keep(name, {"id": name, "task": TASK, "state": "done", "why": None,
+                               **scores_entry(result["scores"][0]), "cost": result["cost"], "training": None})
+        self._finished(BASE)
+        return method_row(BASE, None, folder.read(name))
 
     def _importance(self) -> Importance | None:
         if self.settings.preset == "none":
             return None
-        path = Path(self.settings.importance_file or self.output / "importance.safetensors")
+        path = self._importance_file()
         if self.settings.importance_file or path.is_file():
             importance = Importance.load(path)
             importance.check(self.bench.base.fingerprint, self.bench.base.model)
@@ -138,150 +151,135 @@ class Pipeline:
         importance.save(path)
         return importance
 
-    def _search(self, journal: Journal) -> SearchResult | None:
-        if self.tree_search is None:
-            return None
-        self.observer.stage("Tree search (valid)")
-        self.tree_search.observer = _WithFinals(self.observer, self.tree_search, self.clock)
-        result = self.tree_search.run(journal)
-        spent = self.tree_search.ledger.spent()
-        self.clock.learn(spent["flops"], spent["seconds"])
-        return result
+    def _importance_file(self) -> Path:
+        return Path(self.settings.importance_file or self.output / "importance.safetensors")
 
-    def _final_training(self, search: SearchResult | None) -> dict[str, Any]:
-        """The final runs' arguments, at the learning rate that the search's rule gives the chosen region."""
-        training = dict(self.settings.training)
-        if search is None:
-            return training
-        rates = [search_rate(values, self.bench.model) for values in (training, self.tree_search.setup.training)]
-        return {**training, "learning_rate": search.chosen.learning_rate * rates[0] / rates[1]}
+    def _methods(self, search: SearchResult | None) -> list[tuple[Run, NamedMethod]]:
+        """The methods and their runs: the region plainly, the region protected, full SFT."""
+        region = search.region if search else Region.parse(self.settings.region)
+        rate = self.bench.schedule(self.setup.training, full=region.is_full).learning_rate
+        if search is not None:
+            rate = self.tree_search.rate(search.chosen.candidate, rate)
+        return _runs([
+            NamedMethod(COARSE, "", Recipe(region=str(region), learning_rates=(rate,))),
+            *self._protected(region, rate), *self._full(),
+        ], self.bench.schedule(self.setup.training).seed)
 
-    def _fine(
-        self, region: Region, training: Mapping[str, Any], importance: Importance | None
-    ) -> tuple[dict[str, Any] | None, list[dict]]:
-        if not self.settings.refined:
-            return None, []
-        masks = self.bench.masks(importance, region, self.settings.preset) if importance else None
-        method = Method("CoFiTune fine", region, training, masks, self.settings.mask_mode, self.settings.loss,
-                        self._anchor())
-        row = self._method(method, "delta")
-        checks_file = self.output / "methods" / "checks.json"
-        if not checks_file.is_file():
+    def _protected(self, region: Region, rate: float) -> list[NamedMethod]:
+        """The region with the mask, the loss and the anchor of the run, if it has any of them."""
+        setup, settings = self.setup, self.settings
+        recipe = Recipe(
+            region=str(region), loss=setup.loss, anchor=asdict(setup.anchor) if setup.anchor.weight else None,
+            mask=MaskSettings(settings.preset, settings.mask_mode) if settings.preset != "none" else None,
+            learning_rates=(rate,),
+        )
+        plain = recipe.loss == "ce" and recipe.anchor is None and recipe.mask is None
+        return [] if plain else [NamedMethod(FINE, "", recipe)]
+
+    def _full(self) -> list[NamedMethod]:
+        if not self.settings.full_sft:
+            return []
+        given = dict(self.settings.full_sft_training)
+        rate = self.bench.schedule({**self.setup.training, **given}, full=True).learning_rate
+        given.pop("learning_rate", None)
+        return [NamedMethod(FULL, "", Recipe(training=given, learning_rates=(rate,)))]
+
+    def _row(self, folder: RunFolder, run: Run, method: NamedMethod) -> dict[str, Any]:
+        """The row of a method, from its file or by training it from the base and scoring it on the test part."""
+        region = Region.parse(method.recipe.region)
+        if folder.find(run) is None:
+            self.observer.stage(f"{method.name}: {region.describe(self.bench.model)}")
+            self.clock.start(method.name)
+            try:
+                folder.keep(run.id, run_entry(run, run_method(self.bench, self.setup, self._job(folder, run, method))))
+            except BaseLost:
+                raise
+            except CofituneError as error:  # such as too little memory, which another machine may have
+                self._finished(method.name)
+                self.observer.note(f"{method.name} failed: {error}")
+                return failed_row(method.name, region, str(error))
+        self._finished(method.name)
+        return method_row(method.name, region, folder.read(run.id))
+
+    def _shared_job(self, name: str) -> dict[str, Any]:
+        return {"id": name, "data": asdict(self.bench.data), "drift_rows": 0, "splits": SPLITS}
+
+    def _job(self, folder: RunFolder, run: Run, method: NamedMethod) -> dict[str, Any]:
+        recipe = method.recipe
+        job = {
+            **self._shared_job(run.id), "recipe": recipe.to_dict(), "learning_rate": run.learning_rate,
+            "seed": run.seed, "data_seed": self.bench.schedule(self.setup.training).data_seed, "alphas": [None],
+            "general": None, "importance": dict(self.settings.importance),
+            "importance_file": str(self._importance_file()) if recipe.mask else None,
+        }
+        if method.name in DELTAS:
+            job["delta"] = {
+                "folder": str(self.output / DELTAS[method.name]), "name": method.name,
+                "scores": _summary(folder.read(base_name(TASK))["test"]),
+                "settings": {
+                    "training": {**self.setup.training, **recipe.training, "learning_rate": run.learning_rate},
+                    "mask": {"preset": recipe.mask.preset, "mode": recipe.mask.mode} if recipe.mask else None,
+                    "loss": recipe.loss, "anchor": recipe.anchor, "storage": self.setup.storage,
+                },
+            }
+        return job
+
+    def _checks(self, run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was verified of the delta of CoFiTune fine; once for each run of it."""
+        if row["state"] == "failed":
+            return []
+        path, merged = self.output / "checks.json", self.output / "merged"
+        known = read_json(path, "list of checks") if path.is_file() else {}
+        if known.get("run") != run.id:
             self.observer.stage("Delta merged, reloaded and scored again")
-            write_json(checks_file, self._checks(row))
-        return row, read_json(checks_file, "list of checks")
+            if known and merged.is_dir():
+                shutil.rmtree(merged)  # of an earlier run
+            known = {"run": run.id, "checks": check_delta(self.bench, row, self.output / DELTAS[FINE], merged)}
+            write_json(path, known)
+        return known["checks"]
 
-    def _method(self, method: Method, delta: str | None = None) -> dict[str, Any]:
-        """Train a method from the base and score it on the test part; its delta goes to the folder `delta`, if any."""
-        def measure() -> dict[str, Any]:
-            self.observer.stage(f"{method.name}: {method.region.describe(self.bench.model)}")
-            with self.bench.trial(method.region):
-                run = self.bench.train(
-                    method.region, self.output / "training" / method.slug,
-                    {**method.training, "save_strategy": "no"},
-                    masks=method.masks, mask_mode=method.mask_mode, storage=self.settings.storage,
-                    memory=self.settings.memory, loss=method.loss, anchor=method.anchor,
-                )
-                scores = self.bench.score("test")
-                row = method_row(self.bench, method, scores, run)
-                if delta:
-                    save_delta(
-                        self.bench.model, method.region, self.output / delta, base=self.bench.base,
-                        settings=self._delta_settings(method, run),
-                        scores={"base": _summary(self._base_row()), method.name: _summary(row)},
-                    )
-            return row
-
-        return self._kept(method.slug, measure)
-
-    def _anchor(self) -> Anchor | None:
-        if self.settings.anchor.weight == 0:
-            return None
-        self.observer.stage("Texts of the base for the anchor")
-        return self.bench.anchor(self.settings.anchor)
-
-    def _checks(self, fine: dict[str, Any]) -> list[dict[str, Any]]:
-        """The delta on disk, put on the base and merged into a model folder, is the model that was scored."""
-        bench, run = self.bench, fine["run"]
-        with bench.trial(Region.parse(fine["region"])):
-            load_delta(bench.model, self.output / "delta", base_fingerprint=bench.base.fingerprint)
-            tuned = fingerprint(bench.model)
-        merged_folder = self.output / "merged"
-        if not merged_folder.is_dir():
-            merge(bench.model, self.output / "delta", merged_folder, tokenizer=bench.tokenizer)
-        merged = Workbench(load_model(merged_folder, device=bench.model.device), bench.data)
-        moved = {name for name, digest in merged.digests.items() if digest != bench.digests.get(name)}
-        outside = moved - {name for name, _ in Region.parse(fine["region"]).parameters(bench.model)}
-        again = merged.score("test").to_dict()
-        largest = max(abs(again[key] - fine[key]) for key in ("spec", "knowledge", "reasoning", "instruction"))
-        return [
-            {"name": "frozen tensors unchanged", "passed": not outside,
-             "detail": f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 in the base "
-                       f"and in the merged model" if not outside else f"changed: {', '.join(sorted(outside))}"},
-            {"name": "merged model equals base + delta", "passed": merged.base.fingerprint == tuned,
-             "detail": f"fingerprint {tuned[:12]} of {merged_folder.name}/, reloaded from disk"},
-            {"name": "merged model scores the same", "passed": largest == 0.0,
-             "detail": f"largest difference of a score on test: {largest:.1g}"},
-        ]
+    # Bookkeeping -----------------------------------------------------------------------------------------------------
 
     def _head(self, title: str) -> dict[str, Any]:
         return {**report_head(self.bench, title), "split": {"search": "valid", "report": "test"}}
 
-    # Bookkeeping -----------------------------------------------------------------------------------------------------
-
-    def _kept(self, slug: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        path = self.output / "methods" / f"{slug}.json"
-        if path.is_file():
-            self.clock.drop(slug)
-            return read_json(path, "method's result")
-        self.clock.start(slug)
-        row = measure()
-        write_json(path, row)
-        self.clock.finish(slug)
-        self.observer.remaining(self.clock.remaining)
-        return row
+    def _write(self, report: dict[str, Any], start: float) -> None:
+        report["notes"] = [
+            "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
+            "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
+            f"This call took {time.perf_counter() - start:.0f} s; results kept from an earlier call of the same run are "
+            "not in it.",
+        ]
+        write_json(self.output / "report.json", report)
 
     def _identity(self) -> dict[str, Any]:
-        """What the folder's results depend on; the journal refuses another set."""
-        settings, data = self.settings, self.bench.data
-        return {
-            "base": self.bench.base.fingerprint,
-            "dtype": self.bench.base.dtype,
-            "data": {key: value for key, value in vars(data).items() if value is not None},
-            "data_sha256": self.bench.data_digests,
-            "region": settings.region,
-            "search": self.tree_search.identity() if self.tree_search else None,
-            "training": dict(settings.training),
-            "full_sft_training": dict(settings.full_sft_training),
-            "importance": {**settings.importance, **({"file": settings.importance_file} if settings.importance_file
-                                                     else {})},
-            "mask": [settings.preset, settings.mask_mode],
-            "loss": settings.loss,
-            "anchor": asdict(settings.anchor),
-            "storage": settings.storage,
-            "packing": settings.memory.packing,
-            "gradient_release": settings.memory.gradient_release,
-        }
+        importance = dict(self.settings.importance)
+        if self.settings.importance_file:
+            importance["file"] = content_digest(Path(self.settings.importance_file))
+        return folder_identity(self.bench, self.setup, {TASK: self.bench.data}, importance, splits=SPLITS)
+
+    def _search_identity(self) -> dict[str, Any]:
+        """What the search depends on; the journal refuses another set."""
+        identity, search = self._identity(), self.tree_search
+        settings = {key: value for key, value in identity["settings"].items()
+                    if key not in ("training", "importance", "splits")}
+        return {**settings, "data": identity["tasks"][TASK], "search": search.identity()}
 
     def _plan_time(self) -> None:
-        """What the final runs will take, in operations of full SFT: a region about 0.4 of it, a scoring about 0.2."""
-        epochs, full = (planned_epochs(values, len(self.bench.train_rows)) for values in (
-            self.settings.training, {**self.settings.training, **self.settings.full_sft_training}))
-        unit = self.tree_search.work.full_sft / full if self.tree_search else 1.0
-        self.clock.waiting = {"base": 0.2 * unit, "cofitune-coarse": (0.4 * epochs + 0.2) * unit,
-                              "full-sft": (full + 0.2) * unit}
-        if self.settings.refined:
-            self.clock.waiting["cofitune-fine"] = (0.4 * epochs + 0.4) * unit
+        """Operations of the final runs, for the time that is left. Where a search chooses the region, a likely one
+        stands for it."""
+        region = self.settings.region or str(self.tree_search.likely)
+        methods = [NamedMethod(COARSE, "", Recipe(region=region, learning_rates=(1.0,))),
+                   *self._protected(Region.parse(region), 1.0), *self._full()]
+        forecast = Forecast(self.bench, self.setup, methods, {TASK: self.bench.data}, SPLITS)
+        for run in all_runs(methods, [TASK], [0]):
+            training, scoring, _ = forecast.run(run)
+            self.clock.waiting[run.method] = training + scoring
+            self.clock.waiting[BASE] = scoring
 
-    def _delta_settings(self, method: Method, run: TrainResult) -> dict[str, Any]:
-        return {
-            "training": {**method.training, "learning_rate": run.learning_rate},
-            "mask": {"preset": self.settings.preset, "mode": method.mask_mode} if method.masks else None,
-            "loss": method.loss,
-            "anchor": asdict(method.anchor.settings) if method.anchor else None,
-            "storage": self.settings.storage,
-            "run": run.to_dict(),
-        }
+    def _finished(self, job: str) -> None:
+        self.clock.finish(job)
+        self.observer.remaining(self.clock.remaining)
 
     def _importance_part(self, importance: Importance | None) -> dict[str, Any] | None:
         if importance is None:
@@ -301,28 +299,10 @@ class Pipeline:
         return {"preset": self.settings.preset, "mask_mode": self.settings.mask_mode,
                 "samples": importance.samples, "layers": layers}
 
-    def _notes(self, seconds: float) -> list[str]:
-        return [
-            "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
-            "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
-            f"This call took {seconds:.0f} s; results kept from an earlier call of the same run are not in it.",
-        ]
+
+def _runs(methods: list[NamedMethod], seed: int) -> list[tuple[Run, NamedMethod]]:
+    return list(zip(all_runs(methods, [TASK], [seed]), methods, strict=True))
 
 
-class _WithFinals:
-    """Passes a search's news on; to the time it has left comes that of the final runs."""
-
-    def __init__(self, observer: Observer, search: Search, clock: Clock):
-        self._observer, self._search, self._clock = observer, search, clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._observer, name)
-
-    def remaining(self, seconds: float | None) -> None:
-        spent = self._search.ledger.spent()
-        self._clock.learn(spent["flops"], spent["seconds"])
-        self._observer.remaining((seconds or 0.0) + (self._clock.remaining or 0.0))
-
-
-def _summary(row: dict[str, Any]) -> dict[str, float]:
-    return {key: row[key] for key in SUMMARY}
+def _summary(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {key: scores[key] for key in SUMMARY}

@@ -1,56 +1,37 @@
-"""The methods that are compared on one base: what each trains, and with which mask."""
+"""The rows of report.json: the base and each method, with scores, cost and state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from ..anchor import Anchor
+from ..methods.entries import without
 from ..regions import Region
-from ..scoring import SuiteScores
-from ..training import TrainResult
-from ..trials import Workbench
 
 
-@dataclass(frozen=True)
-class Method:
-    """`training` goes over the run's training arguments; `masks` is None for a run without a soft mask; loss and anchor
-    are those of `training.train_region`."""
-
-    name: str
-    region: Region | None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    masks: Mapping[str, Tensor] | None = None
-    mask_mode: str = "update"
-    loss: str = "ce"
-    anchor: Anchor | None = None
-
-    @property
-    def slug(self) -> str:
-        return self.name.lower().replace(" ", "-")
-
-
-BASE = Method("base", None)
-
-
-def method_row(
-    bench: Workbench, method: Method, scores: SuiteScores, run: TrainResult | None = None, seconds: float = 0.0
-) -> dict[str, Any]:
-    """The method as a row of report.json: scores with standard errors, and the cost of the run (none for the base)."""
-    content = scores.to_dict()
-    tasks = content.pop("tasks")
+def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A method as a row of report.json, from the file of its run (`methods.entries.run_entry`)."""
+    run, test = entry.get("training"), entry["test"]
+    tasks = entry["items"]["test"]["tasks"] if test else {}
     return {
-        "name": method.name,
-        "region": str(method.region) if method.region is not None else None,
-        **content,
-        "trained_parameters": run.trained_parameters if run else 0,
-        "seconds": run.seconds if run else seconds,
-        "peak_memory_bytes": run.peak_memory_bytes if run else 0,
-        "learning_rate": run.learning_rate if run else None,
-        "epochs": run.epochs if run else None,
-        "run": run.to_dict() if run else None,
-        "details": {name: score for group in tasks.values() for name, score in group.items()},
+        "name": name,
+        "region": str(region) if region is not None else None,
+        "state": entry["state"],
+        "why": entry["why"],
+        **({key: value for key, value in test.items() if key != "nll"} if test else {}),
+        "trained_parameters": run["trained_parameters"] if run else 0,
+        "seconds": run["seconds"] if run else 0.0,
+        "peak_memory_bytes": run["peak_memory_bytes"] if run else 0,
+        "learning_rate": run["learning_rate"] if run else None,
+        "epochs": run["epochs"] if run else None,
+        "run": run,
+        "details": {task: without(score) for scores in tasks.values() for task, score in scores.items()},
+    }
+
+
+def failed_row(name: str, region: Region, why: str) -> dict[str, Any]:
+    """The row of a method that could not be trained."""
+    return {
+        "name": name, "region": str(region), "state": "failed", "why": why, "trained_parameters": None,
+        "seconds": None, "peak_memory_bytes": None, "learning_rate": None, "epochs": None, "run": None, "details": {},
     }

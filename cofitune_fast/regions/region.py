@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CofituneError
 from ..models.fingerprint import element_count, named_parameters
@@ -232,6 +233,25 @@ class Region:
         for _, parameter in pairs:
             parameter.requires_grad_(True)
         return pairs
+
+    @property
+    def changes(self) -> Region:
+        """The region itself, as a `Trainable`."""
+        return self
+
+    @property
+    def cached_below(self) -> Region | None:
+        """The region itself, or None for `full`, which changes the embeddings too."""
+        return None if self.is_full else self
+
+    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A block that does nothing, for a region's parameters are the model's own."""
+        return nullcontext()
+
+    def endpoint(self, model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+        """f(name, base value) is the value that the model holds now; the tensors are copied."""
+        trained = {name: parameter.detach().clone() for name, parameter in self.parameters(model)}
+        return lambda name, base: trained[name]
 
     def count(self, model: nn.Module) -> int:
         """How many numbers the region trains in `model`."""

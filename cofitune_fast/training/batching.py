@@ -155,23 +155,28 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
     return padded / packed
 
 
-def training_batches(
-    model: nn.Module, data: KeyedRows, args: TrainingArguments, packing: str
-) -> tuple[FixedBatches, bool]:
-    """The batches of a run, and whether their rows are packed: with "auto" where it saves a tenth of the tokens.
-    Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
+def run_batches(
+    model: nn.Module, data: KeyedRows, evaluated: KeyedRows | None, args: TrainingArguments, packing: str
+) -> tuple[FixedBatches, FixedBatches | None, bool]:
+    """The batches of a run, those of its evaluation rows, and whether rows are packed: with "auto" where it saves a
+    tenth of the tokens. Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
     lengths = [len(row.input_ids) for row in data.rows]
     tasks = data.task_rows
     anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
     shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
     seed = args.seed if args.data_seed is None else args.data_seed
+    ranks = {"rank": args.process_index, "ranks": args.world_size}
+    longest, for_evaluation = max(lengths), None
+    if evaluated is not None:
+        eval_lengths = [len(row.input_ids) for row in evaluated.rows]
+        for_evaluation = FixedBatches(eval_lengths, args.eval_batch_size, seed, by_length=False, shuffle=False, **ranks)
+        longest = max(longest, *eval_lengths)
 
     def batches(by_length: bool) -> FixedBatches:
         return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size,
-                            **anchored)
+                            drop_last=args.dataloader_drop_last, **ranks, **anchored)
 
-    possible = takes_tries(model, max(lengths))
+    possible = takes_tries(model, longest)
     if packing == "on" and not possible:
         raise CofituneError("memory.packing is on, but this model's attention is not sdpa (it is "
                             f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
@@ -179,5 +184,5 @@ def training_batches(
     at_random = batches(by_length=False)
     if packing == "on" or (packing == "auto" and possible
                            and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):
-        return at_random, True
-    return batches(by_length=True), False
+        return at_random, for_evaluation, True
+    return batches(by_length=True), for_evaluation, False

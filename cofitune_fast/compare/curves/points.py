@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import CofituneError
 from ...scoring import SuiteScores
-from ..entries import base_name
+from ...methods.entries import base_name
 from .draws import FIGURES, Estimate, mean_over_seeds, suite_estimates, suite_values
 from .frontier import hull
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cofitune_fast.compare.runs import all_runs, deciding, gap, middle, next_stage, target
+from cofitune_fast.compare.order import deciding, gap, middle, next_stage, target
+from cofitune_fast.methods.runs import all_runs
 from cofitune_fast.methods import read_methods
 
 METHODS = read_methods(["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"],

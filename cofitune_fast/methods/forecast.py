@@ -1,4 +1,4 @@
-"""What the runs of a comparison will cost, in floating-point operations, and so how long what is left will take."""
+"""The cost of runs in floating-point operations, and so the time that those still to come will take."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..anchor import AnchorSettings
-from ..methods.catalogue import NamedMethod
-from ..methods.lora import LoraAdapter
-from ..methods.run import SPLITS, what_is_trained
-from ..regions import Layout, Region
+from ..regions import Layout, Trainable
 from ..search import Work, search_work
-from ..training import planned_epochs
 from ..trials import TrialData, TrialSetup, Workbench
+from .catalogue import NamedMethod
+from .lora import LoraAdapter
+from .run import SPLITS, what_is_trained
 from .runs import Run
 
 
@@ -20,15 +19,16 @@ class Forecast:
     """Operations as `search.Work` counts them; the writing of an anchor's texts, and importance, are left out."""
 
     def __init__(
-        self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData]
+        self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData],
+        splits: Sequence[str] = SPLITS,
     ):
-        self._bench, self._setup, self._tasks = bench, setup, tasks
+        self._bench, self._setup, self._tasks, self._splits = bench, setup, tasks, splits
         self._recipes = {method.name: method.recipe for method in methods}
         self._works: dict[tuple[str, AnchorSettings], Work] = {}
         self._known: dict[tuple[str, str], tuple[float, float, float]] = {}
 
     def run(self, run: Run) -> tuple[float, float, float]:
-        """Operations of a run's training, of scoring both parts once, and of one full SFT on its task."""
+        """Operations of a run's training, of scoring its parts once, and of one full SFT on its task."""
         key = run.method, run.task
         if key not in self._known:
             recipe, layout = self._recipes[run.method], self._bench.layout
@@ -38,8 +38,8 @@ class Forecast:
             if not trained.is_full:
                 lowest = min(cell.layer for cell in trained.cells(layout))
                 training = work.training(lowest, _count(trained, layout), 0.0, 1.0)
-            rows = len(self._bench.with_data(self._tasks[run.task]).train_rows)
-            longer = planned_epochs({**self._setup.training, **recipe.training}, rows) / work.epochs
+            bench = self._bench.with_data(self._tasks[run.task])
+            longer = bench.schedule({**self._setup.training, **recipe.training}).epochs / work.epochs
             self._known[key] = (training * longer * (1 + (recipe.mix or 0.0)), work.scoring(lowest, first=False),
                                 work.full_sft)
         return self._known[key]
@@ -57,13 +57,13 @@ class Forecast:
         key = task, anchor
         if key not in self._works:
             bench = self._bench.with_data(self._tasks[task])
-            tokens, responses = (sum(counts) for counts in zip(*map(bench.suite_tokens, SPLITS), strict=True))
+            tokens, responses = (sum(counts) for counts in zip(*map(bench.suite_tokens, self._splits), strict=True))
             work = search_work(bench, replace(self._setup, anchor=anchor), {})
             self._works[key] = replace(work, scored_tokens=tokens, scored_responses=responses)
         return self._works[key]
 
 
-def _count(trained: Region | LoraAdapter, layout: Layout) -> int:
+def _count(trained: Trainable, layout: Layout) -> int:
     """How many numbers of the matrices are trained."""
     shapes = [tuple(layout.parameter(cell).shape) for cell in trained.cells(layout)]
     if isinstance(trained, LoraAdapter):
