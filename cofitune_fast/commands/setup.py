@@ -84,7 +84,7 @@ def search_settings(settings: Config) -> SearchSettings:
         prior=section.prior,
         prior_keep=section.prior_keep,
         budget=Budget.parse(section.budget) if section.budget is not None else None,
-        full_training={**settings.training, **settings.compare.full_sft},
+        full_training={**settings.training, **settings.run.full_sft_training},
     )
 
 
@@ -149,7 +149,7 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     search = None if settings.region else make_search(settings, bench, output)
     try:
         yield Pipeline(bench, PipelineSettings(
-            region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
+            region=settings.region, training=settings.training, full_sft_training=settings.run.full_sft_training,
             importance=settings.importance.arguments(), importance_file=settings.importance.file,
             preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, memory=setup.memory,
             loss=setup.loss, anchor=setup.anchor,
