@@ -27,6 +27,7 @@ from ..search import Journal, Observer, Search, SearchResult, Silent, search_rat
 from ..training import MemorySettings, TrainResult, planned_epochs
 from ..trials import Workbench
 from ..trials.head import report_head
+from ..trials.workbench import content_digest
 from .clock import Clock
 from .rows import BASE, Method, method_row
 
@@ -242,22 +243,24 @@ class Pipeline:
         return row
 
     def _identity(self) -> dict[str, Any]:
-        """What the folder's results depend on; the journal refuses another set."""
+        """What the folder's results depend on; the journal refuses another set. Of files it is the content, wherever
+        they lie."""
         settings, data = self.settings, self.bench.data
         return {
             "base": self.bench.base.fingerprint,
             "dtype": self.bench.base.dtype,
-            "data": {key: value for key, value in vars(data).items() if value is not None},
+            "data": {key: value for key, value in vars(data).items()
+                     if value is not None and key not in self.bench.data_digests},
             "data_sha256": self.bench.data_digests,
             "region": settings.region,
             "search": self.tree_search.identity() if self.tree_search else None,
             "training": dict(settings.training),
             "full_sft_training": dict(settings.full_sft_training),
-            "importance": {**settings.importance, **({"file": settings.importance_file} if settings.importance_file
-                                                     else {})},
+            "importance": dict(settings.importance),
+            "importance_sha256": content_digest(Path(settings.importance_file)) if settings.importance_file else None,
             "mask": [settings.preset, settings.mask_mode],
             "loss": settings.loss,
-            "anchor": asdict(settings.anchor),
+            "anchor": settings.anchor.identity(),
             "storage": settings.storage,
             "packing": settings.memory.packing,
             "gradient_release": settings.memory.gradient_release,

@@ -68,9 +68,8 @@ class SearchSettings:
             raise CofituneError(f"search.prior_keep is {self.prior_keep}; it must be above 0 and at most 1.")
 
     def identity(self) -> dict[str, Any]:
-        """What the nodes depend on; the budget may be raised later."""
-        return {**asdict(self), "budget": None, "levels": [[vars(level)[key] for key in ("name", "layers", "roles")]
-                                                           for level in self.levels]}
+        """What the nodes depend on: the levels, whatever the space is called; the budget may be raised later."""
+        return {**asdict(self), "budget": None, "space": None}
 
 
 def search_rate(training: Mapping[str, Any], model: nn.Module) -> float:
@@ -172,7 +171,7 @@ class Search:
     def identity(self) -> dict[str, Any]:
         """What the nodes depend on, besides the base and the data."""
         return {**self.settings.identity(), "training": {**self.setup.training, "learning_rate": self._rate},
-                "loss": self.setup.loss, "anchor": asdict(self.setup.anchor)}
+                "loss": self.setup.loss, "anchor": self.setup.anchor.identity()}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 

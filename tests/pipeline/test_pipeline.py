@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -225,6 +226,36 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_trained(make, 
         make(**{**REGION, **change}).run()
     assert words in str(caught.value) and trained == []
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not(make, tiny_run, tmp_path, trained):
+    prompts, importance = tmp_path / "prompts.txt", tmp_path / "importance.safetensors"
+    prompts.write_text("What is a region?\nWhat is a cell?\n")
+    make(preset="rank", folder="first", **REGION).run()
+    (tmp_path / "first" / "importance.safetensors").rename(importance)
+
+    def run():
+        anchor = AnchorSettings(weight=1.0, rows=1, texts=4, tokens=4, prompts=str(prompts))
+        return make(preset="rank", importance_file=str(importance), anchor=anchor, levels=LEVELS).run()
+
+    first = run()
+    trained.clear()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for key, path in [(key, Path(path)) for key, path in tiny_run.items() if key.startswith(("data.", "versatility."))]:
+        tiny_run[key] = str(path.rename(elsewhere / f"{key}{path.suffix}"))
+    prompts, importance = (path.rename(elsewhere / path.name) for path in (prompts, importance))
+    again = run()
+    assert trained == [] and again["methods"] == first["methods"]
+
+    for file, key in ((prompts, "anchor.prompts"), (importance, "importance_sha256"),
+                      (Path(tiny_run["data.train"]), "data_sha256.train")):
+        before = file.read_bytes()
+        file.write_bytes(before + (b" " if file == importance else before[: before.index(b"\n") + 1]))
+        with pytest.raises(CofituneError, match=rf"begun with other settings \(.*{key} was"):
+            run()
+        file.write_bytes(before)
+    assert trained == []
 
 
 def test_a_folder_of_another_base_is_refused(make, tiny_run, trained):
