@@ -162,13 +162,20 @@ class SearchSection(Section):
     ray_address: str | None = None
 
 
-class CompareSection(Section):
-    """full_sft: training arguments of the pipeline's contrast, over those of `training`.
+class RunSection(Section):
+    """The main job. full_sft: whether full SFT is trained too, as a contrast. full_sft_training: its training
+    arguments, over those of `training`."""
 
-    With `methods` the command compares these instead: names of the catalogue, or mappings {name, method, and what is
-    to be different}, on `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates`
-    ({method: [...]}) and with `seeds`. general: a file of general rows, for methods that take them. limit: training
-    rows of each task that has no limit of its own. executor, workers, ray_address: as in `search`.
+    full_sft: bool = True
+    full_sft_training: dict[str, Any] = Field(default_factory=dict)
+
+
+class CompareSection(Section):
+    """The `methods` to compare: names of the catalogue, or mappings {name, method, and what is to be different}, on
+    `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates` ({method: [...]}) and
+    with `seeds`. general: a file of general rows, for methods that take them. limit: training rows of each task that
+    has no limit of its own. executor, workers, ray_address: as in `search`. full_sft: the old name of
+    run.full_sft_training.
     """
 
     full_sft: dict[str, Any] = Field(default_factory=dict)
@@ -209,9 +216,19 @@ class Config(Section):
     memory: MemorySection = Field(default_factory=MemorySection)
     plan: PlanSection = Field(default_factory=PlanSection)
     search: SearchSection = Field(default_factory=SearchSection)
+    run: RunSection = Field(default_factory=RunSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     delta: str | None = None
     output: str | None = None
+
+    @model_validator(mode="after")
+    def _full_sft_by_its_old_name(self) -> Config:
+        if self.compare.full_sft and self.run.full_sft_training:
+            raise CofituneError("compare.full_sft is the old name of run.full_sft_training, and both are given; leave "
+                                "compare.full_sft out.")
+        if self.compare.full_sft:
+            self.run.full_sft_training, self.compare.full_sft = self.compare.full_sft, {}
+        return self
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -339,6 +356,8 @@ def _section_class(field: Any) -> type[Section] | None:
 def _sentence(error: ValidationError, file: str | None, overrides: dict[str, Any]) -> str:
     # A misspelt key often explains the other problems.
     problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    if isinstance(own := problem.get("ctx", {}).get("error"), CofituneError):
+        return str(own)
     place: list[str] = []
     section: type[Section] | None = Config
     for part in problem["loc"]:  # what comes after a plain field is pydantic's own bookkeeping

@@ -60,7 +60,7 @@ def configuration(model: str, data: Path, work: Path, variant: str) -> Any:
         **{f"versatility.{part}": str(work / "suite" / part) for part in ("valid", "test")},
         "training": {"learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8,
                      "weight_decay": 0.1, "seed": seed, "data_seed": seed},
-        "compare": {"full_sft": {"learning_rate": 1e-4}},
+        "run": {"full_sft_training": {"learning_rate": 1e-4}},
         "anchor.weight": 0.0,  # regions alone, as in the paper
         "search.space": SPACE,
         "search.strategy": name if name != "full" else "greedy",
@@ -120,7 +120,7 @@ def recount(search: Search, journal: Journal) -> tuple[float, float]:
 
 
 def run_full(bench: Workbench, config: Any, output: Path) -> None:
-    training = {**config.training, **config.compare.full_sft}
+    training = {**config.training, **config.run.full_sft_training}
     with bench.trial(Region.full()), tempfile.TemporaryDirectory() as folder:
         result = bench.train(Region.full(), folder, training)
         scores = bench.score("valid").to_dict()

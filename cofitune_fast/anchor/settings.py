@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data import read_examples
 from ..data.formats import Message
@@ -40,6 +43,15 @@ class AnchorSettings:
                 raise CofituneError(f"anchor.{name} is {getattr(self, name)}; it must be at least {bound:g}.")
         if not self.temperature > 0:
             raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's results depend on: of a file of prompts what it says, wherever it lies."""
+        if self.weight == 0:
+            return {"weight": 0.0}
+        prompts = self.prompts
+        if prompts not in ("general", "task"):
+            prompts = hashlib.sha256(json.dumps(self.read_prompts()).encode()).hexdigest()
+        return {**asdict(self), "prompts": prompts}
 
     def read_prompts(self, task: Sequence[list[Message]] | None = None) -> list[list[Message]]:
         """The prompts as messages; `task` are those of the training rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
 from ..search import Budget, Observer, Search, SearchSettings, named_strategy, space_levels
 from ..search.executors import Executor, InProcess
-from ..training import MemorySettings
+from ..training import MemorySettings, check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
 from .app import SILENT
 
@@ -60,7 +61,10 @@ def trial_data(settings: Config) -> TrialData:
 
 
 def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
-    """What the nodes need, wherever they run; search.training goes over training."""
+    """What the nodes need, wherever they run; search.training goes over training. Training arguments that cannot be
+    honoured are refused here, before anything is loaded."""
+    for section in (settings.training, settings.search.training, settings.run.full_sft_training):
+        check_arguments({**settings.training, **section})
     if settings.model.quantize != "none":
         raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
                             "around one of them: leave model.quantize out, or use `cofitune train`.")
@@ -84,7 +88,7 @@ def search_settings(settings: Config) -> SearchSettings:
         prior=section.prior,
         prior_keep=section.prior_keep,
         budget=Budget.parse(section.budget) if section.budget is not None else None,
-        full_training={**settings.training, **settings.compare.full_sft},
+        full_training={**settings.training, **settings.run.full_sft_training},
     )
 
 
@@ -148,12 +152,11 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
         return
     search = None if settings.region else make_search(settings, bench, output)
     try:
-        yield Pipeline(bench, PipelineSettings(
-            region=settings.region, training=settings.training, full_sft_training=settings.compare.full_sft,
+        yield Pipeline(bench, replace(setup, training=settings.training), PipelineSettings(
+            region=settings.region, full_sft=settings.run.full_sft, full_sft_training=settings.run.full_sft_training,
             importance=settings.importance.arguments(), importance_file=settings.importance.file,
-            preset=settings.mask.preset, mask_mode=settings.mask.mode, storage=settings.storage, memory=setup.memory,
-            loss=setup.loss, anchor=setup.anchor,
-        ), output, display, search)
+            preset=settings.mask.preset, mask_mode=settings.mask.mode,
+        ), display, search)
     finally:
         if search is not None:
             search.executor.close()

@@ -19,7 +19,7 @@ from ..files import writable_folder
 from ..importance import Importance
 from ..models.sharded import rank
 from ..regions import DEFAULT_REGION, Region, save_delta
-from ..training import LossNotFinite, MemorySettings, TrainOptions, with_learning_rate
+from ..training import LossNotFinite, MemorySettings, TrainOptions, check_arguments, with_learning_rate
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
 from .setup import make_workbench, needed, read_config
@@ -56,6 +56,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
     if settings.importance.file and not masked:
         raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
                             "would be made of it; set mask.preset, or leave the file out.")
+    check_arguments(settings.training)
     lock = FileLock(output / "train.lock")
     try:
         if rank() == 0:  # of processes that train together one holds it

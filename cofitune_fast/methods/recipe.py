@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from ..anchor import AnchorSettings
 from ..errors import CofituneError
 from ..importance import PRESETS
 from ..regions import Region
@@ -108,6 +109,8 @@ class Recipe:
         has its default, so that a field added later changes no digest."""
         content = {key: value for key, value in self.to_dict().items()
                    if key not in ("alphas", "learning_rates") and value != _DEFAULTS[key]}
+        if "prompts" in content.get("anchor", {}):  # of a file what it says, wherever it lies
+            content["anchor"]["prompts"] = AnchorSettings(**content["anchor"]).identity()["prompts"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

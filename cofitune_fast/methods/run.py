@@ -41,8 +41,8 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     id; recipe (None: score the base); data (a TrialData); learning_rate, seed; alphas to be scored (None: as trained);
     general (a data file or None); importance (arguments of `Workbench.importance`), or importance_file, measured
     before; drift_rows (of `Workbench.base_states`); splits to be scored (default: valid and test); data_seed (default:
-    seed); delta (default: none is kept): {"folder", "name", "settings", "scores" of the base}, saved with the test part's
-    scores.
+    seed); delta (default: none is kept): {"folder", "name", "settings", "scores" of the base}, saved with the scores of
+    the test part.
 
     Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
     list of {"alpha", and for each split SuiteScores as dictionaries with items}; training: the TrainResult, or None;

@@ -35,8 +35,8 @@ def check_delta(bench: Workbench, row: dict[str, Any], delta: Path, merged: Path
     outside = {name for name, digest in digests.items() if digest != bench.digests.get(name)} - trained
     checks = [
         _check("frozen tensors unchanged", not outside,
-               f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 in the base and in the "
-               "merged model" if not outside else f"changed: {', '.join(sorted(outside))}"),
+               f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 in the base and in "
+               "the merged model" if not outside else f"changed: {', '.join(sorted(outside))}"),
         _check("merged model equals base + delta", combine_digests(digests) == tuned,
                f"fingerprint {tuned[:12]} of {merged.name}/, reloaded from disk"),
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +247,8 @@ class Pipeline:
         report["notes"] = [
             "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
             "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
-            f"This call took {time.perf_counter() - start:.0f} s; results kept from an earlier call of the same run are "
-            "not in it.",
+            f"This call took {time.perf_counter() - start:.0f} s; results kept from an earlier call of the same run "
+            "are not in it.",
         ]
         write_json(self.output / "report.json", report)
 

@@ -65,9 +65,8 @@ class SearchSettings:
             raise CofituneError(f"search.prior_keep is {self.prior_keep}; it must be above 0 and at most 1.")
 
     def identity(self) -> dict[str, Any]:
-        """What the nodes depend on; the budget may be raised later."""
-        return {**asdict(self), "budget": None, "levels": [[vars(level)[key] for key in ("name", "layers", "roles")]
-                                                           for level in self.levels]}
+        """What the nodes depend on: the levels, whatever the space is called; the budget may be raised later."""
+        return {**asdict(self), "budget": None, "space": None}
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:
@@ -165,7 +164,7 @@ class Search:
         """What the nodes depend on, besides the base and the data."""
         training = {**self.setup.training, "learning_rate": self.schedule.learning_rate}
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
-                "anchor": asdict(self.setup.anchor)}
+                "anchor": self.setup.anchor.identity()}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 

@@ -225,3 +225,14 @@ def test_the_settings_of_the_yaml_are_those_of_the_anchor():
     from cofitune_fast.config import AnchorSection
 
     assert AnchorSection().model_dump() == asdict(AnchorSettings(weight=1.0))  # on for a run, off in a library call
+
+
+def test_a_runs_identity_has_the_prompts_content_and_not_their_path(tmp_path):
+    here, there, other = (tmp_path / name / "prompts.txt" for name in ("here", "there", "other"))
+    for file, text in ((here, "One?\nTwo?\n"), (there, "One?\nTwo?\n"), (other, "One?\nThree?\n")):
+        file.parent.mkdir()
+        file.write_text(text)
+    of_here, of_there, of_other = (settings(tmp_path, prompts=str(file)).identity() for file in (here, there, other))
+    assert of_here == of_there != of_other and str(tmp_path) not in str(of_here)
+    assert settings(tmp_path, prompts="general").identity()["prompts"] == "general"
+    assert settings(tmp_path, weight=0.0, prompts="no.txt").identity() == {"weight": 0.0}

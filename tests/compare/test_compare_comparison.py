@@ -10,10 +10,10 @@ from comparison_cases import Recorder, make_bench, make_setup
 from tiny import make_tiny_model, write_jsonl
 
 from cofitune_fast.compare import Comparison, ComparisonSettings
-from cofitune_fast.methods.entries import scores_row
-from cofitune_fast.methods.folder import RunFolder
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.methods import read_methods
+from cofitune_fast.methods.entries import scores_row
+from cofitune_fast.methods.folder import RunFolder
 from cofitune_fast.training import MemorySettings
 
 METHODS = ["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cofitune_fast.compare.order import deciding, gap, middle, next_stage, target
-from cofitune_fast.methods.runs import all_runs
 from cofitune_fast.methods import read_methods
+from cofitune_fast.methods.runs import all_runs
 
 METHODS = read_methods(["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"],
                        rates={"full-sft": [1, 2, 4], "half": [1, 2, 4], "region": [10, 20, 40]})

@@ -53,7 +53,7 @@ def test_defaults(read):
         "file": None, "samples": 64, "batch_size": 8, "dropout": 0.003, "seed": 0}
     assert (config.mask.preset, config.mask.mode, config.storage) == ("none", "update", "auto")
     assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
-    assert config.compare.full_sft == {}
+    assert (config.run.full_sft, config.run.full_sft_training) == (True, {})
 
 
 @pytest.mark.parametrize("storage", ["auto", *STORAGES])
@@ -68,6 +68,18 @@ def test_an_empty_file_is_the_defaults(read):
 def test_defaults_are_not_shared_between_configurations(read):
     read().training["max_steps"] = 3
     assert read().training == {}
+
+
+@pytest.mark.parametrize(("text", "arguments"), [
+    ("run: {full_sft_training: {learning_rate: 1e-4}}", []),
+    ("compare: {full_sft: {learning_rate: 1e-4}}", []),
+    (None, ["--compare.full_sft.learning_rate", "1e-4"]),
+])
+def test_the_arguments_of_full_sft_by_either_name(read, text, arguments):
+    config = read(text, *arguments)
+    assert config.run.full_sft_training == {"learning_rate": 1e-4} and config.compare.full_sft == {}
+    wrong(read, "compare.full_sft is the old name of run.full_sft_training, and both are given", text, *arguments,
+          "--run.full_sft_training.seed", "1", "--compare.full_sft.seed", "1")
 
 
 @pytest.mark.parametrize(("text", "section", "key", "value"), [
@@ -168,7 +180,7 @@ def test_search_levels_pass_as_they_are(read):
     ("versatility: {tset: x}", "Unknown key versatility.tset in {path}; did you mean versatility.test?"),
     ("importance: {sample: 3}", "did you mean importance.samples?"),
     ("search: {spaces: paper}", "did you mean search.space?"),
-    ("compare: {fullsft: {}}", "did you mean compare.full_sft?"),
+    ("run: {fullsft: true}", "did you mean run.full_sft?"),
     ("mask: {zzzz: 1}", "Unknown key mask.zzzz in {path}; known are mode, preset."),
     ("data: {max_lenght: 3, limit: none}", "did you mean data.max_length?"),  # before the wrong type
 ])

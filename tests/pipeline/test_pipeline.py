@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -57,16 +59,18 @@ def make_bench(tiny_run):
 
 @pytest.fixture
 def make(make_bench, tmp_path, tiny_run):
-    def build(observer=None, folder="run", levels=None, search_training=None, learning_rate="fixed", **settings):
-        values = {"training": TRAINING, "importance": {"samples": 8}, "preset": "none", **settings}
-        bench, output = make_bench(), tmp_path / folder
+    def build(observer=None, folder="run", levels=None, search_training=None, learning_rate="fixed", training=TRAINING,
+              storage="auto", anchor=None, **settings):
+        bench = make_bench()
+        setup = TrialSetup({"path": tiny_run["model"]}, bench.data, training, str(tmp_path / folder), storage,
+                           anchor=anchor or AnchorSettings(weight=0))
         search = None
         if levels:
-            setup = TrialSetup({"path": tiny_run["model"]}, bench.data,
-                               {**values["training"], **(search_training or {})}, str(output))
-            search = Search(bench, setup, SearchSettings(levels, "own", named_strategy("greedy"), learning_rate),
-                            InProcess(lambda job: run_job(bench, setup, job)))
-        return Pipeline(bench, PipelineSettings(**values), output, observer, search)
+            nodes = replace(setup, training={**training, **(search_training or {})})
+            search = Search(bench, nodes, SearchSettings(levels, "own", named_strategy("greedy"), learning_rate),
+                            InProcess(lambda job: run_job(bench, nodes, job)))
+        values = {"importance": {"samples": 8}, "preset": "none", **settings}
+        return Pipeline(bench, setup, PipelineSettings(**values), observer, search)
 
     return build
 
@@ -92,7 +96,7 @@ def test_nothing_to_train_is_refused_before_a_folder_is_made(make, tmp_path):
 
 def test_without_a_mask_there_is_no_fine_row_and_no_importance(make, tmp_path, trained):
     report = make(**REGION).run()
-    assert names(report) == ["base", "full SFT", "CoFiTune coarse"]
+    assert names(report) == ["base", "CoFiTune coarse", "full SFT"]
     assert report["importance"] is None and report["checks"] == []
     assert not (tmp_path / "run" / "importance.safetensors").exists() and not (tmp_path / "run" / "delta").exists()
     assert trained == ["ffn.up@2-3", "full"]
@@ -100,11 +104,11 @@ def test_without_a_mask_there_is_no_fine_row_and_no_importance(make, tmp_path, t
 
 def test_an_anchor_alone_makes_a_fine_row(make, monkeypatch):
     calls, train = [], Workbench.train
-    monkeypatch.setattr(Workbench, "train", lambda self, *args, **options: (
-        calls.append((options["anchor"], options["masks"])), train(self, *args, **options))[1])
+    monkeypatch.setattr(Workbench, "train", lambda self, *args, **watching: (
+        calls.append((args[3].anchor, args[3].masks)), train(self, *args, **watching))[1])
     anchor = AnchorSettings(weight=2.0, rows=1, texts=4, tokens=4)
     report = make(anchor=anchor, **REGION).run()
-    assert names(report) == ["base", "full SFT", "CoFiTune coarse", "CoFiTune fine"] and report["importance"] is None
+    assert names(report) == ["base", "CoFiTune coarse", "CoFiTune fine", "full SFT"] and report["importance"] is None
     assert [check["passed"] for check in report["checks"]] == [True, True, True]
     coarse, fine, full = calls
     assert coarse == full == (None, None) and fine[0].settings == anchor and fine[1] is None
@@ -118,8 +122,8 @@ def test_with_a_region_there_is_no_search(make, tmp_path, trained):
     report = pipeline.run("A title")
     assert report["search"] is None and observer.nodes == [] and report["title"] == "A title"
     assert [stage for stage in observer.stages if "search" in stage.lower()] == []
-    assert names(report) == ["base", "full SFT", "CoFiTune coarse", "CoFiTune fine"]
-    assert [row["region"] for row in report["methods"]] == [None, "full", "ffn.up@2-3", "ffn.up@2-3"]
+    assert names(report) == ["base", "CoFiTune coarse", "CoFiTune fine", "full SFT"]
+    assert [row["region"] for row in report["methods"]] == [None, "ffn.up@2-3", "ffn.up@2-3", "full"]
     assert trained == ["ffn.up@2-3", "ffn.up@2-3", "full"]
     assert [check["passed"] for check in report["checks"]] == [True, True, True]
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
@@ -130,10 +134,10 @@ def test_with_a_region_there_is_no_search(make, tmp_path, trained):
 
 def test_the_rows_tell_what_was_trained_at_what_cost(make):
     report = make(preset="rank", full_sft_training={"learning_rate": 1e-3}, **REGION).run()
-    base, full, coarse, fine = report["methods"]
+    base, coarse, fine, full = report["methods"]
     total = sum(parameter.numel() for parameter in make_tiny_model().parameters())
-    assert [row["trained_parameters"] for row in report["methods"]] == [0, total, 2 * 32 * 48, 2 * 32 * 48]
-    assert [row["learning_rate"] for row in report["methods"]] == [None, 1e-3, 1e-2, 1e-2]
+    assert [row["trained_parameters"] for row in report["methods"]] == [0, 2 * 32 * 48, 2 * 32 * 48, total]
+    assert [row["learning_rate"] for row in report["methods"]] == [None, 1e-2, 1e-2, 1e-3]
     assert [row["run"] and row["run"]["steps"] for row in report["methods"]] == [None, 2, 2, 2]
     for row in report["methods"]:
         assert row["uni"] == row["spec"] + row["vers"]
@@ -225,6 +229,36 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_trained(make, 
         make(**{**REGION, **change}).run()
     assert words in str(caught.value) and trained == []
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not(make, tiny_run, tmp_path, trained):
+    prompts, importance = tmp_path / "prompts.txt", tmp_path / "importance.safetensors"
+    prompts.write_text("What is a region?\nWhat is a cell?\n")
+    make(preset="rank", folder="first", **REGION).run()
+    (tmp_path / "first" / "importance.safetensors").rename(importance)
+
+    def run():
+        anchor = AnchorSettings(weight=1.0, rows=1, texts=4, tokens=4, prompts=str(prompts))
+        return make(preset="rank", importance_file=str(importance), anchor=anchor, levels=LEVELS).run()
+
+    first = run()
+    trained.clear()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for key, path in [(key, Path(path)) for key, path in tiny_run.items() if key.startswith(("data.", "versatility."))]:
+        tiny_run[key] = str(path.rename(elsewhere / f"{key}{path.suffix}"))
+    prompts, importance = (path.rename(elsewhere / path.name) for path in (prompts, importance))
+    again = run()
+    assert trained == [] and again["methods"] == first["methods"]
+
+    for file, key in ((prompts, "anchor.prompts"), (importance, "importance_sha256"),
+                      (Path(tiny_run["data.train"]), "data_sha256.train")):
+        before = file.read_bytes()
+        file.write_bytes(before + (b" " if file == importance else before[: before.index(b"\n") + 1]))
+        with pytest.raises(CofituneError, match=rf"begun with other settings \(.*{key} was"):
+            run()
+        file.write_bytes(before)
+    assert trained == []
 
 
 def test_a_folder_of_another_base_is_refused(make, tiny_run, trained):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CofituneError
-from ...scoring import SuiteScores
 from ...methods.entries import base_name
+from ...scoring import SuiteScores
 from .draws import FIGURES, Estimate, mean_over_seeds, suite_estimates, suite_values
 from .frontier import hull
 

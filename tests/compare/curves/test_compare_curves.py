@@ -15,8 +15,8 @@ from cofitune_fast.compare.curves.curves import curves_and_verdicts
 from cofitune_fast.compare.curves.draws import FIGURES
 from cofitune_fast.compare.curves.frontier import hull
 from cofitune_fast.compare.curves.points import MEASURES
-from cofitune_fast.methods.entries import base_name
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.methods.entries import base_name
 from cofitune_fast.scoring import paired_difference
 
 OURS = "CoFiTune + anchor"
