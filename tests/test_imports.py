@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "training": "errors files models anchor data losses optim regions memory planning",
     "trials": "errors files environment models anchor data importance memory regions scoring training",
     "search": "errors files models regions scoring training trials",
-    "methods": "errors files models anchor data importance optim regions scoring training trials",
+    "methods": "errors files models anchor data importance optim regions scoring training trials search",
     "pipeline": "errors files models anchor importance methods regions scoring training trials search",
     "compare": "errors files models anchor data methods regions scoring training trials search",
     "analysis": "errors files models data regions scoring",

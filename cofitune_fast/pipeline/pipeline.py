@@ -253,17 +253,22 @@ class Pipeline:
         write_json(self.output / "report.json", report)
 
     def _identity(self) -> dict[str, Any]:
-        importance = dict(self.settings.importance)
-        if self.settings.importance_file:
-            importance["file"] = content_digest(Path(self.settings.importance_file))
-        return folder_identity(self.bench, self.setup, {TASK: self.bench.data}, importance, splits=SPLITS)
+        """What the folder's results depend on: of the runs all that `folder_identity` has, and as the folder holds one
+        delta, what that is of. Another set is refused."""
+        setup, settings, importance = self.setup, self.settings, dict(self.settings.importance)
+        if settings.importance_file:
+            importance["file"] = content_digest(Path(settings.importance_file))
+        shared = folder_identity(self.bench, setup, {TASK: self.bench.data}, importance, splits=SPLITS)
+        return {**shared, "settings": {
+            **shared["settings"], "region": settings.region, "training": dict(setup.training),
+            "full_sft_training": dict(settings.full_sft_training), "mask": [settings.preset, settings.mask_mode],
+            "loss": setup.loss, "anchor": setup.anchor.identity(),
+        }}
 
     def _search_identity(self) -> dict[str, Any]:
         """What the search depends on; the journal refuses another set."""
-        identity, search = self._identity(), self.tree_search
-        settings = {key: value for key, value in identity["settings"].items()
-                    if key not in ("training", "importance", "splits")}
-        return {**settings, "data": identity["tasks"][TASK], "search": search.identity()}
+        shared = folder_identity(self.bench, self.tree_search.setup, {TASK: self.bench.data}, {})
+        return {**shared["settings"], "data": shared["tasks"][TASK], "search": self.tree_search.identity()}
 
     def _plan_time(self) -> None:
         """Operations of the final runs, for the time that is left. Where a search chooses the region, a likely one

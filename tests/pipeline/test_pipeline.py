@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,23 +163,24 @@ def test_a_search_trains_its_nodes_then_the_chosen_region(make, trained):
 def test_finished_methods_and_nodes_are_kept_and_not_trained_again(make, tmp_path, trained):
     settings = {"levels": LEVELS, "preset": "rank"}
     first = make(**settings).run()
-    files = {path.name: path.read_bytes() for path in (tmp_path / "run" / "methods").iterdir()}
-    assert set(files) == {"base.json", "cofitune-coarse.json", "cofitune-fine.json", "full-sft.json", "checks.json"}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run" / "runs").iterdir()}
+    assert {name.partition("-task")[0] for name in files} == {"base", "CoFiTune-coarse", "CoFiTune-fine", "full-SFT"}
+    assert len(files) == 4
     assert len(trained) == 4 + 3
     trained.clear()
     observer = Recorder()
     again = make(observer, **settings).run()
     assert trained == []
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "methods").iterdir()} == files
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "runs").iterdir()} == files
     assert again["methods"] == first["methods"] and again["search"] == first["search"]
     assert again["importance"] == first["importance"] and again["checks"] == first["checks"]
     assert all(from_journal for _, from_journal in observer.nodes) and len(observer.nodes) == 4
 
-    (tmp_path / "run" / "methods" / "full-sft.json").unlink()
+    next((tmp_path / "run" / "runs").glob("full-SFT-*.json")).unlink()
     third = make(**settings).run()
     assert trained == ["full"]
     for key in ("spec", "vers", "knowledge", "reasoning", "instruction"):
-        assert third["methods"][1][key] == first["methods"][1][key]
+        assert third["methods"][3][key] == first["methods"][3][key]
 
 
 def test_search_alone_shares_the_journal_with_the_whole_run(make, trained):
@@ -219,13 +221,13 @@ def test_after_a_search_alone_nothing_is_left(make):
     ({"storage": "fp32"}, 'storage was "auto", is "fp32"'),
     ({"full_sft_training": {"learning_rate": 1e-4}}, "full_sft_training.learning_rate was not set, is 0.0001"),
     ({"importance": {"samples": 4}}, "importance.samples was 8, is 4"),
-    ({"region": None, "levels": LEVELS}, "search was not set, is {"),
+    ({"region": None, "levels": LEVELS}, 'region was "ffn.up@2-3", is not set'),
 ])
 def test_a_folder_of_other_settings_is_refused_before_anything_is_trained(make, tmp_path, trained, change, words):
     make(**REGION).run()
     trained.clear()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(CofituneError, match="begun with other settings") as caught:
+    with pytest.raises(CofituneError, match="begun with another base, other data or other settings") as caught:
         make(**{**REGION, **change}).run()
     assert words in str(caught.value) and trained == []
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
@@ -251,11 +253,11 @@ def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not
     again = run()
     assert trained == [] and again["methods"] == first["methods"]
 
-    for file, key in ((prompts, "anchor.prompts"), (importance, "importance_sha256"),
-                      (Path(tiny_run["data.train"]), "data_sha256.train")):
+    for file, key in ((prompts, r"anchor\.prompts"), (importance, r"importance\.file"),
+                      (Path(tiny_run["data.train"]), r"task\.sha256\.train")):
         before = file.read_bytes()
         file.write_bytes(before + (b" " if file == importance else before[: before.index(b"\n") + 1]))
-        with pytest.raises(CofituneError, match=rf"begun with other settings \(.*{key} was"):
+        with pytest.raises(CofituneError, match=rf"begun with .*{key} was"):
             run()
         file.write_bytes(before)
     assert trained == []
@@ -264,7 +266,7 @@ def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not
 def test_a_folder_of_another_base_is_refused(make, tiny_run, trained):
     make(**REGION).run()
     make_tiny_model(seed=8).save_pretrained(tiny_run["model"])
-    with pytest.raises(CofituneError, match=r"begun with other settings \(base was"):
+    with pytest.raises(CofituneError, match=r"begun with another base, .* \(base was"):
         make(**REGION).run()
     assert trained == ["ffn.up@2-3", "full"]
 
@@ -275,16 +277,16 @@ def test_a_method_that_breaks_leaves_no_result_and_the_base_whole(make, tmp_path
         1 / 0 if trained else _score(split, **options)))
     with pytest.raises(ZeroDivisionError):
         pipeline.run()
-    assert [path.name for path in (tmp_path / "run" / "methods").iterdir()] == ["base.json"]
+    assert [path.name for path in (tmp_path / "run" / "runs").iterdir()] == ["base-task.json"]
     assert tensor_digests(pipeline.bench.model) == pipeline.bench.digests
     report = make(**REGION).run()  # the lock is free and the base's row is kept
-    assert names(report) == ["base", "full SFT", "CoFiTune coarse"]
+    assert names(report) == ["base", "CoFiTune coarse", "full SFT"]
 
 
 def test_a_damaged_result_is_named(make, tmp_path):
     make(**REGION).run()
-    (tmp_path / "run" / "methods" / "base.json").write_text("{")
-    with pytest.raises(CofituneError, match=r"method's result .*base\.json cannot be read as JSON"):
+    (tmp_path / "run" / "runs" / "base-task.json").write_text("{")
+    with pytest.raises(CofituneError, match=r"finished run .*base-task\.json cannot be read as JSON"):
         make(**REGION).run()
 
 
@@ -296,7 +298,59 @@ def test_a_merged_folder_that_was_tampered_with_fails_its_checks(make, tmp_path)
     tensors = load_file(merged / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "run" / "methods" / "checks.json").unlink()
+    (tmp_path / "run" / "checks.json").unlink()
     frozen, equal, _ = make(**REGION, preset="rank").run()["checks"]
     assert not frozen["passed"] and "model.layers.0.mlp.up_proj.weight" in frozen["detail"]
     assert not equal["passed"]
+
+
+def test_full_sft_may_be_left_out_and_asked_for_later(make, trained):
+    without = make(full_sft=False, **REGION).run()
+    assert names(without) == ["base", "CoFiTune coarse"] and trained == ["ffn.up@2-3"] and without["complete"]
+    report = make(**REGION).run()
+    assert names(report) == ["base", "CoFiTune coarse", "full SFT"] and trained == ["ffn.up@2-3", "full"]
+
+
+def test_a_method_that_does_not_fit_is_a_failed_row_and_is_tried_again(make, tmp_path, monkeypatch):
+    train = Workbench.train
+
+    def too_large(self, region, *args, **watching):
+        if region.is_full:
+            raise CofituneError("Out of memory at step 1. Take a smaller batch.")
+        return train(self, region, *args, **watching)
+
+    monkeypatch.setattr(Workbench, "train", too_large)
+    report = make(preset="rank", **REGION).run()
+    full = report["methods"][-1]
+    assert (full["name"], full["state"], full["why"]) == ("full SFT", "failed",
+                                                          "Out of memory at step 1. Take a smaller batch.")
+    assert [row["state"] for row in report["methods"]] == ["done", "done", "done", "failed"] and report["complete"]
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+    monkeypatch.setattr(Workbench, "train", train)
+    again = make(preset="rank", **REGION).run()
+    assert [row["state"] for row in again["methods"]] == ["done"] * 4
+    assert again["methods"][:3] == report["methods"][:3]
+
+
+def test_the_report_is_there_after_each_method(make, tmp_path, monkeypatch):
+    seen, train = [], Workbench.train
+
+    def look(self, region, *args, **watching):
+        path = tmp_path / "run" / "report.json"
+        content = json.loads(path.read_text()) if path.is_file() else {"methods": [], "complete": None}
+        seen.append(([row["name"] for row in content["methods"]], content["complete"]))
+        return train(self, region, *args, **watching)
+
+    monkeypatch.setattr(Workbench, "train", look)
+    make(preset="rank", **REGION).run()
+    assert seen == [([], None), (["base", "CoFiTune coarse"], False),
+                    (["base", "CoFiTune coarse", "CoFiTune fine"], False)]
+
+
+def test_the_checks_hold_under_the_load_options_of_the_run(make, monkeypatch):
+    """With another attention than the default the merged model is scored by that attention too."""
+    plain = make(**REGION).bench
+    monkeypatch.setattr("test_pipeline.load_model", partial(load_model, attn_implementation="eager"))
+    pipeline = make(preset="rank", **REGION)
+    assert pipeline.bench.score("test").to_dict(items=True) != plain.score("test").to_dict(items=True)
+    assert [check["passed"] for check in pipeline.run()["checks"]] == [True, True, True]
