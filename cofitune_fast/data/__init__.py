@@ -1,4 +1,4 @@
-"""Training and scoring data: files in the forms of the field, their token ids, and padded batches."""
+"""Training and scoring data: data files in the usual formats, token ids, and padded or packed batches."""
 
 from .batches import batches, collate, pad_rows, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id

@@ -1,4 +1,4 @@
-"""The losses whose gradient measures importance. Each gives the SUM over samples of a per-sample loss."""
+"""Losses whose gradient measures importance. Each returns the SUM over samples of a per-sample loss."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Proxy:
-    """passes: how many consecutive rows of a batch are one sample, each under its own dropout (1: no dropout).
+    """A loss for importance.
 
-    loss(model, batch) -> float32 scalar, differentiable in the activations.
-    check(model, batch): called once with the first batch, before any noise; raises CofituneError if the loss would
-        not be right for this model.
+    passes: number of consecutive rows of a batch that are one sample, each with its own dropout (1: no dropout).
+    loss(model, batch) -> float32 scalar, differentiable by the activations.
+    check(model, batch): called once with the first batch, without noise; raises CofituneError if the loss would be
+        wrong for this model.
     """
 
     name: str
@@ -33,12 +34,13 @@ class Proxy:
 
 
 def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over samples n of L_n = mean over n's tokens of KL(first pass || second pass), with a gradient in both.
+    """Sum over samples n of L_n, the mean over the sample's tokens of KL(first pass || second pass).
 
-    batch: rows 2n and 2n + 1 are the same sample; the model's dropout makes them differ. All non-padding positions
-    count. L_n is a mean over tokens (the authors sum over the sequence, padding too, with a constant factor 0.1), so
-    that long samples do not dominate the importance. Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306).
-    It tells, without any data of the general domain, which units a small disturbance of the model's knowledge goes by.
+    Both passes get a gradient. batch: rows 2n and 2n + 1 are the same sample, and differ by dropout. All positions
+    except padding count. L_n is a mean over tokens, so that long samples do not dominate; the authors sum over the
+    sequence, padding included, times 0.1. Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306).
+
+    The gradient shows which units carry the model's general knowledge, without data of the general domain.
     """
     hidden = hidden_states(model, batch)
     weight, softcap = head_weight(model)
@@ -51,9 +53,9 @@ def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def task_nll(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over samples of the mean negative log-likelihood of the response tokens: importance for the task itself.
+    """Sum over samples of the mean NLL of the response tokens. It measures importance for the task itself.
 
-    batch: with `labels` [rows, tokens], -100 outside the response.
+    batch: also needs `labels` [rows, tokens], -100 outside the response.
     """
     if "labels" not in batch:
         raise CofituneError("The proxy task_nll needs `labels` in every batch (-100 outside the response).")
@@ -67,7 +69,7 @@ def task_nll(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _check_head(model: nn.Module, batch: Batch) -> None:
-    """The head as `kl_dropout` applies it must give the model's own logits; some families scale theirs in addition."""
+    """Check that the head as `kl_dropout` applies it gives the model's own logits. Some families also scale them."""
     few = {name: batch[name][:1, :8] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         hidden = hidden_states(model, few)

@@ -1,8 +1,8 @@
-"""Send only chosen token positions through the language-model head.
+"""Send only selected positions through the language-model head.
 
-The head is the widest matrix of a small model, and only response tokens are ever scored or trained on, so the other
-positions need no logits. A hook on the head does it for every family: whatever a model does to its logits afterwards
-(soft-capping, scaling) still happens, in the model's own code.
+The head is the widest matrix of a small model. Only response tokens are scored or trained on, so the other positions
+need no logits. A hook on the head selects the positions for every family. Later steps of the model's own code, such as
+soft-capping or scaling, still apply.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from .sharded import unshard
 
 @contextmanager
 def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Inside the block `model(...).logits` has shape [1, mask.sum(), vocabulary].
+    """Context in which `model(...).logits` has shape [1, mask.sum(), vocabulary].
 
-    mask: bool [batch, tokens]; the chosen positions come in row-major order, as `hidden[mask]` gives them. Gathering
-    before the head also keeps its backward a plain matrix product: a strided slice of hidden states would make
-    PyTorch expand the head weight once per sample.
+    mask: bool [batch, tokens]; the selected positions come in row-major order, as in `hidden[mask]`.
+
+    Gathering before the head keeps the head's backward a plain matrix product. For a strided slice of the hidden
+    states PyTorch would expand the head weight once per sample.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -46,9 +47,9 @@ def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
 
 
 def logits_at(model: nn.Module, batch: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """Logits [N, vocabulary] at the N positions of the mask, in row-major order.
+    """Compute the logits [N, vocabulary] at the N positions of the mask, in row-major order.
 
-    batch: `input_ids` and `attention_mask`, each [batch, tokens]; what else it holds is not read. mask: bool
+    batch: `input_ids` and `attention_mask`, each [batch, tokens]; other entries are not read. mask: bool
     [batch, tokens], on any device.
     """
     with select_positions(model, mask):
@@ -70,7 +71,7 @@ def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor,
 
 
 def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
-    """Head weight [vocabulary, hidden] and the cap of the logits, if the family has one (Gemma 2)."""
+    """Head weight [vocabulary, hidden], and the soft cap of the logits if the family has one (Gemma 2), else None."""
     head = model.get_output_embeddings()
     if head is None:
         raise CofituneError(f"{type(model).__name__} has no language-model head; a causal language model is needed.")
@@ -78,7 +79,7 @@ def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
 
 
 def hidden_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The states [batch, tokens, hidden] that go into the head; batch: `input_ids` and `attention_mask`."""
+    """Compute the head's input, [batch, tokens, hidden], from `input_ids` and `attention_mask`."""
     unshard(model)
     decoder = model.get_decoder()
     output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)

@@ -1,4 +1,4 @@
-"""What a model gives to the answers of rows: their negative log-likelihoods, and whether it would write them."""
+"""Score answers of rows: their negative log-likelihood, and exact match under greedy decoding."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .results import ItemScore
 
 CHUNK_BYTES = 256 * 2**20
 """Bound on the fp32 values [positions, vocabulary] alive at once: logits and their log-softmax."""
-_PACKED, _PADDED, _ROW = -1, -2, -3  # in the keys of batches, where all else is token ids
+_PACKED, _PADDED, _ROW = -1, -2, -3  # markers in the keys of batches, beside token ids
 
 
 def answer_scores(
     model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens_per_batch: int = 4096, *,
     prefix: CachedPrefix | None = None,
 ) -> list[ItemScore]:
-    """For each row: summed NLL of its response, number of response tokens, and whether all are the most probable.
+    """Compute for each row the summed NLL of its response, its number of tokens, and if all are the most probable.
 
-    What rows share from their begin on is computed once (`data.packing`) where the attention takes rows apart, else
-    rows are padded. prefix: an entered one of `model`; the layers below it run only for batches that are not in its
-    cache. The cache holds batch by batch, so a score is the same to the bit whatever is in it.
+    Common beginnings of rows are computed once (`data.packing`) if the model's attention takes tries; else rows are
+    padded. prefix: a prefix of `model`, entered as a context. The layers of the prefix run only for batches that are
+    not in its cache. The cache stores whole batches, so a score has the same bits with and without it.
     """
     packed = takes_tries(model, max(len(row.input_ids) for row in rows))
     planned = (_packed(rows, max_tokens_per_batch) if packed else
@@ -51,8 +51,12 @@ def answer_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """call: what the model's forward takes. answers: (index of the row, the places in the flattened [batch, tokens]
-    where its answer is predicted, the answer's ids). states: the places whose states the prefix cache keeps."""
+    """A batch of answers.
+
+    call: arguments of the model's forward.
+    answers: (index of the row, places in the flattened [batch, tokens] that predict its answer, ids of the answer).
+    states: places whose states the prefix cache stores, with the batch's key.
+    """
 
     call: dict[str, Tensor]
     answers: list[tuple[int, Sequence[int], list[int]]]
@@ -76,7 +80,7 @@ def _padded(rows: Sequence[Encoded], pad_token_id: int, max_tokens: int) -> Iter
 
 
 def _key(form: int, rows: Sequence[Encoded]) -> bytes:
-    """Of all rows of a batch together: the same row differs in the last bit from one batch to another."""
+    """Key of a whole batch. States of a row can differ in the last bit from one batch to another."""
     content = [form]
     for row in rows:
         content += [_ROW, *row.input_ids[:-1]]
@@ -84,7 +88,7 @@ def _key(form: int, rows: Sequence[Encoded]) -> bytes:
 
 
 def _forward(model: nn.Module, batch: _Batch, prefix: CachedPrefix | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """NLLs (float64) of the tokens of each answer, and whether each is the most probable."""
+    """NLLs (float64) of the tokens of each answer, and for each token True if it is the most probable one."""
     device = model.get_input_embeddings().weight.device
     call = {name: tensor.to(device) for name, tensor in batch.call.items()}
     places = torch.tensor([place for _, predictors, _ in batch.answers for place in predictors])
@@ -94,18 +98,19 @@ def _forward(model: nn.Module, batch: _Batch, prefix: CachedPrefix | None) -> tu
     given = prefix.forward(call, [batch.states]) if prefix is not None else nullcontext(call)
     with select_positions(model, mask), given as call:
         logits = model(**call, use_cache=False).logits[0]
-    # The same place may predict the first token of several answers, so places are looked up, not walked through.
+    # One place can predict the first token of several answers, so each place is mapped to its row of logits.
     nlls, hits = token_scores(logits, targets, (mask.flatten().cumsum(0) - 1)[places])
     sizes = [len(answer) for _, _, answer in batch.answers]
     return nlls.split(sizes), hits.split(sizes)
 
 
 def token_scores(logits: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL (float64 [N]) of targets [N] under logits[places], and whether each is the most probable; both on the CPU.
+    """Compute NLL (float64 [N]) of targets [N] under logits[places], and True where it is the most probable token.
 
-    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order.
+    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order. Results
+    are on the CPU.
     """
-    chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two of fp32: the logits and their log-softmax
+    chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two fp32 tensors: the logits and their log-softmax
     nlls, hits = [], []
     for rows, wanted in zip(places.to(logits.device).split(chunk), targets.to(logits.device).split(chunk), strict=True):
         part = logits[rows]
