@@ -5,7 +5,9 @@ The names here are loaded when first used, so that `import cofitune_fast` is qui
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -24,6 +26,24 @@ _HOMES = {
 _ROOMS = ("ops",)
 
 __all__ = [*sorted(_HOMES), *_ROOMS, "__version__"]
+
+
+def _hide_kernels_folder() -> None:
+    """Let `import kernels` fail where it would find the bare folder of a checkout.
+
+    Run from a checkout's root, kernels/ is importable under the name of the Hugging Face package for which transformers
+    and bitsandbytes probe. None in sys.modules is Python's own sign for "no such package". An installed package comes
+    before a bare folder, and so is found and left alone.
+    """
+    folder = Path(__file__).resolve().parents[1] / "kernels"
+    if "kernels" not in sys.modules and folder.is_dir():
+        spec = importlib.util.find_spec("kernels")
+        found = None if spec is None else spec.submodule_search_locations
+        if found and spec.origin is None and {Path(path).resolve() for path in found} == {folder}:
+            sys.modules["kernels"] = None
+
+
+_hide_kernels_folder()
 
 
 def __getattr__(name: str) -> Any:

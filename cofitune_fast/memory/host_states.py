@@ -116,8 +116,9 @@ class HostMaskedAdamW(MaskedAdamW):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set all gradients to None, on the host and on the device."""
-        for p, mirror in self._mirrors.items():
-            p.grad = mirror.host.grad = None
+        super().zero_grad()
+        for p in self._mirrors:
+            p.grad = None
 
     @torch.no_grad()
     def read_weights(self) -> None:
@@ -129,6 +130,9 @@ class HostMaskedAdamW(MaskedAdamW):
         """Restore the state as in MaskedAdamW. The weights are read from the model."""
         super().load_state_dict(state_dict)
         self.read_weights()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_links": {}}  # streams are not copied, but made when needed
 
     def _link(self, p: Tensor) -> _Link:
         if p.device not in self._links:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
@@ -74,9 +75,58 @@ def test_installed_in_place(checkout, tmp_path):
     assert loaded_from(tmp_path, activate) == checkout / "kernels"
 
 
-def test_from_the_root_the_folder_shadows_no_package():
-    code = "import importlib.util; print(importlib.util.find_spec('kernels').origin)"
-    assert python("-S", "-c", code, folder=ROOT).strip() == "None"  # a regular package would have an __init__.py
+# The Hugging Face package `kernels`, for which transformers and bitsandbytes probe, is not our folder. -S: nothing that
+# is installed here is seen, so that both situations can be made.
+PROBE = """
+import importlib.util, cofitune_fast
+try:
+    from kernels import get_kernel
+except ModuleNotFoundError:
+    get_kernel = None
+print(importlib.util.find_spec('kernels') is not None, get_kernel)
+"""
+
+
+@pytest.mark.parametrize("start", [["-S", "-c"], ["-S", "-m", "timeit", "-n1", "-r1"]], ids=["-c", "-m"])
+def test_from_the_root_the_folder_is_not_seen_as_the_package_of_its_name(start):
+    assert python(*start, PROBE, folder=ROOT).splitlines()[0] == "False None"
+
+
+@pytest.fixture
+def hugging_face(tmp_path) -> Path:
+    """A folder for sys.path with a package `kernels` in it."""
+    (tmp_path / "site" / "kernels").mkdir(parents=True)
+    (tmp_path / "site" / "kernels" / "__init__.py").write_text("__version__ = '1.0'\nget_kernel = 'theirs'\n")
+    return tmp_path / "site"
+
+
+def test_from_the_root_an_installed_package_of_its_name_is_found(hugging_face):
+    code = f"import sys; sys.path.append({str(hugging_face)!r})\n{PROBE}"
+    assert python("-S", "-c", code, folder=ROOT).strip() == "True theirs"
+
+
+def test_a_package_that_has_been_imported_before_stays(hugging_face):
+    code = f"import sys; sys.path.append({str(hugging_face)!r}); import kernels\n{PROBE}"
+    assert python("-S", "-c", code, folder=ROOT).strip() == "True theirs"
+
+
+def test_a_users_own_folder_of_that_name_stays(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "mine.py").touch()
+    code = "import cofitune_fast, kernels.mine; print(kernels.mine.__name__)"
+    assert python("-S", "-c", code, folder=tmp_path, PYTHONPATH=str(ROOT)).strip() == "kernels.mine"
+
+
+@pytest.mark.skipif("kernels" in importlib.metadata.packages_distributions(), reason="the package is installed here")
+def test_from_the_root_transformers_sees_no_package_of_its_name():
+    code = ("import cofitune_fast\nfrom transformers.utils import import_utils\n"
+            "print(import_utils._is_package_available('kernels'), import_utils.is_kernels_available())")
+    assert python("-c", code, folder=ROOT).strip() == "(False, None) False"
+
+
+@needs_triton
+def test_from_the_root_our_own_kernels_load():
+    assert loaded_from(ROOT) == ROOT / "kernels"
 
 
 def test_the_ops_load_without_triton():
