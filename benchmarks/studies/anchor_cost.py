@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from cofitune_fast.anchor import Anchor, AnchorSettings
-from cofitune_fast.data import batches
-from cofitune_fast.losses.objectives import TopKl
+from cofitune_fast.data import batches, label_predictors
+from cofitune_fast.losses import TopKl
 from cofitune_fast.models import load_model
-from cofitune_fast.models.head import response_logits
+from cofitune_fast.models.head import logits_at
 from cofitune_fast.regions import Region
 from cofitune_fast.training import TrainOptions
 from cofitune_fast.trials import TrialData, Workbench
@@ -39,7 +39,8 @@ def log_probabilities(bench: Workbench, anchor: Anchor) -> torch.Tensor:
     """Of all tokens at every response token of the texts, bfloat16 models' logits in float32."""
     found: list[Any] = [None] * len(anchor.rows)
     for indices, batch in batches(anchor.rows, bench.pad_token_id, max_tokens=512):
-        log_q = torch.log_softmax(response_logits(bench.model, batch)[0].float(), -1)
+        mask, _ = label_predictors(batch["labels"])
+        log_q = torch.log_softmax(logits_at(bench.model, batch, mask).float(), -1)
         sizes = [len(anchor.rows[index].ids) for index in indices]
         for index, part in zip(indices, log_q.split(sizes), strict=True):
             found[index] = part

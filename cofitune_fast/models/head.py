@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
@@ -55,19 +54,6 @@ def logits_at(model: nn.Module, batch: dict[str, Tensor], mask: Tensor) -> Tenso
     with select_positions(model, mask):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return output.logits[0]
-
-
-def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits [N, vocabulary] of the positions that predict a response token, and those tokens [N].
-
-    batch: `input_ids`, `attention_mask` and `labels`, each [batch, tokens]; labels are -100 outside the response.
-    N counts the labelled tokens except those in column 0, which nothing predicts. Row-major order.
-    """
-    targets = batch["labels"][:, 1:]
-    chosen = targets != -100
-    mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    mask[:, :-1] = chosen
-    return logits_at(model, batch, mask), targets[chosen]
 
 
 def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
