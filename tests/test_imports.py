@@ -16,6 +16,7 @@ PACKAGE = ROOT / "cofitune_fast"
 MAY_IMPORT = {
     "errors": "",
     "files": "errors",
+    "yaml_text": "errors",
     "environment": "",
     "ops": "errors",
     "models": "errors files",
@@ -24,18 +25,18 @@ MAY_IMPORT = {
     "optim": "errors ops regions",
     "importance": "errors files ops models data regions",
     "memory": "errors files ops models regions optim",
-    "scoring": "errors files ops models data memory",
+    "scoring": "errors files yaml_text ops models data memory",
     "anchor": "errors files models data",
     "losses": "errors ops",
     "training": "errors files models anchor data losses optim regions memory planning",
     "trials": "errors files environment models anchor data importance memory regions scoring training",
-    "search": "errors files models regions scoring training trials",
+    "search": "errors files yaml_text models regions scoring training trials",
     "methods": "errors files models anchor data importance optim regions scoring training trials search",
     "pipeline": "errors files models anchor importance methods regions scoring training trials search",
     "compare": "errors files models anchor data methods regions scoring training trials search",
     "analysis": "errors files models data regions scoring",
     "report": "errors files",
-    "config": "errors",
+    "config": "errors yaml_text",
     "display": "report search",
     "demo": "errors files config",
     "planning": "errors losses ops memory models regions",
@@ -48,7 +49,7 @@ CORE_THIRD_PARTY = {"torch", "transformers", "numpy", "safetensors", "huggingfac
                     "jinja2"}
 THIRD_PARTY = {
     "report": {"matplotlib", "jinja2", "rich", "numpy"},
-    "config": {"pydantic", "yaml"},
+    "config": {"pydantic", "yaml", "transformers"},
     "display": {"rich"},
     "commands": CORE_THIRD_PARTY | {"typer", "rich"},
     "losses": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it

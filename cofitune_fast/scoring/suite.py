@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.rows import SUFFIXES
 from ..errors import CofituneError
+from ..yaml_text import read_yaml
 from .tasks import NeedsGeneration, Task, needs_packages, read_task
 
 VERSATILITY = ("knowledge", "reasoning", "instruction")
@@ -71,7 +72,7 @@ def read_suite(
     elif Path(source).is_dir():
         entries, origin, root = _folder_groups(Path(source)), f"The suite folder {source}", Path(root or ".")
     else:
-        entries, origin, root = _read_yaml(Path(source)), f"The suite {source}", Path(root or Path(source).parent)
+        entries, origin, root = _read(Path(source)), f"The suite {source}", Path(root or Path(source).parent)
     _refuse_unknown(entries, _SUITE_KEYS, origin)
     entries = _with_versatility(entries, root, origin)
     roots = dict.fromkeys(GROUPS, root)
@@ -113,16 +114,8 @@ def _folder_groups(folder: Path) -> dict[str, Any]:
     return {group: folder.absolute() / group for group in GROUPS if (folder / group).is_dir()}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CofituneError(f"The suite {path} does not exist; name a folder or a YAML file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise CofituneError(f"The suite {path} cannot be read as YAML or JSON ({reason}).") from None
+def _read(path: Path) -> dict[str, Any]:
+    entries = read_yaml(path, "suite")
     if not isinstance(entries, dict):
         raise CofituneError(f"The suite {path} must be a mapping with the keys {', '.join(GROUPS)}.")
     return entries

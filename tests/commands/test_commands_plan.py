@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cofitune_fast.config import load_config
-from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import DEFAULT_REGION
 
 REGION = "ffn.up+ffn.down@25%-50%"
@@ -51,7 +49,7 @@ def test_settings_come_from_the_configuration(plan, tiny_run, tmp_path):
         "model": {"path": tiny_run["model"], "quantize": "nf4"}, "region": "ffn@2", "data": {"max_length": 32},
         "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3,
                      "gradient_checkpointing": True},
-        "memory": {"optimizer_states": "host", "prefix_cache": False}, "storage": "bf16",
+        "memory": {"optimizer_states": "host", "prefix_cache": "off"}, "storage": "bf16",
         "plan": {"response_length": 5}, "mask": "none", "anchor": {"weight": 0.5, "rows": 2},
     }))
     status, out, _ = plan("--config", tmp_path / "run.yaml", "--json", *MACHINE)
@@ -116,15 +114,6 @@ def test_without_a_model_and_without_a_region(plan, tiny_run):
     assert status == 2 and "needs model" in err
     run = ("--model", tiny_run["model"], "--data.max_length", "64", *MACHINE)
     assert plan(*run)[1] == plan(*run, "--region", DEFAULT_REGION)[1] != plan(*run, "--region", "ffn@0")[1]
-
-
-@pytest.mark.parametrize("word", [True, False])
-def test_on_and_off_are_words_in_the_memory_section(tmp_path, word):
-    (tmp_path / "run.yaml").write_text(f"memory: {{packing: {'on' if word else 'off'}, gradient_release: off}}\n")
-    memory = load_config(tmp_path / "run.yaml").memory
-    assert memory.packing == ("on" if word else "off") and memory.gradient_release == "off"
-    with pytest.raises(CofituneError, match=r"memory\.prefix_cache"):
-        load_config(None, {"memory.prefix_cache": True})
 
 
 def test_the_recipe_for_13b_fits_a_card_of_24_gib(plan, folder):

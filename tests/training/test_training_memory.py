@@ -218,7 +218,6 @@ def test_the_settings_of_the_yaml_are_those_of_the_run():
     from cofitune_fast.config import MemorySection
 
     assert MemorySection().model_dump() == asdict(MemorySettings())
-    assert MemorySection(packing=False, gradient_release=False).model_dump() == asdict(MemorySettings(packing="off"))
 
 
 @pytest.mark.parametrize("error", [
