@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .comparison_losses import cost, losses
-from .comparison_planes import GREY, plane, styles_of
+from .comparison_planes import plane, styles_of
 from .comparison_view import FIGURES, MEASURES, chosen_rows, equal_rows, figures_of, gaps, verdict_of
 from .numbers import percent, score
 
@@ -45,7 +45,7 @@ def comparison_values(content: dict[str, Any]) -> dict[str, Any]:
     """The template's values beside those that all pages share."""
     styles = styles_of(content)
     return {
-        "colors": {name: "base" if look.color == GREY else look.color for name, look in styles.items()},
+        "colors": {name: look.color for name, look in styles.items()},
         "figures": FIGURES,
         "measures": MEASURES,
         "gaps": gaps(content),
