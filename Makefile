@@ -38,12 +38,12 @@ sanitize: $(READY)
 
 # The site, in build/site; what it needs is in a folder of its own, without torch.
 docs: $(DOCS)/.ready
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build -q --strict -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict -f docs/site/mkdocs.yml
 	@echo build/site/index.html
 
 $(DOCS)/.ready: constraints.txt
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install -q -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]'
+	$(DOCS)/bin/python -m pip install -q -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
 $(READY): $(SOURCES)
