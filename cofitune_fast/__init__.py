@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .optim import MaskedAdamW, Pull
     from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
     from .scoring import read_suite, score_suite
-    from .training import CoFiTuneTrainer, train_region
+    from .training import CoFiTuneTrainer, TrainOptions, train_region
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _HOMES = {
     "MaskedAdamW": "optim", "Pull": "optim",
     "load_model": "models",
     "read_examples": "data", "encode_examples": "data",
-    "CoFiTuneTrainer": "training", "train_region": "training",
+    "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
     "CofituneError": "errors",
 }
@@ -46,6 +46,7 @@ __all__ = [
     "MaskedAdamW",
     "Pull",
     "Region",
+    "TrainOptions",
     "__version__",
     "compute_importance",
     "encode_examples",

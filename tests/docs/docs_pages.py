@@ -7,7 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthetic_report import synthetic_report
 from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
+
+from cofitune_fast.files import write_json
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,7 +64,8 @@ def run_yaml() -> str:
 
 
 def make_workspace(folder: Path) -> Path:
-    """What the pages take for granted: ./my-chat-model, data/, suite/, run.yaml, examples/, deltas in runs/."""
+    """Make what the pages take for granted: ./my-chat-model, data/, suite/, run.yaml, examples/, and in runs/ deltas
+    and a report."""
     import torch
 
     import cofitune_fast as cf
@@ -88,6 +92,7 @@ def make_workspace(folder: Path) -> Path:
             for _, parameter in region.parameters(trained):
                 parameter.mul_(1.01)
         cf.save_delta(trained, region, folder / "runs" / name / "delta", base=base)
+    write_json(folder / "runs" / "first" / "report.json", synthetic_report())
     return folder
 
 
