@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
+DOCS := build/docs-venv
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format sanitize clean
+.PHONY: demo test bench lint format sanitize docs clean
 
 demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
@@ -34,6 +35,16 @@ format: $(READY)
 # Builds csrc with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and runs the tests of the ops on it.
 sanitize: $(READY)
 	$(BIN)/python tests/native/sanitize.py
+
+# The site, in build/site; what it needs is in a folder of its own, without torch.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict -f docs/site/mkdocs.yml
+	@echo build/site/index.html
+
+$(DOCS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
 
 $(READY): $(SOURCES)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=..."; exit 1; }

@@ -146,8 +146,8 @@ setup(
     packages=[*find_packages(include=["cofitune_fast", "cofitune_fast.*"]), "cofitune_fast.kernels"],
     package_dir={"cofitune_fast.kernels": "kernels"},
     package_data={
-        "cofitune_fast": ["anchor/prompts.txt", "demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json", "demo/**/*.md",
-                          "report/**/*.html", "report/**/*.css", "report/**/*.j2"],
+        "cofitune_fast": ["py.typed", "anchor/prompts.txt", "demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json",
+                          "demo/**/*.md", "report/**/*.html", "report/**/*.css", "report/**/*.j2"],
         "cofitune_fast.kernels": ["*.md"],
     },
     include_package_data=False,

@@ -1,14 +1,27 @@
-"""cofitune_fast: search the few modules worth fine-tuning, train only those, keep the model's versatility.
+"""cofitune_fast: fine-tune a small region of a chat model, held to the base's behaviour by an anchor.
 
 The names here are loaded when first used, so that `import cofitune_fast` is quick.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same names as in _HOMES
+    from . import ops
+    from .anchor import AnchorSettings, open_anchor
+    from .data import encode_examples, read_examples
+    from .errors import CofituneError
+    from .importance import Importance, compute_importance
+    from .models import load_model
+    from .optim import MaskedAdamW, Pull
+    from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
+    from .scoring import read_suite, score_suite
+    from .training import CoFiTuneTrainer, TrainOptions, train_region
 
 __version__ = "0.1.0"
 
@@ -16,16 +29,42 @@ _HOMES = {
     "Region": "regions", "resolve_layout": "regions", "save_delta": "regions", "load_delta": "regions",
     "merge": "regions", "FrozenProof": "regions", "BaseInfo": "regions",
     "Importance": "importance", "compute_importance": "importance",
+    "AnchorSettings": "anchor", "open_anchor": "anchor",
     "MaskedAdamW": "optim", "Pull": "optim",
     "load_model": "models",
     "read_examples": "data", "encode_examples": "data",
-    "CoFiTuneTrainer": "training", "train_region": "training",
+    "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)
 
-__all__ = [*sorted(_HOMES), *_ROOMS, "__version__"]
+__all__ = [
+    "AnchorSettings",
+    "BaseInfo",
+    "CoFiTuneTrainer",
+    "CofituneError",
+    "FrozenProof",
+    "Importance",
+    "MaskedAdamW",
+    "Pull",
+    "Region",
+    "TrainOptions",
+    "__version__",
+    "compute_importance",
+    "encode_examples",
+    "load_delta",
+    "load_model",
+    "merge",
+    "open_anchor",
+    "ops",
+    "read_examples",
+    "read_suite",
+    "resolve_layout",
+    "save_delta",
+    "score_suite",
+    "train_region",
+]
 
 
 def _hide_kernels_folder() -> None:

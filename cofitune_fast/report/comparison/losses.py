@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ..style.canvas import new_figure
 from ..style.labels import Labels
 from ..style.numbers import score, shorten
-from ..style.palette import LIGHT
+from ..style.palette import GREY, LIGHT
 from ..style.plane import LABEL
-from .planes import GREY, styles_of
+from .planes import styles_of
 from .rows import MEASURES, curves_of, verdict_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def losses(content: dict[str, Any], task: str) -> Figure | None:
             continue
         axes.set_yticks(range(len(names)), [shorten(name, LABEL) for name in names])
         for label, name in zip(axes.get_yticklabels(), names, strict=True):
-            label.set_color(LIGHT["muted" if styles[name].color == GREY else "ink"])
+            label.set_color(styles[name].light)
             label.set_fontweight("normal" if styles[name].color == GREY else "bold")
     return figure
 
@@ -64,8 +64,9 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], styles: dict[str, Any]) -> No
         loss = row["loss"]
         bars = [[max(0.0, loss["value"] - loss["low"])], [max(0.0, loss["high"] - loss["value"])]]
         single = row["seeds"] < 2
-        axes.errorbar(loss["value"], place, xerr=bars, fmt=look.marker, ms=6, color=look.light, capsize=2.5,
-                      elinewidth=1.3, mec=look.light, mfc=LIGHT["surface"] if single else look.light,
+        size, width = (6, 1.0) if look.color == GREY else (8, 2.0)
+        axes.errorbar(loss["value"], place, xerr=bars, fmt=look.marker, ms=size, color=look.light, capsize=2.5,
+                      elinewidth=width, mec=look.light, mfc=LIGHT["surface"] if single else look.light,
                       gid=f"loss {row['method']}")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
@@ -96,16 +97,18 @@ def cost(content: dict[str, Any], task: str) -> Figure | None:
     axes.set_xlim(0, 1.25 * max(time for time, _ in places.values()))
     axes.set_ylim(min(*values, 0) - 0.25 * span, max(max(values), 0) + 0.3 * span)
     labels = Labels(figure, axes)
+    labels.keep_free_line(*((x, 0) for x in axes.get_xlim()))
     for name, (time, loss) in places.items():
         bars = [[max(0.0, loss["value"] - loss["low"])], [max(0.0, loss["high"] - loss["value"])]]
-        axes.errorbar(time, loss["value"], yerr=bars, fmt=styles[name].marker, ms=6.5, color=styles[name].light,
-                      elinewidth=1.0, capsize=2.5, mec=LIGHT["surface"], zorder=3)
+        size, width = (6, 1.0) if styles[name].color == GREY else (8.5, 1.8)
+        axes.errorbar(time, loss["value"], yerr=bars, fmt=styles[name].marker, ms=size, color=styles[name].light,
+                      elinewidth=width, capsize=2.5, mec=LIGHT["surface"], zorder=3)
         labels.keep_free({"spec": time, "vers": loss["value"], "spec_se": None,
                           "vers_se": (loss["high"] - loss["low"]) / 2})
     for name, (time, loss) in places.items():
         at = {"spec": time, "vers": loss["value"], "spec_se": None, "vers_se": None}
-        size = 7.5 if styles[name].color == GREY else 8.5
-        labels.name_point(at, shorten(name, LABEL), styles[name].light, fontsize=size)
+        grey = styles[name].color == GREY
+        labels.name_point(at, shorten(name, LABEL), styles[name].light, fontsize=8 if grey else 9.5, bold=not grey)
     axes.set_xlabel(f"training time, % of {shorten(str(verdict['reference']), LABEL)}'s")
     axes.set_ylabel(f"{PANELS[key]} at Spec {score(verdict['target']['value'])}", fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..style.numbers import percent, score
 from .losses import cost, losses
-from .planes import GREY, plane, styles_of
+from .planes import plane, styles_of
 from .rows import FIGURES, MEASURES, chosen_rows, equal_rows, figures_of, gaps, verdict_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def comparison_values(content: dict[str, Any]) -> dict[str, Any]:
     """The template's values beside those that all pages share."""
     styles = styles_of(content)
     return {
-        "colors": {name: "base" if look.color == GREY else look.color for name, look in styles.items()},
+        "colors": {name: look.color for name, look in styles.items()},
         "figures": FIGURES,
         "measures": MEASURES,
         "gaps": gaps(content),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..style.canvas import new_figure
 from ..style.labels import Labels
 from ..style.numbers import shorten
-from ..style.palette import LIGHT, Style, highlighted_styles
+from ..style.palette import GREY, LIGHT, Style, highlighted_styles
 from ..style.plane import LABEL
 from .rows import curves_of, verdict_of
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = {"vers": "Vers: versatility", "instruction_likelihood": "Instruction likelihood"}
-GREY = "muted"
 
 
 def styles_of(content: dict[str, Any]) -> dict[str, Style]:
-    return highlighted_styles([method["name"] for method in content["methods"]])
+    return highlighted_styles(content["methods"])
 
 
 def plane(content: dict[str, Any], task: str, measure: str) -> Figure | None:
@@ -100,14 +99,14 @@ def _curve(
     places = sorted(base if index is None else _at(curve["points"][index], measure) for index in corners)
     # A corner is chosen on valid; where another is above it in both on test, the frontier does not pass through it.
     line = [(x, y) for x, y in places if (x, y) == base or not any(u > x and v > y for u, v in places)]
-    axes.plot(*zip(*line, strict=True), color=look.light, lw=0.9 if grey else 1.7, alpha=0.7 if grey else 1.0,
+    axes.plot(*zip(*line, strict=True), color=look.light, lw=1.0 if grey else 2.4, alpha=0.8 if grey else 1.0,
               zorder=2, gid=f"curve {curve['method']}")
     for point in points:
         x, y = _at(point, measure)
         filled = curve["points"].index(point) in corners
         axes.errorbar(x, y, xerr=_bars(point, "spec"), yerr=_bars(point, measure), fmt="none", ecolor=look.light,
                       elinewidth=0.6 if grey else 1.0, alpha=0.35 if grey else 0.55, zorder=2)
-        axes.plot(x, y, look.marker, ms=5 if grey else 7, color=look.light, mew=0.9, zorder=3 if grey else 4,
+        axes.plot(x, y, look.marker, ms=5.5 if grey else 8, color=look.light, mew=0.9, zorder=3 if grey else 4,
                   mfc=look.light if filled else LIGHT["surface"], gid=f"point {curve['method']}",
                   mec=look.light if grey or not filled else LIGHT["surface"])
 
@@ -123,7 +122,7 @@ def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], styles: dict[st
         grey = styles[name].color == GREY
         axes.annotate(
             shorten(name, LABEL), ends[name], xytext=(1.03, at), textcoords="axes fraction", va="center",
-            fontsize=8 if grey else 8.5, fontweight="normal" if grey else "bold", color=styles[name].light,
+            fontsize=8 if grey else 9.5, fontweight="normal" if grey else "bold", color=styles[name].light,
             annotation_clip=False, gid=f"name {name}",
             arrowprops={"arrowstyle": "-", "lw": 0.6, "color": styles[name].light, "alpha": 0.6, "shrinkA": 1,
                         "shrinkB": 5},

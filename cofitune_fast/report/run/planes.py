@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..style.canvas import new_figure
 from ..style.labels import Labels, error_bar
 from ..style.numbers import score, shorten
-from ..style.palette import LIGHT, method_styles
+from ..style.palette import GREY, LIGHT, method_styles
 from ..style.plane import LABEL, iso_uni, limits, name_axes, plottable
 from .schema import BASE
 from .verdict import searched_on_report_split
@@ -42,7 +42,8 @@ def tradeoff(report: dict[str, Any]) -> Figure | None:
     for point in points:
         labels.keep_free(point)
     for point in points:
-        labels.name_point(point, shorten(point["name"], LABEL), styles[point["name"]].light)
+        look = styles[point["name"]]
+        labels.name_point(point, shorten(point["name"], LABEL), look.light, bold=look.color != GREY)
     _base_line(axes, labels, points)
     iso_uni(axes, labels)
     return figure

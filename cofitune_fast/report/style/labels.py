@@ -50,11 +50,12 @@ class Labels:
         self.bars.append(Bbox(self.axes.transData.transform([start, end])).padded(self.point))
 
     def name_point(
-        self, entry: dict[str, Any], name: str, color: str, *, optional: bool = False, fontsize: float = 8.5
-    ) -> None:
+        self, entry: dict[str, Any], name: str, color: str, *, optional: bool = False, fontsize: float = 8.5,
+        bold: bool = True,
+    ) -> None:  # fmt: skip
         reach = (1, 1.7) if optional else (1, 1.7, 2.6, 3.6)
         places = [(dx * r, dy * r, ha, va) for r in reach for dx, dy, ha, va in self.NEAR]
-        look = {"fontsize": fontsize, "color": color, "fontweight": "bold", "zorder": 5}
+        look = {"fontsize": fontsize, "color": color, "fontweight": "bold" if bold else "normal", "zorder": 5}
         self.write(name, (entry["spec"], entry["vers"]), places, optional=optional, **look)
 
     def write(

@@ -9,6 +9,7 @@ darkened until they can be read as text on white; a marker of its own per method
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 COLORS: dict[str, tuple[str, str]] = {  # name: (light, dark)
     "surface": ("#ffffff", "#171b21"),
@@ -47,9 +48,10 @@ COLORS: dict[str, tuple[str, str]] = {  # name: (light, dark)
 LIGHT = {name: light for name, (light, _) in COLORS.items()}
 STEPS = 7
 
-KNOWN = {"base": "base", "full SFT": "vermillion", "CoFiTune coarse": "sky", "CoFiTune fine": "blue", "LoRA": "green",
+KNOWN = {"base": "base", "full SFT": "muted", "CoFiTune coarse": "sky", "CoFiTune fine": "blue", "LoRA": "green",
          "Wise-FT": "pink", "V-SoftMask": "purple", "L1": "amber", "L2": "brown"}  # fmt: skip
 CYCLE = ("green", "pink", "amber", "purple", "olive", "brown", "sky", "vermillion", "blue")
+OURS, GREY = ("blue", "sky", "purple", "brown"), "muted"
 MARKERS = {"base": "s", "full SFT": "D", "CoFiTune coarse": "o", "CoFiTune fine": "o"}
 MARKER_CYCLE = ("^", "v", "P", "X", "<", ">", "p", "h", "d", "*")
 
@@ -83,20 +85,24 @@ def method_styles(names: list[str]) -> dict[str, Style]:
     return styles
 
 
-def highlighted_styles(names: list[str]) -> dict[str, Style]:
-    """Colours for what a comparison is about: ours, full SFT and LoRA; all other methods are grey, told apart by
-    their markers and the names beside them."""
-    ours = [name for name in names if name.lower().startswith("cofitune")]
-    ours_colors = ("blue", "sky", "purple", "brown")
+def highlighted_styles(methods: list[dict[str, Any]]) -> dict[str, Style]:
+    """Colours for our methods; all others are grey, told apart by their markers and the names beside them.
+
+    methods: {name, recipe} of a comparison. The last of ours is the boldest.
+    """
+    ours = [method["name"] for method in methods if is_ours(method)]
     styles = {}
-    for place, name in enumerate(names):
-        plain = name.lower().replace("-", " ")
-        if name in ours:  # the last one is the most refined
-            color = ours_colors[(len(ours) - 1 - ours.index(name)) % len(ours_colors)]
-        else:
-            color = "vermillion" if plain == "full sft" else "green" if plain.startswith("lora") else "muted"
-        styles[name] = Style(color, MARKERS.get(name, MARKER_CYCLE[place % len(MARKER_CYCLE)]))
+    for place, name in enumerate(method["name"] for method in methods):
+        color = OURS[(len(ours) - 1 - ours.index(name)) % len(OURS)] if name in ours else GREY
+        styles[name] = Style(color, "o" if name in ours[-1:] else MARKER_CYCLE[place % len(MARKER_CYCLE)])
     return styles
+
+
+def is_ours(method: dict[str, Any]) -> bool:
+    """Whether a method trains a region with an anchor, or is called CoFiTune."""
+    recipe = method.get("recipe") or {}
+    region = recipe.get("region") or "full"
+    return method["name"].lower().startswith("cofitune") or bool(region != "full" and recipe.get("anchor"))
 
 
 def css_variables() -> tuple[str, str]:

@@ -20,7 +20,7 @@ from cofitune_fast.report.comparison.planes import plane, spread
 from cofitune_fast.report.comparison.rows import chosen_rows, equal_rows, gaps, verdict_of
 from cofitune_fast.report.comparison.schema import checked_comparison
 from cofitune_fast.report.style.canvas import style
-from cofitune_fast.report.style.palette import LIGHT, highlighted_styles
+from cofitune_fast.report.style.palette import GREY, LIGHT, highlighted_styles, method_styles
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -129,10 +129,45 @@ def test_cost_stands_against_what_is_lost(content):
     assert x == pytest.approx([100 * times[row["method"]] / times["full SFT"] for row in rows])
 
 
-def test_ours_and_the_rivals_stand_out_and_the_rest_is_grey():
-    styles = highlighted_styles(list(METHODS))
-    assert [styles[name].color for name in METHODS] == ["vermillion", "green", "muted", "muted", "sky", "blue"]
-    assert len({look.marker for look in styles.values()}) == len(METHODS)
+def named(name, **recipe):
+    return {"name": name, "recipe": {"region": "full", "lora": None, "anchor": None, **recipe}}
+
+
+def test_ours_is_coloured_and_the_rest_is_grey():
+    anchor = {"weight": 1.0}
+    methods = [
+        named("full-sft"), named("lora", lora={"rank": 16}), named("region", region="ffn@50%-75%"),
+        named("narrow", region="ffn@50%-75%", anchor=anchor), named("full-anchor", anchor=anchor),
+        named("lora-anchor", lora={"rank": 16}, anchor=anchor), named("broad", region="ffn@40%-75%", anchor=anchor),
+    ]
+    styles = highlighted_styles(methods)
+    coloured = {name: look.color for name, look in styles.items() if look.color != GREY}
+    assert coloured == {"narrow": "sky", "broad": "blue"}
+    assert len({look.marker for look in styles.values()}) == len(methods)
+
+
+def test_what_is_called_cofitune_is_ours_without_a_recipe():
+    styles = highlighted_styles([{"name": name, "recipe": {}} for name in METHODS])
+    assert [styles[name].color for name in METHODS] == [GREY, GREY, GREY, GREY, "sky", "blue"]
+
+
+def test_our_curve_and_name_are_the_boldest(content):
+    (axes,) = drawn(plane, content, "e2e", "vers").axes
+    curves = {line.get_gid().removeprefix("curve "): line for line in axes.lines
+              if (line.get_gid() or "").startswith("curve ")}
+    names = {text.get_gid().removeprefix("name "): text for text in axes.texts
+             if (text.get_gid() or "").startswith("name ")}
+    assert set(curves) == set(METHODS)
+    for name in METHODS:
+        ours = name.startswith("CoFiTune")
+        assert (curves[name].get_color() == LIGHT[GREY]) is not ours, name
+        assert names[name].get_fontweight() == ("bold" if ours else "normal")
+        assert (curves[name].get_linewidth() == max(line.get_linewidth() for line in curves.values())) is ours
+
+
+def test_in_a_runs_picture_full_sft_is_grey_too():
+    styles = method_styles(["base", "full SFT", "CoFiTune coarse", "CoFiTune fine"])
+    assert [look.color for look in styles.values()] == ["base", GREY, "sky", "blue"]
 
 
 def test_the_page_says_it_all(content, tmp_path):
