@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_report import method, node, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import read_report, write_report
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.run.tables import TITLES, method_rows
 
 pytest.importorskip("matplotlib")
@@ -57,7 +57,7 @@ def page_of(report, folder):
 def test_every_number_of_the_table_is_on_the_page(tmp_path):
     report = synthetic_report()
     text, _ = page_of(report, tmp_path)
-    rows = method_rows(checked(report))
+    rows = method_rows(checked("report", report))
     assert len(rows) == 4
     for row in rows:
         assert html.escape(row.name) in text and row.region in text and row.setting in text

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from ...artefacts.run import BASE
 from ..differences import AHEAD, BEHIND, TIE, UNKNOWN, Difference, Entry, difference, share
 from ..headline import Headline, Tile
 from ..style.numbers import MISSING, NBSP, byte_size, duration, finite, percent, score
-from .schema import BASE
 from .verdict import base_row, cofitune_row, full_row
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...artefacts import checked
+from ...artefacts.run import BASE
+from ...artefacts.scores import SCORES
 from ...errors import CofituneError
 from ..differences import share
 from ..style.cell import Cell
 from ..style.numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
-from ..style.shapes import SCORES
-from .schema import BASE, checked
 from .verdict import best
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def methods_table(report: dict[str, Any]) -> Table:
     except ImportError:
         sentence = "The terminal table needs rich; install it with: pip install 'cofitune-fast[cli]'"
         raise CofituneError(sentence) from None
-    report = checked(report)
+    report = checked("report", report)
     table = Table(
         title=escape(report["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
         box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
@@ -98,7 +99,7 @@ def methods_table(report: dict[str, Any]) -> Table:
 
 def plain_table(report: dict[str, Any]) -> str:
     """The comparison as aligned text, without any package; a leading score is followed by an asterisk."""
-    report = checked(report)
+    report = checked("report", report)
     lines = [["Method", "Region", *TITLES.values()]]
     for row in method_rows(report):
         cells = []

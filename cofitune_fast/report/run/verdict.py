@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...artefacts.run import BASE
 from ..differences import AHEAD, Entry, difference
 from ..style.numbers import finite
-from .schema import BASE
 
 
 def best(methods: list[Entry], key: str) -> str | None:

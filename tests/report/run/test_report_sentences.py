@@ -7,14 +7,14 @@ import math
 import pytest
 from synthetic_report import method, node, synthetic_report
 
-from cofitune_fast.report.run.schema import checked
+from cofitune_fast.artefacts import checked
 from cofitune_fast.report.run.sentences import headline
 from cofitune_fast.report.run.verdict import best, difference
 from cofitune_fast.report.search.sentences import search_sentence
 
 
 def told(*methods, **more):
-    return headline(checked(synthetic_report(methods=list(methods), **more)))
+    return headline(checked("report", synthetic_report(methods=list(methods), **more)))
 
 
 BASE = method("base", 0.10, 0.60)
@@ -125,7 +125,8 @@ def test_missing_rows_and_numbers():
 
 
 def test_differences_and_the_rule_for_bold():
-    rows = checked(synthetic_report(methods=[BASE, FULL, ours(0.406, 0.58), method("LoRA", 0.405, 0.40)]))["methods"]
+    methods = [BASE, FULL, ours(0.406, 0.58), method("LoRA", 0.405, 0.40)]
+    rows = checked("report", synthetic_report(methods=methods))["methods"]
     lead = difference(rows[2], rows[1], "spec")
     assert lead.value == pytest.approx(0.006) and lead.se == pytest.approx(math.hypot(0.004, 0.004))
     assert lead.outcome == "ahead" and not lead.clear
@@ -137,15 +138,14 @@ def test_differences_and_the_rule_for_bold():
 
 
 def test_the_search_sentence():
-    search = checked(synthetic_report())["search"]
+    search = checked("report", synthetic_report())["search"]
     assert (
         search_sentence(search)
         == "None of the 5 other scored regions lies within the standard error of the chosen one."
     )
     near = node("g", "d", 3, 0.381, 0.593, label="node g")
-    search = checked(synthetic_report(search={"chosen": "f", "split": "valid", "nodes": [*search["nodes"], near]}))[
-        "search"
-    ]
+    nodes = [*search["nodes"], near]
+    search = checked("report", synthetic_report(search={"chosen": "f", "split": "valid", "nodes": nodes}))["search"]
     text = search_sentence(search)
     assert "1 of the 6 other scored regions lies within" in text and "a close call" in text
     assert "The highest Uni, 0.974, is not that of the chosen region but of node g." in text

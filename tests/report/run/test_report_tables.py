@@ -6,9 +6,9 @@ import sys
 import pytest
 from synthetic_report import method, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import methods_table, plain_table
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.run.tables import detail_rows
 from cofitune_fast.report.style import numbers as n
 
@@ -72,7 +72,7 @@ def test_without_rich_one_sentence_says_what_to_install(monkeypatch):
 def test_details_have_a_row_for_each_task_and_other_metric():
     report = synthetic_report()
     del report["methods"][1]["details"]
-    rows = detail_rows(checked(report))
+    rows = detail_rows(checked("report", report))
     assert [(row.task, row.metric, row.n) for row in rows] == [("facts", "accuracy", "1,200"), ("", "exact", "")]
     assert [spaces(f"{cell.text} {cell.small}") for cell in rows[0].cells] == [
         "0.612 ± 0.004", "– ", "0.541 ± 0.004", "0.598 ± 0.004",
