@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..artefacts.analysis import Change
 from ..models.fingerprint import named_parameters
 from ..regions import Layout
 
 
-def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> dict[str, Any]:
+def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> Change:
     """The change of `model` against the tensors it had `before` (those absent there did not change).
 
     - "relative": {role: [layers]}, ||W1 - W0||_F / ||W0||_F of each cell, a projection's bias included; 0.0 where

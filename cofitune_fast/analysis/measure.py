@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..artefacts.analysis import Counts, Measured
 from ..data import batches, pad_token_id
 from ..errors import CofituneError
 from ..models.mode import evaluation_mode
@@ -38,9 +39,9 @@ class _Reading:
 def analyze(
     model: nn.Module, tokenizer: Any, task: Task, variants: Sequence[Variant], base: BaseInfo, *,
     max_length: int | None = None, tell: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Measured:
     """Measure the base `model` and each variant on the responses of `task`; returns the parts of analysis.json that are
-    measured: "layers", "roles", "data" and "models" (docs/analysis.md explains each figure).
+    measured (docs/analysis.md explains each figure).
 
     The weights and the training flags of `model` are as they were afterwards. `tell` is called before each model.
 
@@ -111,7 +112,7 @@ def _figures(reading: _Reading, layout: Layout, gained: Tensor) -> dict[str, Any
     }
 
 
-def _counts(readable: Tensor, layers: int) -> dict[str, Any]:
+def _counts(readable: Tensor, layers: int) -> Counts:
     """Tokens by the layer from which on they are readable (the embedding first), and those that never are."""
     counts = readable.bincount(minlength=layers + 2).tolist()
     return {"counts": counts[: layers + 1], "never": counts[layers + 1]}

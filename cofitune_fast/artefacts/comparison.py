@@ -16,15 +16,13 @@ from .fields import (
     Maybe,
     Missing,
     NumberOrNull,
-    Read,
     Table,
     Text,
     Words,
     distinct,
-    number,
     refuse_unknown,
     words,
-)  # fmt: skip
+)
 from .head import Head
 from .scores import Figures, uni_is_the_sum
 
@@ -48,9 +46,11 @@ Interval = Annotated[IntervalEntry, Check(_low_to_high)]
 
 
 class Cost(Entry, total=False):
-    """The cost of a run, or the mean over runs of what they all know."""
+    """The cost of a run, or the mean over runs of what they all know. preparation: of what came before the
+    training, such as a mask."""
 
     seconds: NumberOrNull
+    preparation_seconds: NumberOrNull
     training_seconds: NumberOrNull
     scoring_seconds: NumberOrNull
     tokens: NumberOrNull
@@ -110,7 +110,7 @@ class PointEntry(Entry, total=False):
     the mean over the seeds present.
     """
 
-    learning_rate: Required[Annotated[float, Read(number)]]
+    learning_rate: Required[Finite]
     alpha: NumberOrNull
     seeds: Required[list[int]]
     missing: Required[list[MissingRun]]
@@ -202,7 +202,7 @@ class VerdictRowEntry(Entry, total=False):
     loss: Maybe[Interval]
     mean_loss: Maybe[Interval]
     share: Required[dict[str, Interval | None]]
-    difference: dict[str, Interval]
+    difference: dict[str, Interval | None]
     outcome: Required[dict[str, Outcome]]
     below: Required[dict[str, Below]]
     sentence: Required[Text]

@@ -20,7 +20,8 @@ class MethodEntry(Figures, total=False):
     """A method: what it trained, its scores on the test part, and what it cost.
 
     state: a method that failed has no scores, and what it cost may be null; `why` says in a sentence what happened.
-    learning_rate and epochs are null for the base. run: the training in full. details: {task: its score and metrics}.
+    learning_rate and epochs are null for the base. run: the training in full. drift: from the base, where it
+    was measured. details: {task: its score and metrics}.
     """
 
     name: Required[Text]
@@ -33,6 +34,7 @@ class MethodEntry(Figures, total=False):
     learning_rate: Number
     epochs: Number
     run: dict[str, Any] | None
+    drift: dict[str, Any]
     details: Table[dict[str, Any]]
 
 

@@ -32,7 +32,7 @@ class Cost(Entry, total=False):
     full_sft: Number
 
 
-class Difference(Entry, total=False):
+class DifferenceEntry(Entry, total=False):
     """A paired difference of Uni with its standard error and the ends of its 95 % interval."""
 
     value: Number
@@ -65,7 +65,8 @@ def _name_of_node(value: Any) -> str | int:
 class NodeEntry(Cost, Figures, total=False):
     """A region that was tried; its scores are those of its last rung, its cost is that of all.
 
-    fraction: of its training that it got. dropped: why it was not trained further. tied: whether it is among those
+    roles, layers: the region's two halves. rate_factor: of the learning rate, against the search's. fraction: of its
+    training that it got. dropped: why it was not trained further. tied: whether it is among those
     tied with the best. difference: its Uni less the base's. behind: the Uni of the best less its own.
     """
 
@@ -75,14 +76,17 @@ class NodeEntry(Cost, Figures, total=False):
     level_name: Words
     label: Words
     region: Words
+    roles: str
+    layers: str
+    rate_factor: float
     learning_rate: Number
     trained_parameters: Number
     fraction: NumberOrNull
     dropped: Words
     best_of_level: Annotated[bool, Read(bool), Missing(bool)]
     tied: Annotated[bool, Read(bool), Missing(bool)]
-    difference: Maybe[Difference]
-    behind: Maybe[Difference]
+    difference: Maybe[DifferenceEntry]
+    behind: Maybe[DifferenceEntry]
     rungs: Items[Rung]
 
 
@@ -101,12 +105,13 @@ def _complete_node(node: NodeEntry) -> NodeEntry:
 Node = Annotated[NodeEntry, Check(uni_is_the_sum), Check(_complete_node), Check(_share_of_training)]
 
 
-class Choice(Entry, total=False):
+class ChoiceEntry(Entry, total=False):
     """How sure the choice is; see `search.choice.Choice`."""
 
     best: Maybe[Any]
     tied: Items[Any]
     candidates: Items[Any]
+    fraction: NumberOrNull
     next_best: Maybe[Any]
     confidence: Fraction
     comparisons: Number
@@ -134,7 +139,7 @@ class SearchEntry(Entry, total=False):
     stopped: Words
     cost: Part[Cost]
     base: Maybe[Scores]
-    choice: Maybe[Choice]
+    choice: Maybe[ChoiceEntry]
     test: Maybe[Tested]
     nodes: Required[Annotated[list[Node], distinct("id")]]
 

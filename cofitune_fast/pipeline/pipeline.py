@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anchor import Anchor, AnchorSettings
+from ..artefacts.run import CheckRow, ImportancePart, MethodEntry, ReportEntry
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -76,7 +77,7 @@ class Pipeline:
 
     # The whole ---------------------------------------------------------------------------------------------------
 
-    def run(self, title: str = "CoFiTune run") -> dict[str, Any]:
+    def run(self, title: str = "CoFiTune run") -> ReportEntry:
         """All steps; returns the report as written to report.json."""
         start = time.perf_counter()
         with Journal(self.output, self._identity()) as journal:
@@ -91,7 +92,7 @@ class Pipeline:
             fine, checks = self._fine(region, training, importance)
             full = self._method(Method(
                 "full SFT", Region.full(), {**self.settings.training, **self.settings.full_sft_training}))
-            report = {
+            report: ReportEntry = {
                 **self._head(title),
                 "methods": [base, full, coarse, *([fine] if fine else [])],
                 "search": search.to_dict() if search else None,
@@ -200,7 +201,7 @@ class Pipeline:
         self.observer.stage("Texts of the base for the anchor")
         return self.bench.anchor(self.settings.anchor)
 
-    def _checks(self, fine: dict[str, Any]) -> list[dict[str, Any]]:
+    def _checks(self, fine: MethodEntry) -> list[CheckRow]:
         """The delta on disk, put on the base and merged into a model folder, is the model that was scored."""
         bench, run = self.bench, fine["run"]
         with bench.trial(Region.parse(fine["region"])):
@@ -283,7 +284,7 @@ class Pipeline:
             "run": run.to_dict(),
         }
 
-    def _importance_part(self, importance: Importance | None) -> dict[str, Any] | None:
+    def _importance_part(self, importance: Importance | None) -> ImportancePart | None:
         if importance is None:
             return None
         normalized = importance.normalized(self.settings.preset)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anchor import Anchor
+from ..artefacts.run import MethodEntry
 from ..regions import Region
 from ..scoring import SuiteScores
 from ..training import TrainResult
@@ -38,7 +39,7 @@ BASE = Method("base", None)
 
 def method_row(
     bench: Workbench, method: Method, scores: SuiteScores, run: TrainResult | None = None, seconds: float = 0.0
-) -> dict[str, Any]:
+) -> MethodEntry:
     """The method as a row of report.json: scores with standard errors, and the cost of the run (none for the base)."""
     content = scores.to_dict()
     tasks = content.pop("tasks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from artefact_cases import assert_described
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model
 
@@ -158,6 +159,7 @@ def test_a_search_trains_its_nodes_then_the_chosen_region(make, trained):
 def test_finished_methods_and_nodes_are_kept_and_not_trained_again(make, tmp_path, trained):
     settings = {"levels": LEVELS, "preset": "rank"}
     first = make(**settings).run()
+    assert_described("report", first)
     files = {path.name: path.read_bytes() for path in (tmp_path / "run" / "methods").iterdir()}
     assert set(files) == {"base.json", "cofitune-coarse.json", "cofitune-fine.json", "full-sft.json", "checks.json"}
     assert len(trained) == 4 + 3
