@@ -46,7 +46,7 @@ Interval = Annotated[IntervalEntry, Check(_low_to_high)]
 
 
 class Cost(Entry, total=False):
-    """The cost of a run, or the mean over runs of what they all know. preparation: of what came before the
+    """The cost of a run, or the mean over runs of what they all know. preparation: what came before the
     training, such as a mask."""
 
     seconds: NumberOrNull

@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artefacts.scores import GROUPS
+from ..artefacts.scores import GROUPS, SCORES
 from ..files import writable_folder, write_json, write_text
 from .comparison.page import comparison_pictures, comparison_values
 from .read import checked_report, is_comparison, plain_json, read_report
@@ -83,6 +83,7 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         drawings=dict.fromkeys(PICTURES, "") | drawings,
         titles=TITLES,
         groups=GROUPS,
+        scores=SCORES,
         rows=method_rows(report),
         colors={name: look.color for name, look in styles.items()},
         footnote=FOOTNOTE,

@@ -16,6 +16,11 @@ def best(methods: list[Entry], key: str) -> str | None:
     return None
 
 
+def done(methods: list[Entry]) -> list[Entry]:
+    """The methods that did not fail."""
+    return [method for method in methods if method["state"] != "failed"]
+
+
 def base_row(methods: list[Entry]) -> Entry | None:
     return next((method for method in methods if method["name"] == BASE), None)
 

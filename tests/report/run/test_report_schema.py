@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from synthetic_report import method, node, synthetic_report
+from synthetic_report import failed_method, method, node, synthetic_report
 
 from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
@@ -36,6 +36,15 @@ def test_optional_parts_may_be_absent():
     read = checked("report", {"base": {"model": "m"}, "methods": [{"name": "base"}]})
     assert read["search"] is None and read["importance"] is None and read["checks"] == [] and read["notes"] == []
     assert math.isnan(read["methods"][0]["uni"]) and math.isnan(read["base"]["parameters"])
+
+
+def test_a_report_says_of_each_method_whether_it_failed_and_of_itself_whether_it_is_complete():
+    old = checked("report", synthetic_report())
+    assert {row["state"] for row in old["methods"]} == {"done"} and old["complete"] is True
+    new = checked("report", {"base": {"model": "m"}, "complete": False, "methods": [failed_method("full SFT", "why")]})
+    (row,) = new["methods"]
+    assert (row["state"], row["why"], new["complete"]) == ("failed", "why", False)
+    assert math.isnan(row["uni"]) and math.isnan(row["seconds"]) and row["region"] == "full"
 
 
 def test_checking_leaves_the_given_report_alone():
@@ -72,6 +81,9 @@ def test_files_that_are_no_report(tmp_path):
         (lambda r: r["methods"][2].update(uni=1.2), "methods[2] has a `uni` of 1.2, but spec + vers is 0.943"),
         (lambda r: r["methods"].append(method("LoRA", 0.1, 0.1)), "methods holds the name 'LoRA' twice"),
         (lambda r: r["methods"][0].update(details=[1]), "methods[0].details must be a JSON object"),
+        (lambda r: r["methods"][2].update(state="half"), "methods[2].state must be 'done' or 'failed', not 'half'"),
+        (lambda r: r["methods"][2].update(state="failed"), "methods[2] has failed, but has scores"),
+        (lambda r: r.update(complete="no"), "complete must be true or false, not 'no'"),
         (lambda r: r["search"].update(chosen="zz"), "search names 'zz' as the chosen node, which is not the id"),
         (
             lambda r: r["search"]["nodes"].append(node("g", "zz", 3, 0.1, 0.1)),

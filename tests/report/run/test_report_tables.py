@@ -4,7 +4,7 @@ import io
 import sys
 
 import pytest
-from synthetic_report import method, synthetic_report
+from synthetic_report import failed_method, method, synthetic_report
 
 from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
@@ -51,6 +51,21 @@ def test_plain_table_holds_every_number_and_marks_leaders():
     assert "0.421 ± 0.004*" not in line  # full SFT has more Spec
     assert "*" not in next(line for line in text.splitlines() if line.startswith("base"))
     assert "combined standard error" in text.splitlines()[-1]
+
+
+def test_a_failed_method_has_its_row_without_scores_and_its_reason():
+    report = synthetic_report(complete=False)
+    report["methods"][1] = failed_method("full SFT", "ran out of [memory]", trained_parameters=100_000_000)
+    text = plain_table(report)
+    (line,) = [line for line in text.splitlines() if line.startswith("full SFT (failed)")]
+    assert line.split()[3:] == ["full", "–", "–", "–", "–", "–", "–", "100", "M", "(100", "%)", "–", "–"]
+    assert "\nfull SFT failed: ran out of [memory].\n".replace("full", "Full", 1) in text
+    assert "The run is not finished yet" in text and "(failed)" not in plain_table(synthetic_report())
+    console = pytest.importorskip("rich.console")
+    printer = console.Console(width=80, record=True, file=io.StringIO())
+    printer.print(methods_table(report))
+    shown = " ".join(printer.export_text().split())
+    assert "Full SFT failed: ran out of [memory]." in shown and "The run is not finished yet" in shown
 
 
 def test_rich_table_shows_the_same_and_takes_markup_as_text():
