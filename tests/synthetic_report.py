@@ -20,6 +20,11 @@ def method(name: str, spec: float, vers: float, se: float = 0.004, **more) -> di
     return row | more
 
 
+def failed_method(name: str, why: str | None, **more) -> dict:
+    """A method that ended before it had scores."""
+    return {"name": name, "region": "full", "state": "failed", "why": why, "seconds": None} | more
+
+
 def node(key: str, parent: str | None, level: int, spec: float, vers: float, **more) -> dict:
     return {
         "id": key, "parent": parent, "level": level, "level_name": f"level {level}", "label": f"node {key}",

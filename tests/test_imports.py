@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "files": "errors",
     "yaml_text": "errors",
     "environment": "",
+    "artefacts": "errors files",
     "ops": "errors",
     "models": "errors files",
     "data": "errors files",
@@ -29,13 +30,13 @@ MAY_IMPORT = {
     "anchor": "errors files models data",
     "losses": "errors ops",
     "training": "errors files models anchor data losses optim regions memory planning",
-    "trials": "errors files environment models anchor data importance memory regions scoring training",
-    "search": "errors files yaml_text models regions scoring training trials",
-    "methods": "errors files models anchor data importance optim regions scoring training trials search",
-    "pipeline": "errors files models anchor importance methods regions scoring training trials search",
-    "compare": "errors files models anchor data methods regions scoring training trials search",
-    "analysis": "errors files models data regions scoring",
-    "report": "errors files",
+    "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
+    "search": "errors files artefacts yaml_text models regions scoring training trials",
+    "methods": "errors files artefacts models anchor data importance optim regions scoring training trials search",
+    "pipeline": "errors files artefacts models anchor importance methods regions scoring training trials search",
+    "compare": "errors files artefacts models anchor data methods regions scoring training trials search",
+    "analysis": "errors files artefacts models data regions scoring",
+    "report": "errors files artefacts",
     "config": "errors yaml_text",
     "display": "report search",
     "demo": "errors files config",
@@ -60,12 +61,13 @@ THIRD_PARTY = {
     "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
     "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
+    "artefacts": {"typing_extensions", "pydantic", "pydantic_core"},  # the latter two inside the functions that read
     "errors": set(),
     "files": set(),
     "demo": set(),
 }
-CORE = ("ops", "models", "data", "regions", "optim", "importance", "losses", "memory", "planning", "scoring", "anchor",
-        "training", "trials", "search", "methods", "pipeline", "compare", "analysis")
+CORE = ("artefacts", "ops", "models", "data", "regions", "optim", "importance", "losses", "memory", "planning",
+        "scoring", "anchor", "training", "trials", "search", "methods", "pipeline", "compare", "analysis")
 EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft", "lm_eval",
           "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk")
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..artefacts.analysis import Change
 from ..models.fingerprint import named_parameters
 from ..regions import Layout
 
 
-def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> dict[str, Any]:
+def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> Change:
     """Measure the change of `model` against its tensors `before`. Tensors that are not in `before` did not change.
 
     - "relative": {role: [layers]}, ||W1 - W0||_F / ||W0||_F of each cell, including the projection's bias. 0.0 for an

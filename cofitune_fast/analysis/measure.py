@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..artefacts.analysis import Counts, Measured
 from ..data import batches, pad_token_id
 from ..errors import CofituneError
 from ..models.mode import evaluation_mode
@@ -38,7 +39,7 @@ class _Reading:
 def analyze(
     model: nn.Module, tokenizer: Any, task: Task, variants: Sequence[Variant], base: BaseInfo, *,
     max_length: int | None = None, tell: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Measured:
     """Measure the base `model` and each variant on the responses of `task`.
 
     Returns the measured parts of analysis.json: "layers", "roles", "data" and "models"; docs/analysis.md explains each
@@ -112,7 +113,7 @@ def _figures(reading: _Reading, layout: Layout, gained: Tensor) -> dict[str, Any
     }
 
 
-def _counts(readable: Tensor, layers: int) -> dict[str, Any]:
+def _counts(readable: Tensor, layers: int) -> Counts:
     """Count tokens by the layer from which on they are readable, with the embedding first, and those that never are."""
     counts = readable.bincount(minlength=layers + 2).tolist()
     return {"counts": counts[: layers + 1], "never": counts[layers + 1]}

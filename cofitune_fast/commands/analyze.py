@@ -13,6 +13,7 @@ import typer
 
 from ..analysis import analyze as measure
 from ..analysis import find_variants
+from ..artefacts.analysis import AnalysisEntry
 from ..config import Config
 from ..environment import environment
 from ..errors import CofituneError
@@ -77,7 +78,7 @@ def write_analysis(
     measured = measure(loaded.model, loaded.tokenizer, task, variants, base, max_length=settings.data.max_length,
                        tell=lambda name: tell(f"Reading {name}"))
     measured["data"]["file"] = str(file)
-    write_json(output / "analysis.json", {
+    content: AnalysisEntry = {
         "title": settings.title if "title" in settings.model_fields_set else "Where the speciality enters",
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["cofitune", *sys.argv[1:]]),
@@ -85,5 +86,6 @@ def write_analysis(
                  "parameters": loaded.model.num_parameters()},
         **measured,
         "environment": environment(),
-    })  # fmt: skip
+    }  # fmt: skip
+    write_json(output / "analysis.json", content)
     return output / "analysis.json"

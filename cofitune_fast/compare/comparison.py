@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..artefacts.comparison import ComparisonEntry
 from ..files import write_json
 from ..methods import NamedMethod
 from ..methods.entries import base_name, run_entry, scores_entry, without
@@ -67,7 +68,7 @@ class Comparison:
         for method in self.settings.methods:
             check_method(method, next(self._benches()), self.setup, self.settings.general, self.settings.seeds[0])
 
-    def run(self, *, make: bool = True) -> dict[str, Any]:
+    def run(self, *, make: bool = True) -> ComparisonEntry:
         """Everything that is missing, in the order of `next_stage`; returns comparison.json's content. make: False
         leaves what is missing, and compares what is there."""
         self.check()
@@ -84,7 +85,7 @@ class Comparison:
             write_json(folder.path / "comparison.json", content)
         return content
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> ComparisonEntry:
         """comparison.json, without curves and verdicts."""
         runs = []
         for run in self.runs:

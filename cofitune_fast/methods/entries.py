@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..artefacts.comparison import SuiteEntry
 from .run import SPLITS
 from .runs import Run
 
@@ -14,8 +15,8 @@ def base_name(task: str) -> str:
     return f"base-{task}"
 
 
-def scores_row(content: Mapping[str, Any]) -> dict[str, Any]:
-    """SCORES of comparison.json from a dictionary of SuiteScores: without tasks, with the NLL per token of those that
+def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
+    """Scores as comparison.json has them, from a dictionary of SuiteScores: without tasks, with the NLL per token of those that
     are scored by likelihood, and of the speciality; of the drift its figures."""
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
@@ -24,7 +25,7 @@ def scores_row(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """valid and test of a run's file: SCORES, and under "items" all of them with per-item values; None for a part that
+    """Valid and test of a run's file: their scores, and under "items" all of them with per-item values; None for a part that
     was not scored."""
     if scores is None:
         return {**dict.fromkeys(SPLITS), "items": None}

@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ..artefacts.comparison import RunEntry
 from .catalogue import NamedMethod
 
 
@@ -38,7 +38,8 @@ class Run:
         words = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{self.method}-{self.task}")
         return f"{words}-{self.learning_rate:g}-s{self.seed}{alpha}-{self.digest}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> RunEntry:
+        """What was run; its state and scores come to it."""
         return {"id": self.id, "method": self.method, "task": self.task, "learning_rate": self.learning_rate,
                 "seed": self.seed, "alpha": self.alpha}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..artefacts.run import CheckRow, MethodEntry
 from ..models import load_model
 from ..models.fingerprint import combine_digests, fingerprint, named_parameters, tensor_digests
 from ..regions import Region, load_delta, merge
@@ -15,7 +16,7 @@ from ..trials import Workbench
 SCORES = ("spec", "knowledge", "reasoning", "instruction")
 
 
-def check_delta(bench: Workbench, row: dict[str, Any], delta: Path, merged: Path) -> list[dict[str, Any]]:
+def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -> list[CheckRow]:
     """Merge a delta (unless that is done), read the merged folder as a stranger would, and hold it against `row`.
 
     The folder is read into the host's memory. It is scored in the live model, into which the region's tensors are put,
@@ -53,5 +54,5 @@ def _scores_with(bench: Workbench, region: Region, tensors: dict[str, torch.Tens
         return bench.score("test").to_dict()
 
 
-def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
+def _check(name: str, passed: bool, detail: str) -> CheckRow:
     return {"name": name, "passed": passed, "detail": detail}

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..artefacts.run import CheckRow, ImportancePart, MethodEntry, ReportEntry
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -79,7 +80,7 @@ class Pipeline:
 
     # The whole ---------------------------------------------------------------------------------------------------
 
-    def run(self, title: str = "CoFiTune run") -> dict[str, Any]:
+    def run(self, title: str = "CoFiTune run") -> ReportEntry:
         """All steps; returns the report as written to report.json. A method that cannot be trained is a row that says
         why, and the others go on."""
         start = time.perf_counter()
@@ -87,7 +88,7 @@ class Pipeline:
             self._plan_time()
             search = self._search()
             # From here on the test part is read; the search is over and has not seen it.
-            report = {
+            report: ReportEntry = {
                 **self._head(title), "complete": False, "methods": [self._base_row(folder)],
                 "search": search.to_dict() if search else None, "importance": None, "checks": [], "notes": [],
             }
@@ -127,7 +128,7 @@ class Pipeline:
         self.clock.learn(spent["flops"], spent["seconds"])
         return result
 
-    def _base_row(self, folder: RunFolder) -> dict[str, Any]:
+    def _base_row(self, folder: RunFolder) -> MethodEntry:
         name = base_name(TASK)
         if not folder.file(name).is_file():
             self.observer.stage("Scores of the base (test)")
@@ -184,7 +185,7 @@ class Pipeline:
         given.pop("learning_rate", None)
         return [NamedMethod(FULL, "", Recipe(training=given, learning_rates=(rate,)))]
 
-    def _row(self, folder: RunFolder, run: Run, method: NamedMethod) -> dict[str, Any]:
+    def _row(self, folder: RunFolder, run: Run, method: NamedMethod) -> MethodEntry:
         """The row of a method, from its file or by training it from the base and scoring it on the test part."""
         region = Region.parse(method.recipe.region)
         if folder.find(run) is None:
@@ -224,7 +225,7 @@ class Pipeline:
             }
         return job
 
-    def _checks(self, run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _checks(self, run: Run, row: MethodEntry) -> list[CheckRow]:
         """What was verified of the delta of CoFiTune fine; once for each run of it."""
         if row["state"] == "failed":
             return []
@@ -243,7 +244,7 @@ class Pipeline:
     def _head(self, title: str) -> dict[str, Any]:
         return {**report_head(self.bench, title), "split": {"search": "valid", "report": "test"}}
 
-    def _write(self, report: dict[str, Any], start: float) -> None:
+    def _write(self, report: ReportEntry, start: float) -> None:
         report["notes"] = [
             "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
             "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
@@ -286,7 +287,7 @@ class Pipeline:
         self.clock.finish(job)
         self.observer.remaining(self.clock.remaining)
 
-    def _importance_part(self, importance: Importance | None) -> dict[str, Any] | None:
+    def _importance_part(self, importance: Importance | None) -> ImportancePart | None:
         if importance is None:
             return None
         normalized = importance.normalized(self.settings.preset)

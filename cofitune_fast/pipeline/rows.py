@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..artefacts.run import MethodEntry
 from ..methods.entries import without
 from ..regions import Region
 
 
-def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> MethodEntry:
     """A method as a row of report.json, from the file of its run (`methods.entries.run_entry`)."""
     run, test = entry.get("training"), entry["test"]
     tasks = entry["items"]["test"]["tasks"] if test else {}
@@ -29,7 +30,7 @@ def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> di
     }
 
 
-def failed_row(name: str, region: Region, why: str) -> dict[str, Any]:
+def failed_row(name: str, region: Region, why: str) -> MethodEntry:
     """The row of a method that could not be trained."""
     return {
         "name": name, "region": str(region), "state": "failed", "why": why, "trained_parameters": None,

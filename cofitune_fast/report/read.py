@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..artefacts import checked
 from ..files import read_json
-from .comparison.schema import checked_comparison, is_comparison
-from .run.schema import checked
 from .style.numbers import finite
 
 
@@ -19,14 +18,24 @@ def read_report(path: str | Path) -> dict[str, Any]:
     empty, and a score that is absent or null is NaN.
 
     Raises:
-        CofituneError: the file is absent, is no JSON, or a part has not the shape that the report needs.
+        CofituneError: the file is absent, is no JSON, or a part is not as its type in `artefacts` says; or pydantic
+            is missing.
     """
     path = Path(path)
     if path.is_dir():
         names = ("report.json", "search.json", "comparison.json")
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    content = read_json(path, "report")
-    return (checked_comparison if is_comparison(content) else checked)(content, str(path))
+    return checked_report(read_json(path, "report"), path)
+
+
+def checked_report(content: Any, path: str | Path = "") -> dict[str, Any]:
+    """The same of content that was read or made before."""
+    return checked("comparison" if is_comparison(content) else "report", content, path)
+
+
+def is_comparison(content: Any) -> bool:
+    """Whether this is the content of a comparison.json, not of a report.json or search.json."""
+    return isinstance(content, dict) and "runs" in content
 
 
 def plain_json(value: Any) -> Any:

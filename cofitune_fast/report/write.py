@@ -6,13 +6,12 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artefacts.scores import GROUPS, SCORES
 from ..files import writable_folder, write_json, write_text
 from .comparison.page import comparison_pictures, comparison_values
-from .comparison.schema import checked_comparison, is_comparison
-from .read import plain_json, read_report
+from .read import checked_report, is_comparison, plain_json, read_report
 from .run.importance import importance_layers
 from .run.planes import tradeoff, uni_bars
-from .run.schema import GROUPS, checked
 from .run.sentences import headline
 from .run.tables import FOOTNOTE, TITLES, detail_rows, method_rows
 from .run.verdict import searched_on_report_split
@@ -51,7 +50,7 @@ def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dic
         CofituneError: the report is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
     """
     source = None if isinstance(report, dict) else Path(report)
-    raw = read_report(source) if source else (checked_comparison if is_comparison(report) else checked)(report)
+    raw = read_report(source) if source else checked_report(report)
     comparison = is_comparison(raw)
     require_matplotlib()
     folder = writable_folder(folder)
@@ -84,6 +83,7 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         drawings=dict.fromkeys(PICTURES, "") | drawings,
         titles=TITLES,
         groups=GROUPS,
+        scores=SCORES,
         rows=method_rows(report),
         colors={name: look.color for name, look in styles.items()},
         footnote=FOOTNOTE,

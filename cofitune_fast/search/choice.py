@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from ..artefacts.search import ChoiceEntry
 from ..errors import CofituneError
 from .nodes import Node
 from .race import best_first
@@ -33,7 +33,7 @@ class Choice:
     fraction: float
     sentence: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ChoiceEntry:
         return {key: value for key, value in asdict(self).items() if key != "chosen"}
 
 

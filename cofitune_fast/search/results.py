@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..artefacts.search import NodeEntry, SearchEntry
 from ..regions import Region
 from .choice import Choice
 from .ledger import COSTS
@@ -41,7 +42,7 @@ class SearchResult:
     def cost(self) -> dict[str, float]:
         return {key: self.scoring_base[key] + sum(node.total(key) for node in self.nodes) for key in COSTS}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SearchEntry:
         """The part `search` of report.json."""
         return {
             "space": self.space,
@@ -58,7 +59,7 @@ class SearchResult:
             "nodes": [self._node(node) for node in self.nodes],
         }
 
-    def _node(self, node: Node) -> dict[str, Any]:
+    def _node(self, node: Node) -> NodeEntry:
         fields = {key: value for key, value in asdict(node).items() if key != "rungs"}
         own, base = self.estimates[node.id][node.fraction], self.estimates["base"][0.0]
         best = self.estimates[self.choice.best].get(node.fraction)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..artefacts.search import DifferenceEntry
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -21,7 +23,7 @@ class Difference:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> DifferenceEntry:
         return asdict(self)
 
 

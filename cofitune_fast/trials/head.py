@@ -6,13 +6,13 @@ import datetime
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
+from ..artefacts.head import Head
 from ..environment import environment
 from . import Workbench
 
 
-def report_head(bench: Workbench, title: str) -> dict[str, Any]:
+def report_head(bench: Workbench, title: str) -> Head:
     """title, created, command, base and environment."""
     return {
         "title": title,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from artefact_cases import assert_described
 from tiny import make_tiny_model, write_jsonl
 
 from cofitune_fast.regions import save_delta
@@ -33,6 +34,7 @@ def test_analyze_writes_figures_page_and_pictures(command_line, tmp_path, tiny_m
     assert status == 0 and "Reading still" in told
     assert "still: its weights are those of the base." in printed and "analysis.html" in printed
     content = json.loads((out / "analysis.json").read_text())
+    assert_described("analysis", content)
     assert [model["name"] for model in content["models"]] == ["base", "still", "tiny-base"]
     assert content["data"]["rows"] == 4 and content["base"]["model"] == str(tiny_model_folder)
     assert content["models"][0]["lens"] == content["models"][1]["lens"] == content["models"][2]["lens"]

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from artefact_cases import assert_described
 from comparison_cases import Recorder, make_bench, make_setup
 from tiny import make_tiny_model, write_jsonl
 
@@ -62,6 +63,7 @@ def test_each_training_is_made_once_and_serves_all_methods_that_share_it(make, t
                                  (1e-4, 2, both), (1e-3, 2, [None]), (2e-4, 2, both), (2e-3, 2, [None])]
     assert content == json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert [run["state"] for run in content["runs"]] == ["done"] * 16
+    assert_described("comparison", content)
     assert content["tasks"] == ["letters"] and content["seeds"] == [1, 2]
     assert content["split"] == {"choose": "valid", "report": "test"}
     assert [method["name"] for method in content["methods"]] == ["full-sft", "half", "region"]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from artefact_cases import assert_described
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model
 
@@ -163,6 +164,7 @@ def test_a_search_trains_its_nodes_then_the_chosen_region(make, trained):
 def test_finished_methods_and_nodes_are_kept_and_not_trained_again(make, tmp_path, trained):
     settings = {"levels": LEVELS, "preset": "rank"}
     first = make(**settings).run()
+    assert_described("report", first)
     files = {path.name: path.read_bytes() for path in (tmp_path / "run" / "runs").iterdir()}
     assert {name.partition("-task")[0] for name in files} == {"base", "CoFiTune-coarse", "CoFiTune-fine", "full-SFT"}
     assert len(files) == 4

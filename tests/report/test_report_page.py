@@ -7,11 +7,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_report import method, node, synthetic_report
+from synthetic_report import failed_method, method, node, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import read_report, write_report
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.run.tables import TITLES, method_rows
 
 pytest.importorskip("matplotlib")
@@ -54,10 +54,15 @@ def page_of(report, folder):
     return text, parser
 
 
+def drawn(text: str) -> str:
+    """The pictures of a page."""
+    return "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+
+
 def test_every_number_of_the_table_is_on_the_page(tmp_path):
     report = synthetic_report()
     text, _ = page_of(report, tmp_path)
-    rows = method_rows(checked(report))
+    rows = method_rows(checked("report", report))
     assert len(rows) == 4
     for row in rows:
         assert html.escape(row.name) in text and row.region in text and row.setting in text
@@ -95,7 +100,7 @@ def test_user_text_is_text(tmp_path):
 
 def test_pictures_follow_the_dark_scheme(tmp_path):
     text, _ = page_of(synthetic_report(), tmp_path)
-    drawings = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    drawings = drawn(text)
     colors = set(re.findall(r"#[0-9a-f]{6}\b", drawings))
     assert "var(--ink)" in drawings and "var(--blue)" in drawings and colors == set()
 
@@ -106,6 +111,21 @@ def test_a_failed_check_is_an_alarm(tmp_path):
     report["checks"][0]["passed"] = False
     text, _ = page_of(report, tmp_path / "bad")
     assert "1 of 2 checks failed." in text and "FAILED" in text
+
+
+def test_a_failed_method_is_shown_as_failed_and_drawn_nowhere(tmp_path):
+    report = synthetic_report(search=None, importance=None)
+    whole, _ = page_of(report, tmp_path / "whole")
+    assert 'class="why"' not in whole and "not finished" not in whole and drawn(whole).count(">full SFT<") == 2
+    report["methods"][1] = failed_method("full SFT", "It ran out of <memory>.")
+    text, parser = page_of(report | {"complete": False}, tmp_path / "failed")
+    assert text.count('<td class="why" colspan="6"><b class="warn">failed</b> It ran out of &lt;memory&gt;.</td>') == 1
+    assert "Full SFT failed: It ran out of &lt;memory&gt;." in text and "not finished yet" in "".join(parser.text)
+    assert ">full SFT<" not in drawn(text) and drawn(text).count(">CoFiTune fine<") == 2
+    assert text.count("<svg") == 2 and ">nan<" not in text.lower()
+    rows = [row for row in re.findall(r"<tr.*?</tr>", text, flags=re.DOTALL) if "<td" in row]
+    widths = {sum(int(span or 1) for span in re.findall(r"<td[^>]*?(?:colspan=\"(\d+)\")?>", row)) for row in rows[:4]}
+    assert widths == {9}  # each method's row fills the table
 
 
 def test_a_search_on_the_report_split_is_called_optimistic(tmp_path):

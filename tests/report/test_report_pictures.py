@@ -5,8 +5,8 @@ import itertools
 import pytest
 from synthetic_report import method, node, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.report import write_report
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.search.tree import BOX_HEIGHT, chosen_path, layout
 from cofitune_fast.report.style.palette import COLORS, LIGHT, STEPS, method_styles, step_of
 
@@ -96,7 +96,7 @@ def test_the_tree_never_overlaps_and_follows_its_parents():
     nodes = [node(f"r{i}", None, 1, 0.3, 0.5) for i in range(6)]
     nodes += [node(f"s{i}", "r4", 3, 0.3, 0.5) for i in range(9)] + [node(f"t{i}", "r0", 3, 0.3, 0.5) for i in range(5)]
     nodes += [node(f"u{i}", "s2", 7, 0.3, 0.5) for i in range(10)]
-    nodes = checked(synthetic_report(search={"chosen": "u3", "nodes": nodes}))["search"]["nodes"]
+    nodes = checked("report", synthetic_report(search={"chosen": "u3", "nodes": nodes}))["search"]["nodes"]
     places, columns = layout(nodes)
     assert columns == 3 and len(places) == 30
     for (_, (column, y)), (_, (other, z)) in itertools.combinations(places.items(), 2):

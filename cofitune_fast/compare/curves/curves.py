@@ -1,24 +1,7 @@
 """From the runs of a comparison to its curves and verdicts: pure numpy on plain data.
 
-`curves_and_verdicts` makes two lists for comparison.json. An *interval* is {"value", "low", "high"}: an estimate on the
-test part with its 95 % interval (see `draws`). FIGURES are those of `draws.FIGURES` that a point's runs have.
-
-curves, one for each task and method in their order:
-    {"task", "method",
-     "points": [{"learning_rate", "alpha", "seeds": [those present], "missing": [{"seed", "state", "why"}],
-                 "interval_of": "items and seeds" | "items" (one seed) | None (no run),
-                 "valid": {FIGURE: mean over the seeds present}, "test": {FIGURE: interval},
-                 "minus_base": {FIGURE: interval of the paired difference}, "cost": COST | None}],
-     "frontier": {MEASURE: [indices of the points on it, by rising speciality; null is the base]},
-     "chosen": {"uni": ROW | None, "equal_spec": ROW | None}}
-    COST is the mean over the seeds present of each entry of the runs' costs.
-    chosen: on the valid part, "uni" by the highest Uni, "equal_spec" by the least loss of Vers among the points whose
-    Spec is at most 2 % below the reference's. A ROW is the chosen point with "point" (its index), "minus_reference":
-    {FIGURE: interval of the paired difference}, "outcome": {FIGURE: ahead | level | behind | open}, by whether this
-    interval holds 0 (open: it does not, but one of the two has a single seed), and "time_of_reference": training
-    seconds as a share of the reference's, or None.
-
-verdicts, one for each task and measure: see `verdicts`.
+`curves_and_verdicts` makes two lists for comparison.json, which `artefacts.comparison` describes: a `CurveEntry` for
+each task and method in their order, and a `Verdict` for each task and measure.
 
 The *reference* is the method `content["reference"]` names, or the one called full SFT, or else the method with the
 highest Spec at its best rate; its best rate is the one of the highest Uni on valid. A point without a run has no
@@ -30,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...artefacts.comparison import PointEntry
 from ...scoring import SuiteScores
 from .points import MEASURES, Point, refuse_strangers, task_curves
 from .verdicts import choices, task_verdicts
@@ -65,7 +49,7 @@ def curves_and_verdicts(
     return {"curves": curves, "verdicts": verdicts}
 
 
-def point_dict(point: Point, base: Point) -> dict[str, Any]:
+def point_dict(point: Point, base: Point) -> PointEntry:
     return {
         "learning_rate": point.learning_rate,
         "alpha": point.alpha,

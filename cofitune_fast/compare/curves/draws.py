@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ...artefacts.comparison import IntervalEntry
 from ...errors import CofituneError
 from ...scoring import GROUPS, SuiteScores, resampled_score, resampled_together
 
@@ -60,7 +61,7 @@ class Estimate:
         low, high = np.quantile(self.draws, ends, method="inverted_cdf")
         return float(low), float(high)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> IntervalEntry:
         low, high = self.interval()
         return {"value": float(self.value), "low": low, "high": high}
 

@@ -1,24 +1,7 @@
 """What a comparison says of its methods: at their best rates, and at equal speciality on their frontiers.
 
-A verdict, one for each task and measure of versatility (MEASURES):
-
-    {"task", "measure", "reference", "reference_rate", "tolerance", "target": interval | None, "rivals": [methods],
-     "rows": [ROW], "sentence"}
-    ROW = {"method", "reaches", "highest_spec": interval, "between": ["0.0001", ...] | None, "seeds", "missing",
-           "versatility", "loss", "mean_loss": interval | None,
-           "share", "difference": {RIVAL: interval | None}, "outcome": {RIVAL: OUTCOME},
-           "below": {RIVAL: {"spec", "loss", "rival_loss", "share", "difference", "outcome"}}, "sentence"}
-
-target: the Spec of the reference at its best rate, less the tolerance. versatility: that of the method's frontier at
-this Spec, between the points named; loss: the base's less that; mean_loss: the area between the base's level and the
-frontier from the base's Spec to the target, over that width. share: the loss as a share of the rival's, None where the
-rival's own loss may be none (its interval holds 0). difference: versatility less the rival's, paired. seeds: the fewest
-of the points named; missing: the runs that the whole frontier lacks. All intervals are of 95 %, one at a time; nothing
-corrects for the number of methods.
-
-OUTCOME: "ahead" or "behind" where the intervals of the two losses lie apart, which is stricter than a paired difference
-beyond 0; else "level"; "open" where they lie apart but one of the two has a single seed, whose interval knows nothing
-of X"""
+`artefacts.comparison.Verdict` says what a verdict holds, and `VerdictRowEntry.outcome` when a method is ahead.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...artefacts.comparison import Below, Chosen, ChosenPoint, IntervalEntry, Verdict, VerdictRowEntry
 from .draws import Estimate
 from .frontier import mean_loss, supports, versatility_at
 from .points import MEASURES, TOLERANCE, Point, TaskCurves, plain_name
@@ -34,8 +18,8 @@ from .points import MEASURES, TOLERANCE, Point, TaskCurves, plain_name
 WORDS = {"vers": "Vers", "instruction_likelihood": "instruction likelihood", "drift": "KL to the base (nats per token)"}
 
 
-def choices(found: TaskCurves, method: str) -> dict[str, dict[str, Any] | None]:
-    """The method's points chosen on valid, as rows of the table; see `curves`."""
+def choices(found: TaskCurves, method: str) -> Chosen:
+    """The method's points chosen on valid, as rows of the table."""
     points, reference = found.methods[method], found.best(found.reference) if found.reference else None
     if reference is None or not found.done(method):
         return {"uni": None, "equal_spec": None}
@@ -49,7 +33,7 @@ def choices(found: TaskCurves, method: str) -> dict[str, dict[str, Any] | None]:
     }
 
 
-def _row(point: Point, reference: Point) -> dict[str, Any]:
+def _row(point: Point, reference: Point) -> ChosenPoint:
     differences = {
         figure: estimate - reference.test[figure] for figure, estimate in point.test.items() if figure in reference.test
     }
@@ -68,7 +52,7 @@ def _sign(low: float, high: float, seeds: int) -> str:
     return "open" if seeds < 2 else "ahead" if low > 0 else "behind"
 
 
-def task_verdicts(found: TaskCurves, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def task_verdicts(found: TaskCurves, content: Mapping[str, Any]) -> list[Verdict]:
     """The verdicts of a task by every measure. `content["rivals"]` names the methods that all others are held against,
     by default the reference and every method whose name begins with LoRA."""
     lora = [name for name in found.methods if plain_name(name).startswith("lora")]
@@ -76,7 +60,7 @@ def task_verdicts(found: TaskCurves, content: Mapping[str, Any]) -> list[dict[st
     return [_verdict(found, measure, [name for name in rivals if name in found.methods]) for measure in MEASURES]
 
 
-def _verdict(found: TaskCurves, measure: str, rivals: list[str]) -> dict[str, Any]:
+def _verdict(found: TaskCurves, measure: str, rivals: list[str]) -> Verdict:
     best = found.best(found.reference) if found.reference else None
     verdict = {
         "task": found.task, "measure": measure, "reference": found.reference,
@@ -125,7 +109,7 @@ def _of_draws(function: Any, corners: list[Point], measure: str, *others: Estima
 
 def _verdict_row(
     found: TaskCurves, method: str, measure: str, places: Mapping[str, _Place], rivals: list[str], target: Estimate
-) -> dict[str, Any]:
+) -> VerdictRowEntry:
     place = places[method]
     others = {name: places[name] for name in rivals if name != method and name in places}
     outcome = {name: _outcome(place, other) for name, other in others.items()}
@@ -147,7 +131,7 @@ def _verdict_row(
 
 def _below(
     found: TaskCurves, method: str, rival: str, measure: str, places: Mapping[str, _Place]
-) -> dict[str, Any]:
+) -> Below:
     """The two at the highest Spec that both reach, where that is less than the target."""
     spec = min((places[name].highest for name in (method, rival)), key=lambda estimate: estimate.value)
     one, other = (_place(found, name, measure, spec) for name in (method, rival))
@@ -167,7 +151,7 @@ def _outcome(place: _Place, other: _Place) -> str:
     return "open" if min(place.seeds, other.seeds) < 2 else "ahead" if high < other_low else "behind"
 
 
-def _share(loss: Estimate, other: Estimate) -> dict[str, float] | None:
+def _share(loss: Estimate, other: Estimate) -> IntervalEntry | None:
     return loss.share_of(other).to_dict() if other.interval()[0] > 0 else None
 
 

@@ -6,12 +6,12 @@ import html
 from pathlib import Path
 from typing import Any
 
+from ...artefacts import read_artefact
 from ...files import writable_folder, write_text
 from ..style.canvas import inline_svg, require_matplotlib, save_png, style
 from ..style.page import environment_facts, page_template, readable_date, style_variables
 from ..style.palette import method_styles
 from .pictures import change_map, lens_curves, module_bars
-from .schema import read_analysis
 from .sentences import rows, sentences
 
 PICTURES = {  # name: (drawing, what a reader who cannot see it is told)
@@ -29,9 +29,11 @@ def write_analysis_page(analysis: str | Path, folder: str | Path) -> dict[str, A
     Raises:
         CofituneError: the analysis is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
     """
-    content = read_analysis(analysis)
+    source = Path(analysis)
+    source = source / "analysis.json" if source.is_dir() else source
+    content = read_artefact("analysis", source)
     require_matplotlib()
-    folder, source = writable_folder(folder), Path(analysis)
+    folder = writable_folder(folder)
     drawings, written = {}, []
     with style():
         for name, (draw, description) in PICTURES.items():
@@ -49,5 +51,4 @@ def write_analysis_page(analysis: str | Path, folder: str | Path) -> dict[str, A
         sentences=spoken, rows=rows(content), colors={name: look.color for name, look in looks.items()},
         facts=[*((name, text) for name, text in facts if text), *environment_facts(content["environment"])],
     ))  # fmt: skip
-    path = source / "analysis.json" if source.is_dir() else source
-    return {"html": page, "json": path, "png": written, "sentences": spoken}
+    return {"html": page, "json": source, "png": written, "sentences": spoken}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...artefacts import checked
 from ...errors import CofituneError
 from ..style.cell import Cell
 from ..style.numbers import MISSING, byte_size, count, duration, percent, rate, score
-from .schema import checked_comparison
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,7 +175,7 @@ def comparison_table(content: dict[str, Any]) -> Table:
         from rich.table import Table
     except ImportError:
         raise CofituneError("The table needs rich; install it with: pip install 'cofitune-fast[cli]'") from None
-    content = checked_comparison(content)
+    content = checked("comparison", content)
     table = Table(title=escape(content["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
                   box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("Method", overflow="fold", min_width=14)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...artefacts.run import BASE
 from ..style.canvas import new_figure
 from ..style.labels import Labels, error_bar
 from ..style.numbers import score, shorten
 from ..style.palette import GREY, LIGHT, method_styles
 from ..style.plane import LABEL, iso_uni, limits, name_axes, plottable
-from .schema import BASE
 from .verdict import searched_on_report_split
 
 if TYPE_CHECKING:

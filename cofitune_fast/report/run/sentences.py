@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from ...artefacts.run import BASE
 from ..differences import AHEAD, BEHIND, TIE, UNKNOWN, Difference, Entry, difference, share
 from ..headline import Headline, Tile
 from ..style.numbers import MISSING, NBSP, byte_size, duration, finite, percent, score
-from .schema import BASE
-from .verdict import base_row, cofitune_row, full_row
+from .verdict import base_row, cofitune_row, done, full_row
+
+UNFINISHED = "The run is not finished yet: methods may still come, and what is said here may change."
+NO_FULL_SFT = "no full SFT to compare with"
 
 
 def headline(report: Entry) -> Headline:
     """The report in one sentence and a few more, from the numbers alone.
 
     It is about the last CoFiTune row beside full SFT. Where full SFT's Uni is higher by more than the combined
-    standard error, the title says that full SFT wins.
+    standard error, the title says that full SFT wins. Methods that failed take no part, and are said to have failed.
     """
-    methods = report["methods"]
+    line = _of_the_done(report, done(report["methods"]))
+    line = replace(line, sentences=[*failures(report), *line.sentences])
+    if report["complete"]:
+        return line
+    sentences = [UNFINISHED, *line.sentences]
+    return replace(line, title=f"So far: {line.title}", sentences=sentences, badge=f"not finished yet: {line.badge}")
+
+
+def failures(report: Entry) -> list[str]:
+    """A sentence for each method that failed, with its reason."""
+    return [
+        f"{_capital(row['name'])} failed: {(row['why'] or 'the report does not say why').rstrip('.')}."
+        for row in report["methods"] if row["state"] == "failed"
+    ]  # fmt: skip
+
+
+def _of_the_done(report: Entry, methods: list[Entry]) -> Headline:
     ours, full, base = cofitune_row(methods), full_row(methods), base_row(methods)
     if ours is None or not finite(ours["uni"]):
         return _without_cofitune(methods)
@@ -25,8 +45,13 @@ def headline(report: Entry) -> Headline:
     tiles = _tiles(report, ours, full, base)
     rest = [_gain(ours, base), _against_base(ours, base), _strongest(methods, ours, full), _cost(report, ours, full)]
     if full is None or not finite(full["uni"]):
-        sentences = ["There is no full SFT in this report, so nothing is said about it.", *filter(None, rest)]
-        return Headline(kept, sentences, UNKNOWN, "no full SFT to compare with", tiles)
+        failed = full_row(report["methods"])
+        if full is None and failed is not None:
+            missing = f"Without {failed['name']} there is nothing to compare {ours['name']} with."
+            badge = f"{failed['name']} failed"
+        else:
+            missing, badge = "There is no full SFT in this report, so nothing is said about it.", NO_FULL_SFT
+        return Headline(kept, [missing, *filter(None, rest)], UNKNOWN, badge, tiles)
     lead = difference(ours, full, "uni")
     verdict = _verdict(lead, ours, full)
     title, first = (verdict, kept) if lead.outcome == BEHIND else (kept, verdict)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...artefacts import checked
+from ...artefacts.run import BASE
+from ...artefacts.scores import SCORES
 from ...errors import CofituneError
 from ..differences import share
 from ..style.cell import Cell
 from ..style.numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
-from ..style.shapes import SCORES
-from .schema import BASE, checked
+from .sentences import UNFINISHED, failures
 from .verdict import best
 
 if TYPE_CHECKING:
@@ -34,10 +36,13 @@ FOOTNOTE = (
 
 @dataclass(frozen=True)
 class Row:
+    """A method, every number as text. failed: why it has no scores, or "" if it did not fail."""
+
     name: str
     region: str
     setting: str
     cells: dict[str, Cell]
+    failed: str = ""
 
 
 def method_rows(report: dict[str, Any]) -> list[Row]:
@@ -59,7 +64,8 @@ def method_rows(report: dict[str, Any]) -> list[Row]:
             setting.append(f"lr {rate(method['learning_rate'])}")
         if method["name"] != BASE and finite(method["epochs"]):
             setting.append(f"{method['epochs']:g} epoch{'' if method['epochs'] == 1 else 's'}")
-        rows.append(Row(method["name"], str(method.get("region") or ""), ", ".join(setting), cells))
+        failed = method["why"] or "for a reason that is not known" if method["state"] == "failed" else ""
+        rows.append(Row(method["name"], str(method.get("region") or ""), ", ".join(setting), cells, failed))
     return rows
 
 
@@ -76,10 +82,10 @@ def methods_table(report: dict[str, Any]) -> Table:
     except ImportError:
         sentence = "The terminal table needs rich; install it with: pip install 'cofitune-fast[cli]'"
         raise CofituneError(sentence) from None
-    report = checked(report)
+    report = checked("report", report)
     table = Table(
-        title=escape(report["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
+        title=escape(report["title"]), caption=escape("\n".join([*_state(report), FOOTNOTE])), title_justify="left",
+        caption_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
     )  # fmt: skip
     table.add_column("Method", overflow="fold", min_width=15)
     for title in TITLES.values():
@@ -92,13 +98,14 @@ def methods_table(report: dict[str, Any]) -> Table:
             small = cell.small.replace("\u00a0", "").replace("± ", "±").replace("±0.", "±.")
             texts.append(f"{text}\n[dim]{small}[/dim]" if small else text)
         region = f"\n[dim]{escape(row.region).replace('@', chr(10) + '@')}[/dim]" if row.region else ""
-        table.add_row(escape(row.name) + region, *texts, end_section=True)
+        failed = "\n[red]failed[/red]" if row.failed else ""
+        table.add_row(escape(row.name) + region + failed, *texts, end_section=True)
     return table
 
 
 def plain_table(report: dict[str, Any]) -> str:
-    """The comparison as aligned text, without any package; a leading score is followed by an asterisk."""
-    report = checked(report)
+    """The comparison as aligned text, without rich; a leading score is followed by an asterisk."""
+    report = checked("report", report)
     lines = [["Method", "Region", *TITLES.values()]]
     for row in method_rows(report):
         cells = []
@@ -106,7 +113,7 @@ def plain_table(report: dict[str, Any]) -> str:
             cell = row.cells[key]
             small = f" ({cell.small})" if key == "trained" and cell.small else f" {cell.small}" if cell.small else ""
             cells.append(f"{cell.text}{small}{'*' if cell.best else ''}".replace("\u00a0", " "))
-        lines.append([row.name, row.region or "-", *cells])
+        lines.append([f"{row.name} (failed)" if row.failed else row.name, row.region or "-", *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     texts = []
     for line in lines:
@@ -114,7 +121,12 @@ def plain_table(report: dict[str, Any]) -> str:
         right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         texts.append("  ".join(left + right).rstrip())
     texts.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*texts, FOOTNOTE.replace("Bold:", "*:").replace("no bold", "no *")]) + "\n"
+    return "\n".join([*texts, *_state(report), FOOTNOTE.replace("Bold:", "*:").replace("no bold", "no *")]) + "\n"
+
+
+def _state(report: dict[str, Any]) -> list[str]:
+    """What is to be said of a run that is not finished, or in which a method failed."""
+    return [*([] if report["complete"] else [UNFINISHED]), *failures(report)]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...artefacts.run import BASE
 from ..differences import AHEAD, Entry, difference
 from ..style.numbers import finite
-from .schema import BASE
 
 
 def best(methods: list[Entry], key: str) -> str | None:
@@ -14,6 +14,11 @@ def best(methods: list[Entry], key: str) -> str | None:
         if all(difference(row, other, key).outcome == AHEAD for other in rows if other is not row):
             return row["name"]
     return None
+
+
+def done(methods: list[Entry]) -> list[Entry]:
+    """The methods that did not fail."""
+    return [method for method in methods if method["state"] != "failed"]
 
 
 def base_row(methods: list[Entry]) -> Entry | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...artefacts.scores import SCORES
 from ..differences import Entry, share
 from ..style.numbers import NBSP, count, duration, finite, percent, rate, score, standard_error
-from ..style.shapes import SCORES
 from .sentences import choice_sentence, interval
 
 

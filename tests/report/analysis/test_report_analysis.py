@@ -8,13 +8,15 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cofitune_fast.artefacts import read_artefact
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import write_analysis_page
-from cofitune_fast.report.analysis.schema import ROLES, read_analysis
 from cofitune_fast.report.analysis.sentences import median_layer, rows, sentences
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
+
+ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
 def model(name, nll, gained=0, change=None):
@@ -86,7 +88,7 @@ def test_a_model_that_did_not_move_is_said_to_be_the_base(tmp_path):
 def test_a_cell_of_zeros_that_moved_has_no_relative_change(tmp_path):
     content = analysis()
     content["models"][1]["change"]["relative"]["attn.q"][0] = None
-    assert "ffn.down of layer 2" in sentences(read_analysis(written(tmp_path, content)))[0]
+    assert "ffn.down of layer 2" in sentences(read_artefact("analysis", written(tmp_path, content)))[0]
     write_analysis_page(tmp_path, tmp_path)
 
 
@@ -98,14 +100,14 @@ def test_the_median_layer_is_that_of_the_readable_tokens():
 
 
 @pytest.mark.parametrize(("place", "value", "sentence"), [
-    (("layers",), 0, "number of layers"),
-    (("roles",), ["attn.x"], "`roles` must be some of"),
+    (("layers",), 0, "has 0 as `layers`, but that must be the number of layers"),
+    (("roles",), ["attn.x"], r"roles\[0\] must be 'attn.q', 'attn.k'"),
     (("models",), [], "at least one fine-tuned model"),
-    (("models", 1, "name"), "base", "stands there twice"),
-    (("models", 1, "lens", "kl"), [1.0], r"models\[1\].lens.kl must hold 4 numbers"),
-    (("models", 1, "direct", "ffn", 0), None, "direct.ffn must hold 3 numbers"),
-    (("models", 1, "change"), None, r"models\[1\].change must be a JSON object"),
-    (("models", 0, "readable", "all", "never"), "x", "readable.all must hold 5 numbers"),
+    (("models", 1, "name"), "base", "models holds the name 'base' twice"),
+    (("models", 1, "lens", "kl"), [1.0], r"has 1 numbers in models\[1\].lens.kl, but must have 4"),
+    (("models", 1, "direct", "ffn", 0), None, r"models\[1\].direct.ffn\[0\] must be a number, not None"),
+    (("models", 1, "change"), None, r"has no models\[1\].change, but only the base may lack one"),
+    (("models", 0, "readable", "all", "never"), "x", r"models\[0\].readable.all.never must be a whole number, not 'x'"),
     (("base", "model"), "", "base.model must be a text"),
 ])  # fmt: skip
 def test_a_malformed_analysis_is_one_sentence(tmp_path, place, value, sentence):

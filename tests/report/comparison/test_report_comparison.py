@@ -12,13 +12,13 @@ import math
 import pytest
 from synthetic_comparison import METHODS, RATES, comparison
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import comparison_table, read_report, write_report
 from cofitune_fast.report.comparison.losses import cost, losses
 from cofitune_fast.report.comparison.page import slugs
 from cofitune_fast.report.comparison.planes import plane, spread
 from cofitune_fast.report.comparison.rows import chosen_rows, equal_rows, gaps, verdict_of
-from cofitune_fast.report.comparison.schema import checked_comparison
 from cofitune_fast.report.style.canvas import style
 from cofitune_fast.report.style.palette import GREY, LIGHT, highlighted_styles, method_styles
 
@@ -181,9 +181,9 @@ def test_the_page_says_it_all(content, tmp_path):
         assert verdict["sentence"] in page
         assert all(row["sentence"] in page for row in verdict["rows"])
     for task in content["tasks"]:
-        for row in chosen_rows(checked_comparison(content), task):
+        for row in chosen_rows(checked("comparison", content), task):
             assert all(line in page for entry in row.figures.values() for line in entry)
-        for row in equal_rows(checked_comparison(content), task):
+        for row in equal_rows(checked("comparison", content), task):
             assert all(cell.small in page for cell in row.losses.values())
     assert "full SFT on e2e, failed: the loss became NaN at step 40 (4e-4 seed 2)" in page
     assert "2 of 3" in page and "1 of 3" in page and "2 failed" in page
@@ -258,15 +258,15 @@ def test_runs_that_are_not_done_are_listed(content):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda c: c.pop("curves"), "`curves` is missing; run the same cofitune compare again"),
-    (lambda c: c["runs"][0].update(state="half"), "runs[0]: `state` is 'half', but must be done, missing or failed"),
-    (lambda c: c["runs"][0].update(method="DoRA"), "runs[0]: the method 'DoRA' is not one that this comparison names"),
-    (lambda c: c["methods"].append(c["methods"][0]), "the name 'full SFT' stands there twice"),
-    (lambda c: c["curves"][0]["frontier"]["vers"].append(7), "curves[0]: it names the point 7, but has 4"),
-    (lambda c: c["curves"][0]["points"][1]["test"]["spec"].update(low=1), "points[1].test.spec: its interval ends bel"),
-    (lambda c: c["verdicts"][0]["rows"][0].update(loss=None), "verdicts[0].rows[0].loss must be a JSON object"),
+    (lambda c: c.pop("curves"), "it has no list `curves`, which the same cofitune compare adds"),
+    (lambda c: c["runs"][0].update(state="half"), "runs[0].state must be 'done', 'missing' or 'failed', not 'half'"),
+    (lambda c: c["runs"][0].update(method="DoRA"), "it names 'DoRA' as the method of runs[0], which is not one of"),
+    (lambda c: c["methods"].append(c["methods"][0]), "methods holds the name 'full SFT' twice"),
+    (lambda c: c["curves"][0]["frontier"]["vers"].append(7), "curves[0] names the point 7, but has 4"),
+    (lambda c: c["curves"][0]["points"][1]["test"]["spec"].update(low=1), "points[1].test.spec is an interval from 1"),
+    (lambda c: c["verdicts"][0]["rows"][0].update(loss=None), "its `loss` is not an interval"),
     (lambda c: c["verdicts"][0].update(sentence=""), "verdicts[0].sentence must be a text that is not empty"),
-    (lambda c: c.update(base={}), "base.model must be a text that is not empty"),
+    (lambda c: c.update(base={}), "base.model is missing"),
 ])  # fmt: skip
 def test_each_flaw_is_named(content, change, words, tmp_path):
     flawed = copy.deepcopy(content)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-from synthetic_report import method, node, synthetic_report
+from synthetic_report import failed_method, method, node, synthetic_report
 
-from cofitune_fast.report.run.schema import checked
+from cofitune_fast.artefacts import checked
 from cofitune_fast.report.run.sentences import headline
 from cofitune_fast.report.run.verdict import best, difference
 from cofitune_fast.report.search.sentences import search_sentence
 
 
 def told(*methods, **more):
-    return headline(checked(synthetic_report(methods=list(methods), **more)))
+    return headline(checked("report", synthetic_report(methods=list(methods), **more)))
 
 
 BASE = method("base", 0.10, 0.60)
@@ -124,8 +124,42 @@ def test_missing_rows_and_numbers():
     assert "no scored CoFiTune run" in told(BASE, FULL, nothing).sentences[0]
 
 
+def test_a_full_sft_that_failed_is_said_to_have_failed_and_is_not_compared():
+    line = told(BASE, ours(0.38, 0.58), failed_method("full SFT", "CUDA ran out of memory.", seconds=60.0))
+    assert line.badge == "full SFT failed" and line.outcome == "unknown"
+    assert plain(line.title) == "CoFiTune fine keeps 97 % of the base's versatility, training 10 % of the weights."
+    assert line.sentences[:2] == ["Full SFT failed: CUDA ran out of memory.",
+                                  "Without full SFT there is nothing to compare CoFiTune fine with."]
+    text = " ".join(line.sentences)
+    assert "There is no full SFT" not in text and "(full SFT:" not in text
+    assert [tile.label for tile in line.tiles] == ["of the base's versatility kept", "of the weights trained"]
+
+
+def test_other_methods_that_failed_are_named_and_the_rest_is_compared_as_ever():
+    both = told(BASE, FULL, ours(0.372, 0.576))
+    line = told(BASE, FULL, ours(0.372, 0.576), failed_method("LoRA", None))
+    assert line.sentences == ["LoRA failed: the report does not say why.", *both.sentences]
+    assert (line.title, line.badge, line.tiles) == (both.title, both.badge, both.tiles)
+    coarse = told(BASE, FULL, method("CoFiTune coarse", 0.38, 0.58), failed_method("CoFiTune fine", "the loss is NaN"))
+    assert coarse.title.startswith("CoFiTune coarse keeps") and coarse.sentences[0] == (
+        "CoFiTune fine failed: the loss is NaN.")
+    setting = told(BASE, FULL, failed_method("full SFT, lr 1e-3", "the loss is NaN"), ours(0.372, 0.576))
+    assert setting.badge == both.badge
+    nothing = told(BASE, failed_method("full SFT", "no memory"), failed_method("CoFiTune fine", "no memory"))
+    assert nothing.sentences == ["Full SFT failed: no memory.", "CoFiTune fine failed: no memory."]
+
+
+def test_a_run_that_is_not_finished_says_so_first():
+    whole = told(BASE, FULL, ours(0.372, 0.576))
+    line = told(BASE, FULL, ours(0.372, 0.576), complete=False)
+    assert line.title == f"So far: {whole.title}"
+    assert line.badge == "not finished yet: clearly ahead of full SFT"
+    assert line.sentences[0].startswith("The run is not finished yet") and line.sentences[1:] == whole.sentences
+
+
 def test_differences_and_the_rule_for_bold():
-    rows = checked(synthetic_report(methods=[BASE, FULL, ours(0.406, 0.58), method("LoRA", 0.405, 0.40)]))["methods"]
+    methods = [BASE, FULL, ours(0.406, 0.58), method("LoRA", 0.405, 0.40)]
+    rows = checked("report", synthetic_report(methods=methods))["methods"]
     lead = difference(rows[2], rows[1], "spec")
     assert lead.value == pytest.approx(0.006) and lead.se == pytest.approx(math.hypot(0.004, 0.004))
     assert lead.outcome == "ahead" and not lead.clear
@@ -137,15 +171,14 @@ def test_differences_and_the_rule_for_bold():
 
 
 def test_the_search_sentence():
-    search = checked(synthetic_report())["search"]
+    search = checked("report", synthetic_report())["search"]
     assert (
         search_sentence(search)
         == "None of the 5 other scored regions lies within the standard error of the chosen one."
     )
     near = node("g", "d", 3, 0.381, 0.593, label="node g")
-    search = checked(synthetic_report(search={"chosen": "f", "split": "valid", "nodes": [*search["nodes"], near]}))[
-        "search"
-    ]
+    nodes = [*search["nodes"], near]
+    search = checked("report", synthetic_report(search={"chosen": "f", "split": "valid", "nodes": nodes}))["search"]
     text = search_sentence(search)
     assert "1 of the 6 other scored regions lies within" in text and "a close call" in text
     assert "The highest Uni, 0.974, is not that of the chosen region but of node g." in text

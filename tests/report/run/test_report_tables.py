@@ -4,11 +4,11 @@ import io
 import sys
 
 import pytest
-from synthetic_report import method, synthetic_report
+from synthetic_report import failed_method, method, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import methods_table, plain_table
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.run.tables import detail_rows
 from cofitune_fast.report.style import numbers as n
 
@@ -53,6 +53,21 @@ def test_plain_table_holds_every_number_and_marks_leaders():
     assert "combined standard error" in text.splitlines()[-1]
 
 
+def test_a_failed_method_has_its_row_without_scores_and_its_reason():
+    report = synthetic_report(complete=False)
+    report["methods"][1] = failed_method("full SFT", "ran out of [memory]", trained_parameters=100_000_000)
+    text = plain_table(report)
+    (line,) = [line for line in text.splitlines() if line.startswith("full SFT (failed)")]
+    assert line.split()[3:] == ["full", "–", "–", "–", "–", "–", "–", "100", "M", "(100", "%)", "–", "–"]
+    assert "\nfull SFT failed: ran out of [memory].\n".replace("full", "Full", 1) in text
+    assert "The run is not finished yet" in text and "(failed)" not in plain_table(synthetic_report())
+    console = pytest.importorskip("rich.console")
+    printer = console.Console(width=80, record=True, file=io.StringIO())
+    printer.print(methods_table(report))
+    shown = " ".join(printer.export_text().split())
+    assert "Full SFT failed: ran out of [memory]." in shown and "The run is not finished yet" in shown
+
+
 def test_rich_table_shows_the_same_and_takes_markup_as_text():
     console = pytest.importorskip("rich.console")
     report = synthetic_report(methods=[method("base", 0.1, 0.6), method("[red]LoRA[/red]", 0.4, 0.5)])
@@ -72,7 +87,7 @@ def test_without_rich_one_sentence_says_what_to_install(monkeypatch):
 def test_details_have_a_row_for_each_task_and_other_metric():
     report = synthetic_report()
     del report["methods"][1]["details"]
-    rows = detail_rows(checked(report))
+    rows = detail_rows(checked("report", report))
     assert [(row.task, row.metric, row.n) for row in rows] == [("facts", "accuracy", "1,200"), ("", "exact", "")]
     assert [spaces(f"{cell.text} {cell.small}") for cell in rows[0].cells] == [
         "0.612 ± 0.004", "– ", "0.541 ± 0.004", "0.598 ± 0.004",

@@ -9,9 +9,9 @@ import random
 import pytest
 from synthetic_report import node, racing_search, search_only, synthetic_report
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import read_report, write_report
-from cofitune_fast.report.run.schema import checked
 from cofitune_fast.report.search.cost import parts, search_cost
 from cofitune_fast.report.search.plane import pareto_front, search_plane
 from cofitune_fast.report.search.rows import search_view
@@ -24,7 +24,7 @@ pytest.importorskip("jinja2")
 
 
 def searched(**more) -> dict:
-    return checked(synthetic_report(search=racing_search(**more)))
+    return checked("report", synthetic_report(search=racing_search(**more)))
 
 
 def drawn(draw, report):
@@ -38,13 +38,13 @@ def plain(text: str) -> str:
 
 def test_the_additions_are_kept_and_may_all_be_absent():
     given = racing_search()
-    read = checked(synthetic_report(search=given))["search"]
+    read = checked("report", synthetic_report(search=given))["search"]
     assert {key: read[key] for key in given if key not in ("stopped", "nodes")} == {
         key: value for key, value in given.items() if key not in ("stopped", "nodes")
     }
     for found, node_given in zip(read["nodes"], given["nodes"], strict=True):
         assert found == node_given | {"dropped": node_given["dropped"] or ""}
-    old = checked(synthetic_report())["search"]
+    old = checked("report", synthetic_report())["search"]
     assert old["choice"] is None and old["base"] is None and old["test"] is None and old["complete"]
     assert all(item["fraction"] == 1.0 and item["rungs"] == [] and item["behind"] is None for item in old["nodes"])
     assert math.isnan(old["cost"]["full_sft"]) and math.isnan(old["nodes"][0]["learning_rate"])
@@ -53,23 +53,23 @@ def test_the_additions_are_kept_and_may_all_be_absent():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s["nodes"][1]["rungs"].reverse(), "the fractions of its rungs must rise, but are [0.5, 0.25]"),
-        (lambda s: s["nodes"][1].update(fraction=0), "`fraction` is 0, but must be above 0 and at most 1"),
-        (lambda s: s["nodes"][1]["rungs"][0].update(spec=3), "nodes[1].rungs[0]: `spec` is 3, but this score lies"),
+        (lambda s: s["nodes"][1]["rungs"].reverse(), "whose fractions are [0.5, 0.25], but they must rise"),
+        (lambda s: s["nodes"][1].update(fraction=0), "search.nodes[1] has a `fraction` of 0, but it must be above 0"),
+        (lambda s: s["nodes"][1]["rungs"][0].update(spec=3), "nodes[1].rungs[0].spec is 3, but must lie between"),
         (lambda s: s["nodes"][1].update(behind=0.1), "nodes[1].behind must be a JSON object"),
-        (lambda s: s["choice"].update(next_best="zz"), "choice: 'zz' is not the id of any node"),
-        (lambda s: s["choice"].update(tied=["h", "y"]), "choice: 'y' is not the id of any node"),
-        (lambda s: s["choice"].update(confidence=95), "`confidence` is 95, but lies between 0 and 1"),
+        (lambda s: s["choice"].update(next_best="zz"), "search names 'zz' as choice.next_best, which is not"),
+        (lambda s: s["choice"].update(tied=["h", "y"]), "search names 'y' as one of choice.tied, which is not"),
+        (lambda s: s["choice"].update(confidence=95), "choice.confidence is 95, but must lie between 0 and 1"),
         (lambda s: s["choice"].update(sentence=""), "choice.sentence must be a text that is not empty"),
-        (lambda s: s["test"].pop("chosen"), "test.chosen must be a JSON object"),
-        (lambda s: s["cost"].update(flops="many"), "cost: `flops` must be a number or null, not 'many'"),
+        (lambda s: s["test"].pop("chosen"), "search.test.chosen is missing"),
+        (lambda s: s["cost"].update(flops="many"), "search.cost.flops must be a number or null, not 'many'"),
     ],
 )
 def test_each_flaw_is_named(change, words):
     search = racing_search()
     change(search)
     with pytest.raises(CofituneError) as caught:
-        checked(synthetic_report(search=search), "r.json")
+        checked("report", synthetic_report(search=search), "r.json")
     assert words in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_the_tree_dims_what_was_dropped_and_shows_the_rung():
     widths = [(right - left) / 1.75 for left, right in bars]
     assert widths == pytest.approx([item["fraction"] for item in nodes])
     assert sum(text.get_text() == "out at 25\u00a0%" for text in axes.texts) == 2
-    (old,) = drawn(search_tree, checked(synthetic_report())).axes
+    (old,) = drawn(search_tree, checked("report", synthetic_report())).axes
     assert not [line for line in old.lines if line.get_gid() == "rung"]
 
 
@@ -134,8 +134,8 @@ def test_a_tree_in_which_all_was_dropped_is_drawn():
     search = racing_search(chosen=None)
     for item in search["nodes"]:
         item["dropped"] = "behind"
-    assert drawn(search_tree, checked(synthetic_report(search=search))) is not None
-    assert drawn(search_plane, checked(synthetic_report(search=search))) is not None
+    assert drawn(search_tree, checked("report", synthetic_report(search=search))) is not None
+    assert drawn(search_plane, checked("report", synthetic_report(search=search))) is not None
 
 
 def test_cost_is_stacked_by_rung_and_sums_to_the_total():
@@ -158,11 +158,11 @@ def test_cost_is_stacked_by_rung_and_sums_to_the_total():
 def test_cost_without_counted_operations_is_time():
     search = racing_search()
     del search["cost"], search["nodes"][0]["full_sft"]
-    figure = drawn(search_cost, checked(synthetic_report(search=search)))
+    figure = drawn(search_cost, checked("report", synthetic_report(search=search)))
     assert figure.axes[0].get_xlabel() == "seconds" and len(figure.axes[0].get_yticks()) == 10
     for item in search["nodes"]:
         item["seconds"] = None
-    assert drawn(search_cost, checked(synthetic_report(search=search))) is None
+    assert drawn(search_cost, checked("report", synthetic_report(search=search))) is None
 
 
 def test_the_page_tells_how_sure_the_choice_is(tmp_path):
@@ -218,7 +218,7 @@ def test_a_folder_with_both_gives_the_report(tmp_path):
 def test_the_headline_follows_the_interval(low, high, outcome, words):
     search = racing_search()
     search["nodes"][-1]["difference"].update(low=low, high=high)
-    line = search_headline(checked(synthetic_report(search=search))["search"])
+    line = search_headline(checked("report", synthetic_report(search=search))["search"])
     assert line.outcome == outcome and words in line.badge
     assert ("untrained base is better" in " ".join(line.sentences)) == (outcome == "behind")
 
@@ -231,9 +231,9 @@ def test_the_headline_says_what_its_scores_are_worth():
 
 
 def test_no_choice_and_no_search():
-    search = checked(synthetic_report(search=racing_search(chosen=None)))["search"]
+    search = checked("report", synthetic_report(search=racing_search(chosen=None)))["search"]
     assert search_headline(search).badge == "no choice"
-    assert search_view(checked(synthetic_report(search=None))) is None
+    assert search_view(checked("report", synthetic_report(search=None))) is None
     assert interval(None) == ("–", "") and interval({"value": 0.1, "low": math.nan, "high": 1.0}) == ("+0.100", "")
 
 

@@ -1,0 +1,35 @@
+"""What every artefact tells of its run."""
+
+from __future__ import annotations
+
+from typing import Any, Required
+
+from .fields import Entry, Number, Part, Table, Text, Words
+
+
+class Base(Entry, total=False):
+    """The model before fine-tuning. fingerprint: SHA-256 over its parameters."""
+
+    model: Required[Text]
+    fingerprint: Words
+    dtype: Words
+    parameters: Number
+
+
+class Head(Entry, total=False):
+    """created: ISO 8601. environment: machine and versions, as `cofitune env` shows them."""
+
+    created: Words
+    command: Words
+    base: Required[Base]
+    environment: Table[Any]
+
+
+class Split(Entry, total=False):
+    """Names of the parts of the data: the one that the search chose on, and the one that is reported."""
+
+    search: Words
+    report: Words
+
+
+SplitPart = Part[Split]

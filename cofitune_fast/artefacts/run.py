@@ -1,0 +1,108 @@
+"""report.json, what one run found on one base; search.json is the same with a search and no methods."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Required
+
+from typing_extensions import TypedDict
+
+from .fields import Check, Entry, Items, Maybe, Missing, Number, Table, Text, Words, distinct, none, words
+from .head import Head, SplitPart
+from .scores import SCORES, Figures, uni_is_the_sum
+from .search import SearchPart
+
+BASE = "base"
+"""The name of the row that holds the untrained model's scores."""
+
+
+class MethodEntry(Figures, total=False):
+    """A method: what it trained, its scores on the test part, and what it cost.
+
+    state: a method that failed has no scores, and what it cost may be null; `why` says in a sentence what happened.
+    learning_rate and epochs are null for the base. run: the training in full. drift: from the base, where it
+    was measured. details: {task: its score and metrics}.
+    """
+
+    name: Required[Text]
+    region: str | None
+    state: Annotated[Literal["done", "failed"], Missing(lambda: "done")]
+    why: Maybe[str]
+    trained_parameters: Number
+    seconds: Number
+    peak_memory_bytes: Number
+    learning_rate: Number
+    epochs: Number
+    run: dict[str, Any] | None
+    drift: dict[str, Any]
+    details: Table[dict[str, Any]]
+
+
+def _scored_if_done(method: MethodEntry) -> MethodEntry:
+    if method["state"] == "failed" and any(math.isfinite(method[key]) for key in SCORES):
+        raise ValueError("has failed, but has scores")
+    return method
+
+
+Method = Annotated[MethodEntry, Check(uni_is_the_sum), Check(_scored_if_done)]
+
+
+class Spread(Entry, total=False):
+    """The raw scores of a layer's units."""
+
+    mean: Number
+    p10: Number
+    p50: Number
+    p90: Number
+
+
+Layer = TypedDict(
+    "Layer",
+    {
+        "layer": Required[int], "ffn.neuron": Maybe[Spread], "ffn.output": Maybe[Spread],
+        "attn.head": Maybe[list[Number]],
+    },
+    total=False,
+)  # fmt: skip
+"""A layer's importance: spreads of FFN units, and the heads one by one, normalised within the layer."""
+
+
+class ImportancePart(Entry, total=False):
+    """preset: the mask's normaliser. samples: how many the importance was measured on."""
+
+    preset: Words
+    mask_mode: Words
+    samples: int | None
+    layers: Required[list[Layer]]
+
+
+class CheckRow(Entry, total=False):
+    """What was verified about the delta and the merged model."""
+
+    name: Required[Text]
+    passed: Required[bool]
+    detail: Words
+
+
+class ReportEntry(Head, total=False):
+    """complete: whether all methods are there; a report is written after each. split: see `Split`."""
+
+    title: Annotated[str, words("CoFiTune report"), Missing(str)]
+    complete: Annotated[bool, Missing(lambda: True)]
+    split: SplitPart
+    methods: Annotated[list[Method], distinct("name")]
+    search: Maybe[SearchPart]
+    importance: Annotated[ImportancePart | None, Missing(none)]
+    checks: Items[CheckRow]
+    notes: Items[Text]
+
+
+def _methods_or_search(report: ReportEntry) -> ReportEntry:
+    if "methods" not in report:
+        if report["search"] is None:
+            raise ValueError("has no list `methods` with an entry for each method")
+        report["methods"] = []
+    return report
+
+
+Report = Annotated[ReportEntry, Check(_methods_or_search)]

@@ -1,0 +1,40 @@
+"""Scores as they stand in every artefact: figures in [0, 1], larger is better, each with its standard error."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from .fields import Check, Entry, Error, Fraction, Missing, Read, between, nan, number
+
+GROUPS = ("knowledge", "reasoning", "instruction")
+"""What Vers is the mean of."""
+SCORES = ("spec", "vers", *GROUPS, "uni")
+ROUNDING = 0.002  # scores may have been rounded to three decimals before they were written
+
+
+class Figures(Entry, total=False):
+    """Uni = Spec + Vers lies in [0, 2]."""
+
+    spec: Fraction
+    spec_se: Error
+    vers: Fraction
+    vers_se: Error
+    knowledge: Fraction
+    knowledge_se: Error
+    reasoning: Fraction
+    reasoning_se: Error
+    instruction: Fraction
+    instruction_se: Error
+    uni: Annotated[float, Read(number), between(0, 2), Missing(nan)]
+    uni_se: Error
+
+
+def uni_is_the_sum(figures: Figures) -> Figures:
+    total, uni = figures["spec"] + figures["vers"], figures["uni"]
+    if math.isfinite(total) and math.isfinite(uni) and abs(total - uni) > ROUNDING:
+        raise ValueError(f"has a `uni` of {uni:g}, but spec + vers is {total:g}")
+    return figures
+
+
+Scores = Annotated[Figures, Check(uni_is_the_sum)]
