@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -47,6 +48,7 @@ class _Commands(TyperGroup):
     def resolve_command(self, context: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         name, command, rest = super().resolve_command(context, args)
         if name in COMMANDS:
+            _quiet_libraries()
             command = getattr(import_module(f".{name}", __package__), name)
         return name, command, rest
 
@@ -69,7 +71,7 @@ def command(function: Callable[..., None]) -> Any:
     """Make a function the command of its module.
 
     A function with a `context` takes the configuration's keys as options too. A CofituneError becomes one line and
-    status 2, Ctrl-C says how to go on, and the libraries' chatter stays off the screen.
+    status 2, and Ctrl-C says how to go on.
     """
     open_ended = {"allow_extra_args": True, "ignore_unknown_options": True}
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -80,13 +82,6 @@ def command(function: Callable[..., None]) -> Any:
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        import logging
-
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # transformers imports it wherever it is installed
         try:
             function(*args, **kwargs)
             _leave_the_others()
@@ -98,6 +93,15 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' chatter off the screen, before the command's imports: some speak while they are imported."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # transformers imports it wherever it is installed
 
 
 def _leave_the_others() -> None:

@@ -95,7 +95,9 @@ class PrefixCache:
     def states(self, rows: Sequence[PlacedRow], shape: tuple[int, int]) -> Tensor | None:
         """Read states [batch, tokens, hidden] to the host, zero at padding; None unless all rows are cached."""
         if not self.store.has_all(row.key for row in rows):
-            return None
+            self.flush()  # the last batch may still be on its way to the disk
+            if not self.store.has_all(row.key for row in rows):
+                return None
         states = torch.empty(shape[0] * shape[1], self.store.hidden, dtype=self.store.dtype,
                              pin_memory=self._device.type == "cuda")
         # numpy copies here: torch would start a second thread pool in the reader, whose idle threads would spin on the

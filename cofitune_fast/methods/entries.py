@@ -16,8 +16,8 @@ def base_name(task: str) -> str:
 
 
 def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
-    """Scores as comparison.json has them, from a dictionary of SuiteScores: without tasks, with the NLL per token of those that
-    are scored by likelihood, and of the speciality; of the drift its figures."""
+    """Scores as comparison.json has them, from a dictionary of SuiteScores: without tasks, with the NLL per token of
+    those that are scored by likelihood, and of the speciality; of the drift its figures."""
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
     drift = {"drift": content["drift"]["metrics"]} if "drift" in content else {}
@@ -25,8 +25,10 @@ def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
 
 
 def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Valid and test of a run's file: their scores, and under "items" all of them with per-item values; None for a part that
-    was not scored."""
+    """Valid and test of a run's file: their scores, and under "items" all of them with per-item values.
+
+    None stands for a part that was not scored.
+    """
     if scores is None:
         return {**dict.fromkeys(SPLITS), "items": None}
     there = [split for split in SPLITS if split in scores]

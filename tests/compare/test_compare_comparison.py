@@ -39,7 +39,7 @@ def make(bench, tiny_run, scored):
         def done(job):
             cost = {"seconds": 3.0, "training_seconds": 1.0, "scoring_seconds": 2.0, "tokens": 5,
                     "trained_parameters": 7, "peak_memory_bytes": 9, "preparation_seconds": 0.0}
-            return {"state": "done", "why": None, "cost": cost,
+            return {"state": "done", "why": None, "cost": cost, "training": None,
                     "scores": [{"alpha": alpha, **scored} for alpha in job.get("alphas", [None])]}
 
         settings = ComparisonSettings(read_methods(methods, rates), tasks or {"letters": one_bench.data}, seeds,
@@ -155,7 +155,7 @@ def test_more_methods_seeds_rates_and_tasks_run_only_what_is_missing(make, bench
 def test_a_diverged_run_is_kept_with_its_reason_and_stops_nothing(make):
     def answer(job):
         cost = {"seconds": 1.0, "training_seconds": 1.0, "scoring_seconds": 0.0}
-        return {"state": "failed", "why": "The loss is nan.", "scores": [], "cost": cost}
+        return {"state": "failed", "why": "The loss is nan.", "scores": [], "cost": cost, "training": None}
 
     comparison, _ = make()
     base = comparison.executor.answer
@@ -197,7 +197,7 @@ def test_a_folder_without_drift_goes_on_without(make, tmp_path):
 def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):
     comparison, _ = make()
     with RunFolder(tmp_path / "run", comparison.identity()), \
-            pytest.raises(CofituneError, match="Another comparison is running"):
+            pytest.raises(CofituneError, match="Another run is working in"):
         comparison.run()
     comparison.run()
 

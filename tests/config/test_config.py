@@ -291,5 +291,5 @@ def test_arguments_that_are_no_pairs(arguments, words):
 
 
 def test_the_example_in_the_repository_is_a_valid_configuration():
-    config = load_config(Path(__file__).parents[2] / "examples" / "compare.yaml")
+    config = load_config(Path(__file__).parents[2] / "examples" / "run.yaml")
     assert config.anchor.rows == 2 and config.training["learning_rate"] == 4e-4

@@ -69,14 +69,14 @@ def test_it_trains_the_adapters_of_its_cells_in_float32_and_nothing_else(model, 
 @torch.no_grad()
 def test_attached_it_computes_the_merged_weights_which_the_endpoint_gives():
     model, adapter = make_tiny_model(), LoraAdapter(SETTINGS["a region"])
-    base = {name: parameter.clone() for name, parameter in adapter.region.parameters(model)}
+    base = {name: parameter.clone() for name, parameter in adapter.changes.parameters(model)}
     plain = model(IDS).logits
     with adapter.attached(model):
         torch.testing.assert_close(model(IDS).logits, plain, rtol=0, atol=0)  # B is 0 at first
         set_adapters(adapter, model)
         factors = {name: parameter.double() for name, parameter in adapter.parameters(model)}
         adapted, endpoint = model(IDS).logits, adapter.endpoint(model)
-    for name, weight in adapter.region.parameters(model):
+    for name, weight in adapter.changes.parameters(model):
         first, second = (factors[f"{name.removesuffix('weight')}lora_{part}.default.weight"] for part in "AB")
         merged = endpoint(name, base[name])
         torch.testing.assert_close(merged, (base[name].double() + second @ first).float(), rtol=1e-6, atol=1e-6)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from comparison_cases import make_bench, make_job, make_setup
 from tiny import write_jsonl
 
+from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.data import encode_example
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.methods import Recipe, run_method
 from cofitune_fast.methods.run import mixed_rows, random_half, what_is_trained
 from cofitune_fast.models.fingerprint import tensor_digests
-from cofitune_fast.training import LossNotFinite
+from cofitune_fast.training import LossNotFinite, TrainOptions, TrainResult
 
 REGION = "ffn.up+ffn.down@2-3"
+
+
+NOTHING_TRAINED = TrainResult("ffn", 3, 1, 1.0, 7, 0.5, 1e-2, 0.1, 5, "resident", 2, 10)
 
 
 @pytest.fixture
@@ -42,10 +43,10 @@ def calls(bench, monkeypatch):
     """What `Workbench.train` is called with; nothing is trained."""
     seen = []
 
-    def train(self, trained, folder, training, **options):
-        seen.append(SimpleNamespace(trained=trained, training=training, options=options,
+    def train(self, trained, folder, training, options, **watching):
+        seen.append(SimpleNamespace(trained=trained, training=training, options=options, rows=watching["rows"],
                                     base=tensor_digests(self.model) == self.digests))
-        return SimpleNamespace(tokens=7, trained_parameters=3, peak_memory_bytes=5)
+        return NOTHING_TRAINED
 
     monkeypatch.setattr(type(bench), "train", train)
     return seen
@@ -90,9 +91,9 @@ def test_the_drift_is_the_kl_to_the_base_on_the_instruction_rows_of_each_part(do
         for parameter in model.parameters():
             parameter.mul_(1.25)
 
-    def train(self, trained, folder, training, **options):
+    def train(self, trained, folder, training, options, **watching):
         change(self.model)
-        return SimpleNamespace(tokens=7, trained_parameters=3, peak_memory_bytes=5)
+        return NOTHING_TRAINED
 
     monkeypatch.setattr(type(bench), "train", train)
     (scores,) = do({}, drift_rows=3)["scores"]
@@ -127,7 +128,7 @@ def test_interpolations_are_between_base_and_trained(do, bench, recipe):
 
 
 def test_a_diverged_run_is_a_result_and_the_base_is_back(do, bench, monkeypatch):
-    def train(self, trained, folder, training, **options):
+    def train(self, trained, folder, training, options, **watching):
         with torch.no_grad():
             self.model.get_input_embeddings().weight.fill_(math.nan)
         raise LossNotFinite(3, math.nan)
@@ -140,10 +141,10 @@ def test_a_diverged_run_is_a_result_and_the_base_is_back(do, bench, monkeypatch)
 
 
 def test_scores_that_are_no_numbers_are_a_diverged_run_too(do, bench, monkeypatch):
-    def train(self, trained, folder, training, **options):
+    def train(self, trained, folder, training, options, **watching):
         with torch.no_grad():
             self.model.get_input_embeddings().weight.fill_(math.nan)
-        return SimpleNamespace(tokens=7, trained_parameters=3, peak_memory_bytes=5)
+        return NOTHING_TRAINED
 
     monkeypatch.setattr(type(bench), "train", train)
     result = do({})
@@ -158,14 +159,14 @@ def test_rate_and_seed_go_over_the_runs_training_arguments(do, calls):
     assert call.training == {"per_device_train_batch_size": 8, "max_steps": 2, "weight_decay": 0.5, "seed": 9,
                              "data_seed": 9, "learning_rate": 3e-3, "save_strategy": "no"}
     assert str(call.trained) == REGION and call.base
-    assert set(call.options) == {"storage", "memory"}  # what is not asked for is not passed on
+    assert call.options == TrainOptions(memory=call.options.memory) and call.rows is None
 
 
 def test_general_rows_are_mixed_in_at_the_ratio_and_by_the_seed(do, bench, calls, tmp_path):
     general = write_jsonl(tmp_path / "general.jsonl", [{"prompt": f"count {i}", "completion": str(i)}
                                                        for i in range(10)])
     do({"mix": 1.5}, general=str(general))
-    task, rows = bench.train_rows, calls[0].options["rows"]
+    task, rows = bench.train_rows, calls[0].rows
     assert rows[:16] == task and len(rows) == 16 + 24
     drawn = [row.where for row in rows[16:]]
     assert sorted(map(drawn[:10].count, set(drawn))) == [1] * 10  # all of them before any comes again
@@ -180,11 +181,11 @@ def test_importance_of_general_rows_is_another_and_is_measured_once(do, bench, c
                                                        for i in range(10)])
     for source in ("task", "general", "general"):
         do({"region": REGION, "mask": {"importance": source}}, general=str(general))
-    task, first, again = (call.options["masks"] for call in calls)
+    task, first, again = (call.options.masks for call in calls)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], task[name]) for name in first)
     assert len(list((tmp_path / "run" / "importance").iterdir())) == 2
-    assert {call.options["mask_mode"] for call in calls} == {"update"}
+    assert {call.options.mask_mode for call in calls} == {"update"}
 
 
 def test_contrasted_importance_spares_what_the_task_needs(do, bench, calls, tmp_path):
@@ -192,7 +193,7 @@ def test_contrasted_importance_spares_what_the_task_needs(do, bench, calls, tmp_
     (call,) = calls
     kept, used = (bench.importance(call.trained, samples=8, proxy=proxy) for proxy in ("kl_dropout", "task_nll"))
     expected = bench.masks(kept.against(used), call.trained, "rank")
-    for name, mask in call.options["masks"].items():
+    for name, mask in call.options.masks.items():
         torch.testing.assert_close(mask, expected[name], rtol=0, atol=0)
     assert not all(torch.equal(mask, expected[name])
                    for name, mask in bench.masks(kept, call.trained, "rank").items())
@@ -200,33 +201,19 @@ def test_contrasted_importance_spares_what_the_task_needs(do, bench, calls, tmp_
 
 
 def test_loss_and_anchor_are_handed_on_the_anchor_made_from_the_base(do, bench, calls, monkeypatch):
-    @dataclass(frozen=True)
-    class AnchorSettings:
-        weight: float = 0.0
-        rows: int = 4
-
-    monkeypatch.setitem(sys.modules, "cofitune_fast.anchor", SimpleNamespace(AnchorSettings=AnchorSettings))
     monkeypatch.setattr(type(bench), "anchor", lambda self, settings: (settings, tensor_digests(self.model)),
                         raising=False)
     do({"lora": {}, "loss": "dft", "anchor": {"weight": 2.0}})
     (call,) = calls
-    assert call.options["loss"] == "dft"
-    assert call.options["anchor"] == (AnchorSettings(2.0, 4), bench.digests)  # before there were adapters
-    assert call.options["storage"] == "auto"
+    assert call.options.loss == "dft"
+    assert call.options.anchor == (AnchorSettings(2.0), bench.digests)  # before there were adapters
+    assert call.options.storage == "auto"
 
 
 @pytest.mark.parametrize("units", ["none", "importance", "importance_squared"])
-def test_a_pull_has_the_mean_strength_of_its_layer_and_the_shape_of_a_mask(do, bench, calls, monkeypatch, units):
-    @dataclass(frozen=True)
-    class Pull:
-        kind: str
-        strength: float
-        units: Any = None
-        initial: Any = None
-
-    monkeypatch.setattr("cofitune_fast.optim.Pull", Pull, raising=False)
+def test_a_pull_has_the_mean_strength_of_its_layer_and_the_shape_of_a_mask(do, bench, calls, units):
     do({"pull": {"kind": "l1", "strength": 2.0, "units": units}})
-    pull = calls[0].options["pull"]
+    pull = calls[0].options.pull
     assert (pull.kind, pull.strength) == ("l1", 2.0)
     parameters = dict(bench.model.named_parameters())
     assert all(torch.equal(pull.initial[name], parameter) for name, parameter in parameters.items())

@@ -10,12 +10,13 @@ import ast
 import functools
 import inspect
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import make_tiny_model
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.regions import BaseInfo, Region
@@ -84,13 +85,6 @@ def test_a_signature_that_does_not_fit_is_told_apart(ours, fits):
     assert (refusal(ours, theirs) is None) == fits
 
 
-class SecondStepIsBest(TrainerCallback):
-    """Names the best checkpoint without an evaluation; Trainer loads it at the end."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        state.best_model_checkpoint = f"{args.output_dir}/checkpoint-2"
-
-
 def test_every_override_is_called_in_a_training_that_saves_resumes_and_ends_with_its_best_model(tmp_path, monkeypatch):
     called = set()
 
@@ -106,15 +100,16 @@ def test_every_override_is_called_in_a_training_that_saves_resumes_and_ends_with
     model = make_tiny_model()
     arguments = training_arguments({
         "learning_rate": 1e-2, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2,
-        "logging_steps": 1, "max_steps": 4, "use_cpu": True,
+        "logging_steps": 1, "max_steps": 4, "use_cpu": True, "eval_strategy": "steps", "eval_steps": 2,
+        "load_best_model_at_end": True, "save_total_limit": None,
     }, tmp_path)
     rows = [Encoded([5 + i, 9, 7, 8 + i, 6], 2) for i in range(8)]
     trainer = CoFiTuneTrainer(model, arguments, REGION, rows, base=BaseInfo.of(model, "tiny"), pad_token_id=0,
-                              callbacks=[SecondStepIsBest()])
+                              eval_dataset=rows[:3])
     trainer.train()
-    trainer.args.load_best_model_at_end = True  # set now, as Trainer would ask for an evaluation when it is made
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     trainer.save_model(str(tmp_path / "final"))
     assert sorted(set(OVERRIDES) - called) == []
-    best, final = (load_file(tmp_path / name / "delta.safetensors") for name in ("checkpoint-2", "final"))
+    best, final = (load_file(Path(folder) / "delta.safetensors")
+                   for folder in (trainer.state.best_model_checkpoint, tmp_path / "final"))
     assert best.keys() == final.keys() and all(torch.equal(best[name], final[name]) for name in best)

@@ -125,8 +125,9 @@ def test_another_part_can_be_scored_with_the_kept_delta(bench, whole, steps):
 def test_seeds_matter_and_the_order_of_the_rows_is_shared(bench, make, whole, monkeypatch):
     seen = []
     train = Workbench.train
-    monkeypatch.setattr(Workbench, "train", lambda self, region, output, training, **options: (
-        seen.append((training["seed"], training["data_seed"])), train(self, region, output, training, **options))[1])
+    monkeypatch.setattr(Workbench, "train", lambda self, region, output, training, *options, **watching: (
+        seen.append((training["seed"], training["data_seed"])),
+        train(self, region, output, training, *options, **watching))[1])
     run_job(bench, make("other"), {**JOB, "seed": 6})
     assert seen == [(6, 42)]
 
