@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..anchor import Anchor, AnchorSettings
+from ..anchor import NO_ANCHOR, Anchor, AnchorSettings
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -52,7 +52,7 @@ class PipelineSettings:
     storage: str = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
     loss: str = "ce"
-    anchor: AnchorSettings = field(default_factory=AnchorSettings)
+    anchor: AnchorSettings = NO_ANCHOR
 
     @property
     def refined(self) -> bool:
