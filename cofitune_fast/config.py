@@ -280,11 +280,8 @@ def _wants_text(keys: list[str]) -> bool:
     """Whether a key takes text, so that a name such as 2024 stays a name."""
     kind: Any = Config
     for key in keys:
-        kind = fields_of(kind).get(key)
-        section = section_of(kind)
-        if section is not None:
-            kind = section
-    if fields_of(kind):
+        kind = fields_of(section_of(kind)).get(key)
+    if section_of(kind):
         return _main_key(keys[0]) is not None
     kinds = [get_origin(one) or one for one in (kind, *get_args(kind))]
     return str in kinds and list not in kinds
