@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from yaml import YAMLError
 
+from .anchor import AnchorSettings
 from .errors import CofituneError
+from .importance import PresetName
+from .losses import Loss
+from .memory import MemorySettings
+from .models.quantized import Quantize
+from .ops._adamw_call import MaskMode
+from .ops._storage import StorageName
+from .scoring.tasks import ResponseMetric
+from .search import SearchSettings
+from .search.executors import ExecutorName
+from .search.run import RateRule
+from .trials import TrialData, TrialSetup
+from .trials.priors import PriorName
+from .validation import fields_of, section_of, validated
 from .yaml_text import parse_yaml, read_yaml
 
 try:
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
     raise CofituneError(
         f"The configuration needs {error.name}: pip install 'cofitune-fast[cli]'."
@@ -37,16 +50,15 @@ Training = Annotated[dict[str, Any], AfterValidator(_true_or_false)]
 
 
 class Section(BaseModel):
-    """A section refuses unknown keys; a plain value stands for the section's main key."""
+    """A section refuses unknown keys; a text in its place stands for its `main` key."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
-    _main: str | None = None
+    main: ClassVar[str | None] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _from_plain_value(cls, value: Any) -> Any:
-        main = cls._main.get_default()
-        return {main: value} if main and isinstance(value, str) else value
+    def _from_text(cls, value: Any) -> Any:
+        return {cls.main: value} if cls.main and isinstance(value, str) else value
 
 
 class ModelSection(Section):
@@ -55,25 +67,25 @@ class ModelSection(Section):
     `quantize` is how everything outside the region is held; the region itself stays in `dtype`.
     """
 
-    _main = "path"
+    main = "path"
     path: str
     gguf_file: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str | None = None
     attn_implementation: str | None = None
-    quantize: Literal["none", "nf4", "int8"] = "none"
+    quantize: Quantize = "none"
 
 
 class DataSection(Section):
     """The speciality: JSON, JSONL or CSV files. `limit` takes the first rows of `train` only."""
 
-    _main = "train"
+    main = "train"
     train: str | None = None
     valid: str | None = None
     test: str | None = None
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(TrialData.max_length, ge=8)
     limit: int | None = Field(None, ge=1)
-    metric: Literal["likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"] | None = None
+    metric: ResponseMetric | None = None
 
 
 class VersatilitySection(Section):
@@ -81,7 +93,7 @@ class VersatilitySection(Section):
     with `generate` also tasks count for which the model has to write (IFEval). drift_rows: on how many responses of the
     instruction files `compare` (of methods) and `evaluate --delta` measure the KL to the base."""
 
-    _main = "valid"
+    main = "valid"
     valid: str | None = None
     test: str | None = None
     limit: int | None = Field(None, ge=1)
@@ -92,7 +104,7 @@ class VersatilitySection(Section):
 class ImportanceSection(Section):
     """How unit importance is measured, or the `file` that holds it already."""
 
-    _main = "file"
+    main = "file"
     file: str | None = None
     samples: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -108,34 +120,9 @@ class MaskSection(Section):
     """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts. Off by default:
     docs/comparison.md has what masks gave beyond a smaller learning rate, which is nothing so far."""
 
-    _main = "preset"
-    preset: str = "none"
-    mode: Literal["update", "gradient"] = "update"
-
-
-class AnchorSection(Section):
-    """Texts of the base that the region is held to: their KL is added to the loss with this weight (0: no anchor).
-    docs/anchor.md explains each setting."""
-
-    weight: float = Field(1.0, ge=0)
-    rows: int = Field(2, ge=1)
-    texts: int = Field(192, ge=1)
-    tokens: int = Field(48, ge=2)
-    prompts: str = "general"
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(64, ge=1)
-    seed: int = 0
-
-
-class MemorySection(Section):
-    """What the run does to need less memory and time; docs/memory.md says what each setting costs."""
-
-    prefix_cache: Literal["auto", "off"] = "auto"
-    prefix_cache_limit: str = "20GiB"
-    prefix_weights: Literal["device", "host"] = "device"
-    packing: Literal["auto", "on", "off"] = "auto"
-    gradient_release: Literal["off", "exact", "lagged"] = "off"
-    optimizer_states: Literal["device", "host"] = "device"
+    main = "preset"
+    preset: Literal["none", PresetName] = "none"
+    mode: MaskMode = "update"
 
 
 class PlanSection(Section):
@@ -149,27 +136,34 @@ class PlanSection(Section):
     transfer: float | None = Field(None, gt=0)
 
 
-class SearchSection(Section):
-    """The tree search: a named `space`, a YAML file or levels; a strategy; training arguments for its nodes over those
-    of `training`; and where the nodes run. docs/search.md explains each."""
+class WorkersSection(Section):
+    """Where runs are made: in this process, in `workers` processes of this machine, or on the Ray cluster at
+    `ray_address`."""
 
-    _main = "space"
-    space: str | list[dict[str, Any]] = "paper"
-    strategy: str = "racing"
-    rungs: list[float] | None = None
-    beam: int | None = Field(None, ge=1)
-    keep: float | None = Field(None, gt=0, le=1)
-    confidence: float | None = Field(None, ge=0.5, lt=1)
-    learning_rate: Literal["size", "fixed"] = "size"
-    rate_factors: list[float] = Field(default_factory=lambda: [1.0])
-    prior: Literal["none", "gradient", "kl", "spectrum"] = "none"
-    prior_keep: float = Field(1.0, gt=0, le=1)
-    budget: str | None = None
-    training: Training = Field(default_factory=dict)
-    checkpoint_minutes: float = Field(5.0, ge=0)
-    executor: Literal["in-process", "processes", "ray"] = "in-process"
+    executor: ExecutorName = "in-process"
     workers: int | None = Field(None, ge=1)
     ray_address: str | None = None
+
+
+class SearchSection(WorkersSection):
+    """The tree search: a named `space`, a YAML file or levels; a strategy, and what is to be different of it; training
+    arguments for its nodes over those of `training`; and where the nodes run. docs/search.md explains each, and
+    SearchSettings and Strategy check the numbers."""
+
+    main = "space"
+    space: str | list[dict[str, Any]] = SearchSettings.space
+    strategy: str = SearchSettings.strategy.name
+    rungs: list[float] | None = None
+    beam: int | None = None
+    keep: float | None = None
+    confidence: float | None = None
+    learning_rate: RateRule = SearchSettings.learning_rate
+    rate_factors: tuple[float, ...] = SearchSettings.rate_factors
+    prior: Literal["none", PriorName] = SearchSettings.prior
+    prior_keep: float = SearchSettings.prior_keep
+    budget: str | None = None
+    training: Training = Field(default_factory=dict)
+    checkpoint_minutes: float = Field(TrialSetup.checkpoint_minutes, ge=0)
 
 
 class RunSection(Section):
@@ -180,7 +174,7 @@ class RunSection(Section):
     full_sft_training: Training = Field(default_factory=dict)
 
 
-class CompareSection(Section):
+class CompareSection(WorkersSection):
     """The `methods` to compare: names of the catalogue, or mappings {name, method, and what is to be different}, on
     `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates` ({method: [...]}) and
     with `seeds`. general: a file of general rows, for methods that take them. limit: training rows of each task that
@@ -195,12 +189,10 @@ class CompareSection(Section):
     learning_rates: dict[str, list[float]] = Field(default_factory=dict)
     general: str | None = None
     limit: int | None = Field(None, ge=1)
-    executor: Literal["in-process", "processes", "ray"] = "in-process"
-    workers: int | None = Field(None, ge=1)
-    ray_address: str | None = None
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+Preset = Literal["default", "paper"]
+PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {"mask": {"preset": "paper", "mode": "gradient"}, "anchor": {"weight": 0.0},
               "search": {"space": "paper", "strategy": "greedy", "learning_rate": "fixed"}},
@@ -209,21 +201,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Config(Section):
-    """A whole run. Which sections a command needs, it says itself. preset: see PRESETS."""
+    """A whole run. Which sections a command needs, it says itself. preset: see PRESETS. anchor and memory have the
+    settings of these classes; docs/anchor.md and docs/memory.md explain each."""
 
     title: str = "CoFiTune run"
-    preset: Literal[tuple(PRESETS)] = "default"
+    preset: Preset = "default"
     model: ModelSection | None = None
     data: DataSection = Field(default_factory=DataSection)
     versatility: VersatilitySection = Field(default_factory=VersatilitySection)
     region: str | None = None
     importance: ImportanceSection = Field(default_factory=ImportanceSection)
     mask: MaskSection = Field(default_factory=MaskSection)
-    loss: Literal["ce", "dft", "eaft"] = "ce"
-    anchor: AnchorSection = Field(default_factory=AnchorSection)
-    storage: Literal["auto", "fp32", "bf16_split", "bf16_sr", "bf16", "int8"] = "auto"
+    loss: Loss = "ce"
+    anchor: AnchorSettings = AnchorSettings()
+    storage: Literal["auto", StorageName] = "auto"
     training: Training = Field(default_factory=dict)
-    memory: MemorySection = Field(default_factory=MemorySection)
+    memory: MemorySettings = MemorySettings()
     plan: PlanSection = Field(default_factory=PlanSection)
     search: SearchSection = Field(default_factory=SearchSection)
     run: RunSection = Field(default_factory=RunSection)
@@ -247,18 +240,20 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     for key, value in (overrides or {}).items():
         _set(values, key.split("."), value)
     _put_under(values, PRESETS.get(str(values.get("preset")), {}))
-    try:
-        return Config.model_validate(_with_home(values))
-    except ValidationError as error:
-        raise CofituneError(_sentence(error, str(path) if path is not None else None, overrides or {})) from None
+
+    def source(key: str) -> str:
+        given = any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in overrides or {})
+        return "the command line" if given or path is None else str(path)
+
+    return validated(Config, _with_home(values), source)
 
 
 def _put_under(values: dict[str, Any], preset: dict[str, dict[str, Any]]) -> None:
     """Give `values` what the preset has and they do not."""
     for section, content in preset.items():
         given = values.get(section, {})
-        if isinstance(given, str):
-            given = {_main_key(section): given}
+        if isinstance(given, str) and (main := _main_key(section)):
+            given = {main: given}
         if isinstance(given, dict):
             values[section] = {**content, **given}
 
@@ -283,16 +278,13 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 def _wants_text(keys: list[str]) -> bool:
     """Whether a key takes text, so that a name such as 2024 stays a name."""
-    section: type[Section] | None = Config
-    for number, key in enumerate(keys):
-        field = section.model_fields.get(key) if section else None
-        if field is None:
-            return False
-        section = _section_class(field)
-        if number == len(keys) - 1:
-            kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-            return section is not None or (str in kinds and list not in [getattr(k, "__origin__", k) for k in kinds])
-    return False
+    kind: Any = Config
+    for key in keys:
+        kind = fields_of(section_of(kind)).get(key)
+    if section_of(kind):
+        return _main_key(keys[0]) is not None
+    kinds = [get_origin(one) or one for one in (kind, *get_args(kind))]
+    return str in kinds and list not in kinds
 
 
 def _value(text: str) -> Any:
@@ -337,35 +329,5 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _main_key(section: str) -> str | None:
-    field = Config.model_fields.get(section)
-    kind = _section_class(field) if field else None
-    return kind._main.get_default() if kind else None
-
-
-def _section_class(field: Any) -> type[Section] | None:
-    kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
-
-
-def _sentence(error: ValidationError, file: str | None, overrides: dict[str, Any]) -> str:
-    # A misspelt key often explains the other problems.
-    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    if isinstance(own := problem.get("ctx", {}).get("error"), CofituneError):
-        return str(own)
-    place: list[str] = []
-    section: type[Section] | None = Config
-    for part in problem["loc"]:  # what comes after a plain field is pydantic's own bookkeeping
-        if section is None:
-            break
-        parent, field = section, section.model_fields.get(str(part))
-        place.append(str(part))
-        section = _section_class(field) if field else None
-    key = ".".join(place)
-    given = any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in overrides)
-    where = "the command line" if given or file is None else file
-    if problem["type"] == "extra_forbidden":
-        known = sorted(parent.model_fields)
-        nearest = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*place[:-1], nearest[0]])}?" if nearest else f"known are {', '.join(known)}."
-        return f"Unknown key {key} in {where}; {hint}"
-    return f"{key} in {where} is wrong: {problem['msg']} (given: {problem['input']!r})."
+    """The key that a text in place of a whole section stands for."""
+    return getattr(section_of(fields_of(Config).get(section)), "main", None)

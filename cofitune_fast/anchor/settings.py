@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data import read_examples
 from ..data.formats import Message
@@ -30,7 +30,9 @@ class AnchorSettings:
     seed: seed of the sampling and of the order.
     """
 
-    weight: float = 0.0
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    weight: float = 1.0
     rows: int = 2
     texts: int = 192
     tokens: int = 48
@@ -76,3 +78,6 @@ class AnchorSettings:
         if not prompts:
             raise CofituneError(f"The anchor's prompts {path} hold no line of text; give at least one prompt.")
         return prompts
+
+
+NO_ANCHOR = AnchorSettings(weight=0.0)

@@ -18,12 +18,13 @@ from ..config import Config, DataSection
 from ..display import PlainDisplay
 from ..errors import CofituneError
 from ..files import writable_folder
-from ..methods import WORK, read_methods, refuse_unknown, run_method
+from ..methods import WORK, read_methods, run_method
 from ..models.sharded import started_by_torchrun
 from ..report import comparison_table, write_report
 from ..search import Observer
 from ..search.executors import InProcess
 from ..trials import TrialData, Workbench
+from ..validation import validated
 from .app import AsJson, ConfigFile, command, console, emit
 from .run import do_run
 from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
@@ -105,15 +106,10 @@ def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
     where = f"The task {name} of compare.tasks"
     if not re.fullmatch(r"[\w.-]+", name):
         raise CofituneError(f"{where} has a name that cannot be a file's; use letters, digits, dots and dashes.")
-    refuse_unknown(values, list(DataSection.model_fields), where)
+    data = validated(DataSection, values, where[0].lower() + where[1:])
     for part in ("train", "valid", "test"):
-        if not values.get(part):
+        if not getattr(data, part):
             raise CofituneError(f"{where} has no {part} data; name a JSON, JSONL or CSV file.")
-    try:
-        data = DataSection.model_validate(values)
-    except ValueError as error:  # pydantic's own
-        problem = error.errors()[0]
-        raise CofituneError(f"{where} has {problem['input']!r} as {problem['loc'][0]}: {problem['msg']}.") from None
     return replace(shared, **data.model_dump())
 
 

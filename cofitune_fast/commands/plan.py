@@ -17,6 +17,7 @@ from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
 from ..regions import DEFAULT_REGION, Region
+from ..training.run import DEFAULTS
 from .app import AsJson, ConfigFile, command, emit
 from .setup import read_config
 
@@ -84,8 +85,8 @@ def _storage(settings: Config) -> str:
 
 def _settings(settings: Config, planner: Planner, storage: str) -> Settings:
     training, memory = settings.training, settings.memory
-    rows, micro_batches = (_count(training, key, default) for key, default in (
-        ("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1)))
+    rows, micro_batches = (_count(training, key) for key in (
+        "per_device_train_batch_size", "gradient_accumulation_steps"))
     cached = memory.prefix_cache == "auto" and planner.prefix_layers > 0
     if memory.gradient_release != "off" and (micro_batches > 1 or memory.optimizer_states == "host"):
         raise CofituneError(
@@ -105,8 +106,8 @@ def _settings(settings: Config, planner: Planner, storage: str) -> Settings:
     )
 
 
-def _count(training: dict[str, Any], key: str, default: int) -> int:
-    value = training.get(key, default)
+def _count(training: dict[str, Any], key: str) -> int:
+    value = training.get(key, DEFAULTS.get(key, 1))
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CofituneError(f"training.{key} is {value!r}; it must be a whole number of at least 1.")
     return value

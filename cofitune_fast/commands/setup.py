@@ -10,8 +10,7 @@ from typing import Any
 
 import typer
 
-from ..anchor import AnchorSettings
-from ..config import CompareSection, Config, SearchSection, load_config, parse_overrides
+from ..config import Config, WorkersSection, load_config, parse_overrides
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..models import load_model
@@ -20,7 +19,7 @@ from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
 from ..search import Budget, Observer, Search, SearchSettings, named_strategy, space_levels
 from ..search.executors import Executor, InProcess
-from ..training import MemorySettings, check_arguments
+from ..training import check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
 from .app import SILENT
 
@@ -71,8 +70,7 @@ def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
     model = {key: value for key, value in settings.model.model_dump().items() if key != "quantize"}
     return TrialSetup(
         model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
-        MemorySettings(**settings.memory.model_dump()), settings.search.checkpoint_minutes, settings.loss,
-        AnchorSettings(**settings.anchor.model_dump()),
+        settings.memory, settings.search.checkpoint_minutes, settings.loss, settings.anchor,
     )
 
 
@@ -84,7 +82,7 @@ def search_settings(settings: Config) -> SearchSettings:
         strategy=named_strategy(section.strategy, rungs=tuple(section.rungs) if section.rungs else None,
                                 beam=section.beam, keep=section.keep, confidence=section.confidence),
         learning_rate=section.learning_rate,
-        rate_factors=tuple(section.rate_factors),
+        rate_factors=section.rate_factors,
         prior=section.prior,
         prior_keep=section.prior_keep,
         budget=Budget.parse(section.budget) if section.budget is not None else None,
@@ -108,7 +106,7 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
 
 
 def make_workers(
-    section: SearchSection | CompareSection, setup: TrialSetup, work: Callable[[dict[str, Any]], dict[str, Any]]
+    section: WorkersSection, setup: TrialSetup, work: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Executor:
     """The executor that a section names; work: does a job in this process."""
     if section.executor == "processes":
@@ -139,6 +137,8 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     ranks that torchrun starts only the first one gets it; the others follow, and get None."""
     output, model = needed(settings, "output"), needed(settings, "model")
     setup = trial_setup(settings, output)  # refuses what cannot be, before anything is made or loaded
+    if not settings.region:
+        search_settings(settings)
     writable_folder(output)
     display.stage(f"Loading {model.path}")
     # A driver that only hands out work needs the model's names and sizes; the GPUs belong to the workers.

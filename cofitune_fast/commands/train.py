@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import TrainerCallback
 
-from ..anchor import Anchor, AnchorSettings
+from ..anchor import Anchor
 from ..config import Config
 from ..display import duration
 from ..errors import CofituneError
@@ -19,7 +20,7 @@ from ..files import writable_folder
 from ..importance import Importance
 from ..models.sharded import rank
 from ..regions import DEFAULT_REGION, Region, save_delta
-from ..training import LossNotFinite, MemorySettings, TrainOptions, check_arguments, with_learning_rate
+from ..training import LossNotFinite, TrainOptions, check_arguments, with_learning_rate
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
 from .setup import make_workbench, needed, read_config
@@ -80,8 +81,8 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
         def keep(run: dict[str, Any] | None = None) -> None:
             save_delta(bench.model, region, delta, base=bench.base, settings={
                 "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
-                "loss": settings.loss, "anchor": settings.anchor.model_dump(), "quantize": settings.model.quantize,
-                "memory": settings.memory.model_dump(), "run": run,
+                "loss": settings.loss, "anchor": asdict(settings.anchor), "quantize": settings.model.quantize,
+                "memory": asdict(settings.memory), "run": run,
             })
 
         arguments = {"disable_tqdm": not console.is_terminal, **training}
@@ -90,7 +91,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
                 region, output, arguments, TrainOptions(
                     loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
                     mask_mode=settings.mask.mode, storage=settings.storage,
-                    memory=MemorySettings(**settings.memory.model_dump()),
+                    memory=settings.memory,
                 ),
                 callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
             ).to_dict()
@@ -119,7 +120,7 @@ class _LogLines(TrainerCallback):
 
 
 def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | None:
-    chosen = AnchorSettings(**settings.anchor.model_dump())
+    chosen = settings.anchor
     if chosen.weight == 0:
         return None
     console.print(f"The anchor: {chosen.texts} texts of the base, written now unless they are in the cache",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
 from ..errors import CofituneError
 from ..methods.catalogue import NamedMethod
 from ..methods.lora import require_peft
-from ..methods.recipe import Recipe, refuse_unknown
+from ..methods.recipe import Recipe
 from ..methods.run import SPLITS, general_bench, what_is_trained
 from ..training import training_arguments
 from ..trials import TrialData, TrialSetup, Workbench
@@ -41,20 +39,8 @@ def _check(recipe: Recipe, bench: Workbench, setup: TrialSetup, general: str | N
         training_arguments({**setup.training, **recipe.training, "learning_rate": rate}, "checked")
     if recipe.lora is not None:
         require_peft()
-    if recipe.anchor is not None:
-        _check_anchor(recipe.anchor)
     if recipe.mofo and (setup.memory.gradient_release, setup.memory.optimizer_states) != ("off", "device"):
         raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release must be off "
                             "and memory.optimizer_states device.")
     if recipe.needs_general:
         general_bench(bench, general).train_rows  # noqa: B018  (read now)
-
-
-def _check_anchor(settings: Mapping[str, Any]) -> None:
-    from ..anchor import AnchorSettings
-
-    refuse_unknown(settings, [one.name for one in fields(AnchorSettings)], "Its anchor")
-    try:
-        AnchorSettings(**settings)
-    except TypeError as error:
-        raise CofituneError(f"Its anchor is not understood ({error}).") from None

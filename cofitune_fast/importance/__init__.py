@@ -3,6 +3,7 @@
 from .authors import import_authors_importance
 from .compute import compute_importance
 from .importance import Importance
-from .normalize import PRESETS, Preset, combine
+from .normalize import PRESETS, Preset, PresetName, combine
 
-__all__ = ["PRESETS", "Importance", "Preset", "combine", "compute_importance", "import_authors_importance"]
+__all__ = ["PRESETS", "Importance", "Preset", "PresetName", "combine", "compute_importance",
+           "import_authors_importance"]

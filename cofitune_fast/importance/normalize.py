@@ -63,7 +63,8 @@ class Preset:
     down: Literal["output", "neuron"]
 
 
-PRESETS = {
+PresetName = Literal["paper", "rank", "rank-output"]
+PRESETS: dict[PresetName, Preset] = {
     preset.name: preset
     for preset in (
         Preset("paper", abs_tanh_z, down="output"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-LOSSES = ("ce", "dft", "eaft")
+Loss = Literal["ce", "dft", "eaft"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 _ENTROPY_OVER = 20  # EAFT's entropy is that of the most probable tokens
 _LEAST_TAIL = 1e-6  # float32 sums of probabilities are known to some 1e-7
 
@@ -49,7 +50,7 @@ class CrossEntropy:
     """
 
     targets: Tensor
-    loss: str = "ce"
+    loss: Loss = "ce"
 
     def __len__(self) -> int:
         return len(self.targets)

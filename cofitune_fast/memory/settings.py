@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from ..errors import CofituneError
 from ..models.loading import cache_folder
-
-CHOICES = {
-    "prefix_cache": ("auto", "off"),
-    "prefix_weights": ("device", "host"),
-    "packing": ("auto", "on", "off"),
-    "gradient_release": ("off", "exact", "lagged"),
-    "optimizer_states": ("device", "host"),
-}
+from ..validation import check_choices
 
 
 @dataclass(frozen=True)
@@ -32,18 +26,17 @@ class MemorySettings:
     optimizer_states: "host" keeps and updates them on the host.
     """
 
-    prefix_cache: str = "auto"
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    prefix_cache: Literal["auto", "off"] = "auto"
     prefix_cache_limit: str = "20GiB"
-    prefix_weights: str = "device"
-    packing: str = "auto"
-    gradient_release: str = "off"
-    optimizer_states: str = "device"
+    prefix_weights: Literal["device", "host"] = "device"
+    packing: Literal["auto", "on", "off"] = "auto"
+    gradient_release: Literal["off", "exact", "lagged"] = "off"
+    optimizer_states: Literal["device", "host"] = "device"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, known = getattr(self, field.name), CHOICES.get(field.name)
-            if known and value not in known:
-                raise CofituneError(f"memory.{field.name} is {value!r}; choose one of {', '.join(known)}.")
+        check_choices(self, "memory")
 
 
 def parse_size(text: str | int, where: str) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CofituneError
 from ..regions import DEFAULT_REGION
-from .recipe import Recipe, refuse_unknown
+from .recipe import Recipe
 
 FULL_RATES = (1e-5, 3e-5, 5e-5, 1e-4)
 LORA_RATES = (1e-4, 3e-4, 1e-3, 2e-3)
@@ -102,8 +102,8 @@ def read_methods(
 
 def _read(entry: str | Mapping[str, Any], rates: Mapping[str, Sequence[float]], region: str) -> NamedMethod:
     values = {"method": entry} if isinstance(entry, str) else entry
-    refuse_unknown(values, ["name", "method", "sentence", *(one.name for one in fields(Recipe))],
-                   "An entry of compare.methods")
+    if not isinstance(values, Mapping):
+        raise CofituneError(f"An entry of compare.methods must be a name or a mapping, not {values!r}.")
     values = dict(values)
     kind = values.pop("method", None)
     if kind not in CATALOGUE:
@@ -117,7 +117,7 @@ def _read(entry: str | Mapping[str, Any], rates: Mapping[str, Sequence[float]], 
         content[key] = {**content[key], **value} if both else value
     if name in rates:
         content["learning_rates"] = rates[name]
-    recipe = Recipe.from_dict(content, f"The method {name} of compare.methods")
+    recipe = Recipe.from_dict(content, f"the method {name} of compare.methods")
     if not recipe.learning_rates:
         recipe = Recipe.from_dict({**recipe.to_dict(), "learning_rates": _default_rates(recipe)})
     return NamedMethod(name, sentence or CATALOGUE[kind][0], recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ..anchor import AnchorSettings
+from ..anchor import NO_ANCHOR, AnchorSettings
 from ..regions import Layout, Trainable
 from ..search import Work, search_work
 from ..trials import TrialData, TrialSetup, Workbench
@@ -32,7 +32,7 @@ class Forecast:
         key = run.method, run.task
         if key not in self._known:
             recipe, layout = self._recipes[run.method], self._bench.layout
-            work = self._work(run.task, AnchorSettings(**(recipe.anchor or {})))
+            work = self._work(run.task, AnchorSettings(**recipe.anchor) if recipe.anchor is not None else NO_ANCHOR)
             trained = what_is_trained(recipe, layout, run.seed)
             lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
             if not trained.is_full:

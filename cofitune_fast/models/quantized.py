@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..errors import CofituneError
 from .checkpoint import checkpoint_digests, checkpoint_dtype, skeleton
 
-METHODS = ("nf4", "int8")
+Quantize = Literal["none", "int8", "nf4"]
+METHODS = get_args(Quantize)[1:]
 
 Keep = Collection[str] | Callable[[nn.Module], Iterable[str]]
 

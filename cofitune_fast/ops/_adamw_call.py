@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -23,8 +23,10 @@ from ._checks import (
 from ._storage import STORAGES, scale_shape
 
 NAME = "masked_adamw_"
-MASK_MODES = ("update", "gradient")
-PULL_KINDS = ("l2", "l1")
+MaskMode = Literal["update", "gradient"]
+PullKind = Literal["l2", "l1"]
+MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
+PULL_KINDS: tuple[PullKind, ...] = get_args(PullKind)
 Number = float | torch.Tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,8 @@ class Storage:
     scaled: bool = False  # a float32 tensor [..., blocks of a row, 2]: the scales of both moments
 
 
-STORAGES = {
+StorageName = Literal["fp32", "bf16_split", "bf16_sr", "bf16", "int8"]
+STORAGES: dict[StorageName, Storage] = {
     "fp32": Storage(0, torch.float32, torch.float32, 28),
     "bf16_split": Storage(1, torch.bfloat16, torch.float32, 26, remainder=True),
     "bf16_sr": Storage(2, torch.bfloat16, torch.float32, 22),

@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+import torch
+
+from ..ops._storage import STORAGES
 from .plan import QUANTIZE, MemoryPlan, Settings
 from .planner import Planner
 from .step_time import Rates, StepTime, step_time
 
-_STORAGES = ("bf16_split", "bf16_sr", "bf16", "int8")
+_STORAGES = tuple(name for name, form in STORAGES.items() if form.weight == torch.bfloat16)
 LOSSES = (*(f"storage {name}" for name in _STORAGES[1:]), *(f"quantize {name}" for name in QUANTIZE[1:]))
 """Settings that change the numbers of training, from the least harmful to the most."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
+from ..models.quantized import Quantize
 from .follow import Step
 from .work import WorkCount
 
 PARTS = ("frozen_weights", "region_weights", "gradients", "optimizer", "activations", "loss", "prefix_stream",
          "workspace")
-QUANTIZE = ("none", "int8", "nf4")
+QUANTIZE = get_args(Quantize)  # from the largest to the smallest
 PHASES = ("forward", "loss", "backward", "step")
 
 
@@ -35,7 +36,7 @@ class Settings:
     gradient_checkpointing: bool = False
     gradient_release: str = "off"
     optimizer_states: str = "device"
-    quantize: str = "none"
+    quantize: Quantize = "none"
     prefix: str = "computed"
     prefix_weights: str = "device"
     accumulation: int = 1

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..data import Example, Row, parse_examples, read_rows
 from ..errors import CofituneError
 
+ResponseMetric = Literal["likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"]
 METRICS = {
     "choice": ("accuracy", "likelihood"),
     "continuation": ("likelihood", "exact"),
-    "response": ("likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"),
+    "response": get_args(ResponseMetric),
     "instruction": ("prompt_strict", "instruction_strict"),
 }
 """Metrics that can be a task's value, by kind of task. The first is the primary one."""

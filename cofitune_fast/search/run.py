@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
 from ..trials import TrialSetup, Workbench, clean_node
+from ..trials.priors import PriorName
+from ..validation import check_choices
 from .budget import Budget, Work
 from .choice import choose
 from .executors import Executor
@@ -31,7 +33,7 @@ from .space import Candidate, Level, check_space
 from .strategy import STRATEGIES, Strategy
 from .uncertainty import Estimate
 
-RATE_RULES = ("size", "fixed")
+RateRule = Literal["size", "fixed"]
 Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
 
 
@@ -41,24 +43,22 @@ class SearchSettings:
 
     learning_rate: "fixed" gives every node the rate of the nodes' training; "size" scales it, see `node_rate`.
     rate_factors: the first level tries each region at each of these multiples of its rate, and what is below the winner
-    inherits its factor. prior: a name of `trials.PRIORS`; the children of a level are tried in its order, and only the
+    inherits its factor. prior: a name of `trials.priors`; the children of a level are tried in its order, and only the
     share `prior_keep` of them.
     """
 
     levels: tuple[Level, ...]
     space: str = "paper"
     strategy: Strategy = STRATEGIES["racing"]
-    learning_rate: str = "size"
+    learning_rate: RateRule = "size"
     rate_factors: tuple[float, ...] = (1.0,)
-    prior: str = "none"
+    prior: Literal["none", PriorName] = "none"
     prior_keep: float = 1.0
     budget: Budget | None = None
     full_training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.learning_rate not in RATE_RULES:
-            raise CofituneError(f"search.learning_rate is {self.learning_rate!r}; choose one of "
-                                f"{', '.join(RATE_RULES)}.")
+        check_choices(self, "search")
         if not self.rate_factors or min(self.rate_factors) <= 0:
             raise CofituneError("search.rate_factors must be a list of numbers above 0, such as [0.5, 1, 2].")
         if not 0 < self.prior_keep <= 1:

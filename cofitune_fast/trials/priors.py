@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from .workbench import Workbench
 
 ROWS, BATCH, PROMPT_TOKENS = 32, 8, 16
 Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
+PriorName = Literal["gradient", "kl", "spectrum"]
 
 
-def make_prior(name: str, bench: Workbench) -> Prior:
+def make_prior(name: PriorName, bench: Workbench) -> Prior:
     """A function of regions and their learning rates that gives each a number, larger for those to try first."""
     priors = {"gradient": first_order_gain, "kl": gain_minus_kl, "spectrum": spare_rank}
     if name not in priors:

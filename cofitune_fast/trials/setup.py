@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..anchor import AnchorSettings
+from ..anchor import NO_ANCHOR, AnchorSettings
 from ..models import load_model
 from ..training import MemorySettings
 from .workbench import TrialData, Workbench
@@ -31,7 +31,7 @@ class TrialSetup:
     memory: MemorySettings = field(default_factory=MemorySettings)
     checkpoint_minutes: float = 5.0
     loss: str = "ce"
-    anchor: AnchorSettings = field(default_factory=AnchorSettings)
+    anchor: AnchorSettings = NO_ANCHOR
     work: str | None = None
 
     def workbench(self) -> Workbench:

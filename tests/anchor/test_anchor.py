@@ -219,14 +219,6 @@ def test_an_unknown_loss_is_refused():
         TrainOptions(loss="focal")
 
 
-def test_the_settings_of_the_yaml_are_those_of_the_anchor():
-    from dataclasses import asdict
-
-    from cofitune_fast.config import AnchorSection
-
-    assert AnchorSection().model_dump() == asdict(AnchorSettings(weight=1.0))  # on for a run, off in a library call
-
-
 def test_a_runs_identity_has_the_prompts_content_and_not_their_path(tmp_path):
     here, there, other = (tmp_path / name / "prompts.txt" for name in ("here", "there", "other"))
     for file, text in ((here, "One?\nTwo?\n"), (there, "One?\nTwo?\n"), (other, "One?\nThree?\n")):

@@ -91,10 +91,11 @@ def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
 @pytest.mark.parametrize(("compare", "options", "sentence"), [
     ({"methods": ["lroa"]}, [], "unknown method 'lroa'; did you mean lora?"),
     ({"methods": ["region"], "seeds": [1, 1]}, [], "each seed may stand there once"),
-    ({"methods": ["region"], "tasks": {"e2e": {"trian": "x"}}}, [], "unknown key trian; did you mean train?"),
+    ({"methods": ["region"], "tasks": {"e2e": {"trian": "x"}}}, [],
+     "Unknown key trian in the task e2e of compare.tasks; did you mean train?"),
     ({"methods": ["region"], "tasks": {"e2e": {"train": "x"}}}, [], "The task e2e of compare.tasks has no valid data"),
     ({"methods": ["region"], "tasks": {"e2e": {"train": "x", "valid": "x", "test": "x", "limit": "many"}}}, [],
-     "has 'many' as limit"),
+     "limit in the task e2e of compare.tasks is wrong"),
     ({"methods": ["region"], "tasks": {"a/b": {}}}, [], "has a name that cannot be a file's"),
     ({"methods": ["region"]}, ["--data.train", "gone.jsonl"], "The task task: The data file"),
     ({"methods": ["region"]}, ["--model.quantize", "nf4"], "cannot be quantised"),

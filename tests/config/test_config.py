@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from cofitune_fast.anchor import NO_ANCHOR, AnchorSettings
+from cofitune_fast.config import PRESETS as RUN_PRESETS
+from cofitune_fast.config import Preset as RunPreset
 from cofitune_fast.config import load_config, parse_overrides
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.ops._storage import STORAGES
+from cofitune_fast.importance import PRESETS, PresetName
+from cofitune_fast.memory import MemorySettings
+from cofitune_fast.ops._adamw_call import MASK_MODES, MaskMode
+from cofitune_fast.ops._storage import STORAGES, StorageName
+from cofitune_fast.scoring.tasks import METRICS, ResponseMetric
+from cofitune_fast.search import SearchSettings
+from cofitune_fast.trials import TrialData
+from cofitune_fast.trials.priors import PriorName, make_prior
 
 
 @pytest.fixture
@@ -54,6 +65,29 @@ def test_defaults(read):
     assert (config.mask.preset, config.mask.mode, config.storage) == ("none", "update", "auto")
     assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
     assert (config.run.full_sft, config.run.full_sft_training) == (True, {})
+
+
+def test_a_run_has_the_defaults_of_what_it_is_given_to(read):
+    config = read()
+    assert (config.anchor, config.memory) == (AnchorSettings(), MemorySettings())
+    assert config.anchor.weight == 1.0 and NO_ANCHOR.weight == 0.0
+    search = SearchSettings(levels=())
+    for name in ("space", "learning_rate", "rate_factors", "prior", "prior_keep"):
+        assert getattr(config.search, name) == getattr(search, name)
+    assert config.search.strategy == search.strategy.name and config.data.max_length == TrialData().max_length
+
+
+@pytest.mark.parametrize(("choices", "table"), [
+    (StorageName, STORAGES), (PresetName, PRESETS), (ResponseMetric, METRICS["response"]), (MaskMode, MASK_MODES),
+    (RunPreset, RUN_PRESETS),
+])
+def test_the_choices_are_those_there_are(choices, table):
+    assert get_args(choices) == tuple(table)
+
+
+@pytest.mark.parametrize("name", get_args(PriorName))
+def test_every_prior_that_can_be_chosen_can_be_made(read, name):
+    assert read(f"search: {{prior: {name}}}").search.prior == name and make_prior(name, bench=None)
 
 
 @pytest.mark.parametrize("storage", ["auto", *STORAGES])
@@ -218,6 +252,8 @@ def test_search_levels_pass_as_they_are(read):
     ("data: {max_lenght: 3}", "Unknown key data.max_lenght in {path}; did you mean data.max_length?"),
     ("model: {path: x, dtyp: auto}", "Unknown key model.dtyp in {path}; did you mean model.dtype?"),
     ("versatility: {tset: x}", "Unknown key versatility.tset in {path}; did you mean versatility.test?"),
+    ("memory: {paking: on}", "Unknown key memory.paking in {path}; did you mean memory.packing?"),
+    ("anchor: {wieght: 2}", "Unknown key anchor.wieght in {path}; did you mean anchor.weight?"),
     ("importance: {sample: 3}", "did you mean importance.samples?"),
     ("search: {spaces: paper}", "did you mean search.space?"),
     ("run: {fullsft: true}", "did you mean run.full_sft?"),
@@ -245,6 +281,15 @@ def test_an_unknown_key_of_the_command_line(read):
     ("model: {path: x, dtype: int8}", "model.dtype in {path} is wrong"),
     ("mask: {mode: sideways}", "'update' or 'gradient' (given: 'sideways')"),
     ("storage: int4", "storage in {path} is wrong"),
+    ("loss: focal", "'ce', 'dft' or 'eaft' (given: 'focal')"),
+    ("mask: tanh", "mask.preset in {path} is wrong: Input should be 'none', 'paper', 'rank' or 'rank-output'"),
+    ("memory: {packing: maybe}", "memory.packing in {path} is wrong: Input should be 'auto', 'on' or 'off'"),
+    ("memory: fast", "memory in {path} is wrong: "),
+    ("anchor: {rows: 1.5}", "anchor.rows in {path} is wrong: "),
+    ("anchor: {temperature: 0}", "anchor.temperature is 0.0; it must be above 0."),
+    ("search: {executor: threads}", "search.executor in {path} is wrong: "),
+    ("search: {prior: luck}", "search.prior in {path} is wrong: "),
+    ("compare: {executor: threads}", "compare.executor in {path} is wrong: "),
     ("training: fast", "training in {path} is wrong"),
     ("region: [ffn@all]", "region in {path} is wrong"),
     ("data: [a.jsonl]", "data in {path} is wrong"),

@@ -1,6 +1,5 @@
 """What makes a region cheap changes nothing: prefix cache, packing, gradient release, states on the host."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -212,12 +211,6 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, memory):
 def test_release_with_accumulation_is_refused(tmp_path):
     with pytest.raises(CofituneError, match=r"gradient_accumulation_steps must be 1, not 2"):
         trajectory(tmp_path, {"gradient_release": "exact"}, training={"gradient_accumulation_steps": 2})
-
-
-def test_the_settings_of_the_yaml_are_those_of_the_run():
-    from cofitune_fast.config import MemorySection
-
-    assert MemorySection().model_dump() == asdict(MemorySettings())
 
 
 @pytest.mark.parametrize("error", [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .in_process import InProcess
 
-__all__ = ["Executor", "InProcess"]
+__all__ = ["Executor", "ExecutorName", "InProcess"]
+
+ExecutorName = Literal["in-process", "processes", "ray"]
 
 
 class Executor(Protocol):
