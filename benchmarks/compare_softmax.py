@@ -21,8 +21,8 @@ from bench_settings import script
 from contest import Side, backends, bounds, run_rounds, summary
 from memory_use import adds
 
-from cofitune_fast.memory.objectives import CrossEntropy
-from cofitune_fast.memory.response_loss import hidden_loss
+from cofitune_fast.losses.chunked import hidden_loss
+from cofitune_fast.losses.objectives import CrossEntropy
 from cofitune_fast.ops import log_sum_exp, scaled_softmax_
 
 VOCABULARIES = (32000, 49152, 151936)  # Llama 2, SmolLM2, Qwen2

@@ -6,6 +6,9 @@ The names here are loaded when first used, so that `import cofitune_fast` is qui
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same names as in _HOMES
@@ -62,6 +65,24 @@ __all__ = [
     "score_suite",
     "train_region",
 ]
+
+
+def _hide_kernels_folder() -> None:
+    """Let `import kernels` fail where it would find the bare folder of a checkout.
+
+    Run from a checkout's root, kernels/ is importable under the name of the Hugging Face package for which transformers
+    and bitsandbytes probe. None in sys.modules is Python's own sign for "no such package". An installed package comes
+    before a bare folder, and so is found and left alone.
+    """
+    folder = Path(__file__).resolve().parents[1] / "kernels"
+    if "kernels" not in sys.modules and folder.is_dir():
+        spec = importlib.util.find_spec("kernels")
+        found = None if spec is None else spec.submodule_search_locations
+        if found and spec.origin is None and {Path(path).resolve() for path in found} == {folder}:
+            sys.modules["kernels"] = None
+
+
+_hide_kernels_folder()
 
 
 if not TYPE_CHECKING:  # so that a type checker knows the names above and no others

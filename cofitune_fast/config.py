@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from yaml import YAMLError
 
 from .errors import CofituneError
+from .yaml_text import parse_yaml, read_yaml
 
 try:
-    import yaml
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 except ImportError as error:
     raise CofituneError(
         f"The configuration needs {error.name}: pip install 'cofitune-fast[cli]'."
     ) from None
+
+
+def _true_or_false(training: dict[str, Any]) -> dict[str, Any]:
+    """Refuse `off` where TrainingArguments wants true or false: it is text, and any text counts as true there."""
+    for key, value in training.items():
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+            from transformers import TrainingArguments
+
+            wanted = getattr(TrainingArguments.__dataclass_fields__.get(key), "type", None)
+            if wanted is bool or wanted == bool | None:
+                raise CofituneError(f"training.{key} is {value!r}; write true or false.")
+    return training
+
+
+Training = Annotated[dict[str, Any], AfterValidator(_true_or_false)]
+"""Arguments of transformers.TrainingArguments."""
 
 
 class Section(BaseModel):
@@ -118,15 +137,6 @@ class MemorySection(Section):
     gradient_release: Literal["off", "exact", "lagged"] = "off"
     optimizer_states: Literal["device", "host"] = "device"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _words(cls, values: Any) -> Any:
-        """YAML reads on and off as true and false."""
-        if not isinstance(values, dict):
-            return values
-        return {key: {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-                for key, value in values.items()}
-
 
 class PlanSection(Section):
     """What `cofitune plan` cannot know: response tokens per row (else half of data.max_length), rows of the training
@@ -155,23 +165,30 @@ class SearchSection(Section):
     prior: Literal["none", "gradient", "kl", "spectrum"] = "none"
     prior_keep: float = Field(1.0, gt=0, le=1)
     budget: str | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
     checkpoint_minutes: float = Field(5.0, ge=0)
     executor: Literal["in-process", "processes", "ray"] = "in-process"
     workers: int | None = Field(None, ge=1)
     ray_address: str | None = None
 
 
-class CompareSection(Section):
-    """full_sft: training arguments of the pipeline's contrast, over those of `training`.
+class RunSection(Section):
+    """The main job. full_sft: whether full SFT is trained too, as a contrast. full_sft_training: its training
+    arguments, over those of `training`."""
 
-    With `methods` the command compares these instead: names of the catalogue, or mappings {name, method, and what is
-    to be different}, on `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates`
-    ({method: [...]}) and with `seeds`. general: a file of general rows, for methods that take them. limit: training
-    rows of each task that has no limit of its own. executor, workers, ray_address: as in `search`.
+    full_sft: bool = True
+    full_sft_training: Training = Field(default_factory=dict)
+
+
+class CompareSection(Section):
+    """The `methods` to compare: names of the catalogue, or mappings {name, method, and what is to be different}, on
+    `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates` ({method: [...]}) and
+    with `seeds`. general: a file of general rows, for methods that take them. limit: training rows of each task that
+    has no limit of its own. executor, workers, ray_address: as in `search`. full_sft: the old name of
+    run.full_sft_training.
     """
 
-    full_sft: dict[str, Any] = Field(default_factory=dict)
+    full_sft: Training = Field(default_factory=dict)
     methods: list[str | dict[str, Any]] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -205,23 +222,33 @@ class Config(Section):
     loss: Literal["ce", "dft", "eaft"] = "ce"
     anchor: AnchorSection = Field(default_factory=AnchorSection)
     storage: Literal["auto", "fp32", "bf16_split", "bf16_sr", "bf16", "int8"] = "auto"
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
     memory: MemorySection = Field(default_factory=MemorySection)
     plan: PlanSection = Field(default_factory=PlanSection)
     search: SearchSection = Field(default_factory=SearchSection)
+    run: RunSection = Field(default_factory=RunSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     delta: str | None = None
     output: str | None = None
 
+    @model_validator(mode="after")
+    def _full_sft_by_its_old_name(self) -> Config:
+        if self.compare.full_sft and self.run.full_sft_training:
+            raise CofituneError("compare.full_sft is the old name of run.full_sft_training, and both are given; leave "
+                                "compare.full_sft out.")
+        if self.compare.full_sft:
+            self.run.full_sft_training, self.compare.full_sft = self.compare.full_sft, {}
+        return self
+
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """The configuration of a YAML file with overrides {"section.key": value} on top; one sentence when it is wrong."""
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = _read(Path(path)) if path is not None else {}
     for key, value in (overrides or {}).items():
         _set(values, key.split("."), value)
     _put_under(values, PRESETS.get(str(values.get("preset")), {}))
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_with_home(values))
     except ValidationError as error:
         raise CofituneError(_sentence(error, str(path) if path is not None else None, overrides or {})) from None
 
@@ -250,7 +277,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
                 raise CofituneError(f"The option --{key} has no value; write --{key} VALUE.")
             text = rest.pop(0)
         key = key.replace("-", "_")
-        overrides[key] = text if _wants_text(key.split(".")) else _scalar(text)
+        overrides[key] = text if _wants_text(key.split(".")) else _value(text)
     return overrides
 
 
@@ -268,46 +295,30 @@ def _wants_text(keys: list[str]) -> bool:
     return False
 
 
-def _scalar(text: str) -> Any:
-    """YAML reads `1e-4` as text (it wants a dot); people mean the number."""
+def _value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except YAMLError:
         return text
-    return _numbers(value)
 
 
-def _numbers(value: Any) -> Any:
+def _with_home(value: Any) -> Any:
+    """Write out the home folder in every path that begins with ~/ ."""
     if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
+        return {key: _with_home(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower() and value[:1] in "0123456789+-.":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        return [_with_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CofituneError(f"No configuration at {path}: the file does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CofituneError(f"The configuration {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise CofituneError(f"The configuration {path} is not valid YAML{place}: {getattr(error, 'problem', error)}.") \
-            from None
+def _read(path: Path) -> dict[str, Any]:
+    values = read_yaml(path, "configuration")
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise CofituneError(f"The configuration {path} must be a mapping of sections, not {type(values).__name__}.")
     # A section without content, such as `training:` alone, means its defaults.
-    return _numbers({key: value for key, value in values.items() if value is not None})
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -339,6 +350,8 @@ def _section_class(field: Any) -> type[Section] | None:
 def _sentence(error: ValidationError, file: str | None, overrides: dict[str, Any]) -> str:
     # A misspelt key often explains the other problems.
     problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    if isinstance(own := problem.get("ctx", {}).get("error"), CofituneError):
+        return str(own)
     place: list[str] = []
     section: type[Section] | None = Config
     for part in problem["loc"]:  # what comes after a plain field is pydantic's own bookkeeping

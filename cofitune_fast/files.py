@@ -1,10 +1,13 @@
-"""Files that are either complete or absent: write to a temporary name, then rename."""
+"""Files that are either complete or absent: write under a temporary name, wait for the disk, then rename."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +19,21 @@ from .errors import CofituneError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
+
+    When the block is left, the file is on the disk under its name and survives a power cut.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    make_folder(path.parent)
+    temporary = _beside(path)
+    temporary.touch(exist_ok=False)
+    ordinary = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; an artefact is an ordinary file
+        temporary.chmod(stat.S_IMODE(ordinary))  # safetensors makes its files private; an artefact is an ordinary file
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -34,25 +42,37 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in `path`'s place if the block succeeds, else remove it.
 
-    A folder that stands there already is moved aside first and deleted last, so that a process killed at any moment
-    leaves the old content or the new one somewhere whole.
+    A folder that stands there already is moved aside first and deleted last, so that a process killed or a power cut at
+    any moment leaves the old content or the new one somewhere whole.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    make_folder(path.parent)
+    temporary, old = _beside(path), _beside(path)
+    temporary.mkdir()
+    ordinary = temporary.stat().st_mode
     try:
         yield temporary
-        for inside in (temporary, *temporary.rglob("*")):  # safetensors, too, makes its files private
-            inside.chmod((0o777 if inside.is_dir() else 0o666) & ~_umask())
+        for inside in (temporary, *temporary.rglob("*")):
+            inside.chmod(stat.S_IMODE(ordinary) & (0o7777 if inside.is_dir() else 0o666))
+            _sync(inside)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, old)
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+        if old.exists():
             shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create the folder `path` and those above it where they are missing, so that they survive a power cut."""
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
+    return path
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -79,7 +99,7 @@ def writable_folder(path: str | Path) -> Path:
     """Create `path` if need be and prove by a write that files can be put there."""
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -87,7 +107,18 @@ def writable_folder(path: str | Path) -> Path:
     return path
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _beside(path: Path) -> Path:
+    """A hidden name that nobody else uses, in the same folder and with the same suffix."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import cofitune_fast  # noqa: F401  (before transformers, which would take the folder kernels/ for another package)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors this small a second thread only waits

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cofitune_fast.compare.curves import curves_and_verdicts
-from cofitune_fast.compare.entries import base_name, scores_row
+from cofitune_fast.compare.curves.curves import curves_and_verdicts
+from cofitune_fast.methods.entries import base_name, scores_row
 from cofitune_fast.scoring import DriftItem, ItemScore, SuiteScores
 from cofitune_fast.scoring.results import make_score, score_of
 

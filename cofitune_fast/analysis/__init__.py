@@ -1,4 +1,4 @@
-"""Where a speciality enters: what training changed, read at every layer. Measures; report draws."""
+"""Analysis of the changes by training at every layer. This room measures, and `report` draws."""
 
 from .measure import analyze
 from .variants import Variant, find_variants

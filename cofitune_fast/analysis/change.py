@@ -1,4 +1,4 @@
-"""How far training moved the weights, per layer and role."""
+"""Change of the weights by training, per layer and role."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..regions import Layout
 
 
 def weight_change(model: nn.Module, layout: Layout, before: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The change of `model` against the tensors it had `before` (those absent there did not change).
+    """Measure the change of `model` against its tensors `before`. Tensors that are not in `before` did not change.
 
-    - "relative": {role: [layers]}, ||W1 - W0||_F / ||W0||_F of each cell, a projection's bias included; 0.0 where
-      nothing changed, None where a cell of zeros did.
+    - "relative": {role: [layers]}, ||W1 - W0||_F / ||W0||_F of each cell, including the projection's bias. 0.0 for an
+      unchanged cell, None for a changed cell that was zero.
     - "share": {role: [layers]}, each cell's part of the sum of ||W1 - W0||_F^2 over all tensors. The shares of all
-      cells and "rest" add up to 1, or are all 0 where nothing changed.
-    - "rest": {"relative", "share"} of what has no role: embedding, head and norms together.
+      cells and "rest" add up to 1, or are all 0 if nothing changed.
+    - "rest": {"relative", "share"} of the tensors without a role: embedding, head and norms together.
     - "total": ||W1 - W0||_F / ||W0||_F over the whole model.
 
-    One tensor at a time is brought to float32; the sums are float64.
+    Tensors are converted to float32 one at a time; the sums are float64.
     """
     cell_of: dict[str, tuple[int, str] | None] = {}
     for key, cell in layout.cells.items():

@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each module's output adds by itself to the right token's lead."""
+"""Direct logit attribution: the direct effect of each module's output on the logit of the right token."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .stream import Stream
 
 
 def direct_contributions(readout: Readout, stream: Stream, rivals: Tensor) -> Tensor:
-    """float32 [n, 2 * num_layers + 2]: embedding, attention of each layer, FFN of each layer, rounding; on the CPU.
+    """Contributions in logits, float32 [n, 2 * num_layers + 2] on the CPU: embedding, attention of each layer, FFN of
+    each layer, rounding.
 
-    Each is the dot product of what was added to the residual stream with the direction of (right token - rival) of
-    `Readout.directions`, in logits (Elhage et al., A Mathematical Framework for Transformer Circuits, 2021). They add
-    up to the logit of the right token less that of the rival, before the soft cap. rivals: int64 [n]. Rounding is what
-    the last state holds beyond the sum of its parts.
+    Each is the dot product of a module's addition to the residual stream with the direction (right token - rival) from
+    `Readout.directions` (Elhage et al., A Mathematical Framework for Transformer Circuits, 2021). Their sum is the
+    logit of the right token minus that of the rival, before the soft cap. Rounding is the difference between the last
+    state and the sum of its parts. rivals: int64 [n].
     """
     directions = readout.directions(stream.states[-1], stream.targets, rivals.to(stream.targets.device))
     writes = (stream.states[0], *stream.attention, *stream.ffn, stream.remainder())

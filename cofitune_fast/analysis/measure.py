@@ -1,4 +1,4 @@
-"""One base and its fine-tuned forms on the same rows: change, lens and contributions, as plain figures."""
+"""Measure a base and its fine-tuned variants on the same rows: weight change, logit lens and contributions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .stream import read_stream
 from .variants import Variant, applied
 
 BATCH_TOKENS = 1024
-"""Bound on a batch: all layers' states at its response positions are alive together."""
+"""Bound on a batch, as the states of all layers at its response positions are in memory together."""
 
 
 @dataclass
 class _Reading:
-    """All response positions of all rows, in one order for every model; `rows` int64 [n]."""
+    """Readings at all response positions of all rows, in the same order for every model. rows: int64 [n]."""
 
     lens: Lens
     contributions: Tensor
@@ -39,13 +39,14 @@ def analyze(
     model: nn.Module, tokenizer: Any, task: Task, variants: Sequence[Variant], base: BaseInfo, *,
     max_length: int | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the base `model` and each variant on the responses of `task`; returns the parts of analysis.json that are
-    measured: "layers", "roles", "data" and "models" (docs/analysis.md explains each figure).
+    """Measure the base `model` and each variant on the responses of `task`.
 
-    The weights and the training flags of `model` are as they were afterwards. `tell` is called before each model.
+    Returns the measured parts of analysis.json: "layers", "roles", "data" and "models"; docs/analysis.md explains each
+    figure. The weights and training flags of `model` are restored. `tell` is called with the name of each model before
+    it is read.
 
     Raises:
-        CofituneError: the layout is unsupported, the task has no responses, a variant is of another base, or a model's
+        CofituneError: the layout is not supported, the task has no responses, a variant has another base, or a model's
             states are not finite.
     """
     layout = resolve_layout(model)
@@ -76,7 +77,7 @@ def _read(
     model: nn.Module, layout: Layout, readout: Readout, plan: list[tuple[list[int], dict[str, Tensor]]],
     rivals: Tensor | None,
 ) -> _Reading:
-    """rivals: int64 [n] against which contributions are measured; None takes this model's own (it is the base)."""
+    """Read a model on all batches. rivals: int64 [n], the tokens to measure contributions against; None: its own."""
     lenses, contributions, rows = [], [], []
     done = 0
     with evaluation_mode(model), torch.no_grad():
@@ -93,7 +94,7 @@ def _read(
 
 
 def _figures(reading: _Reading, layout: Layout, gained: Tensor) -> dict[str, Any]:
-    """"lens", "readable" and "direct" of one model. gained: bool [n], right at the end here and not in the base."""
+    """Figures of one model: "lens", "readable", "direct". gained: bool [n], tokens right here and wrong in the base."""
     lens, layers = reading.lens, layout.num_layers
     mean = reading.contributions.double().mean(0).tolist()
     readable = lens.readable()
@@ -112,13 +113,13 @@ def _figures(reading: _Reading, layout: Layout, gained: Tensor) -> dict[str, Any
 
 
 def _counts(readable: Tensor, layers: int) -> dict[str, Any]:
-    """Tokens by the layer from which on they are readable (the embedding first), and those that never are."""
+    """Count tokens by the layer from which on they are readable, with the embedding first, and those that never are."""
     counts = readable.bincount(minlength=layers + 2).tolist()
     return {"counts": counts[: layers + 1], "never": counts[layers + 1]}
 
 
 def _error(nll: Tensor, rows: Tensor) -> float:
-    """Standard error of the mean NLL per token with rows as the sample, as scores have it."""
+    """Standard error of the mean NLL per token, with rows as the sample, as in `scoring`."""
     sums = torch.zeros(int(rows.max()) + 1, dtype=torch.float64).index_add_(0, rows, nll.double())
     items = [ItemScore(total, tokens, False) for total, tokens in zip(sums.tolist(), rows.bincount().tolist(),
                                                                       strict=True)]

@@ -1,4 +1,4 @@
-"""From a state of the residual stream to logits: the model's final norm, head and soft cap, applied at any layer."""
+"""Read a state of the residual stream as logits: the model's final norm, head and soft cap, at any layer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from ..regions import Layout
 from .stream import Stream
 
 CHUNK_BYTES = 64 * 2**20
-"""Bound on one float32 tensor [positions, vocabulary]; a few of them are alive at once."""
+"""Bound on one float32 tensor [positions, vocabulary]. A few of them are alive at once."""
 
 
 class Readout:
-    """The end of a model. `logits` is the logit lens (nostalgebraist, 2020); `directions` its linear part."""
+    """Final norm, head and soft cap of a model.
+
+    `logits` is the logit lens (nostalgebraist, 2020), and `directions` its linear part.
+    """
 
     def __init__(self, model: nn.Module, layout: Layout):
-        """Raises CofituneError if the model has no final norm beside its layers, or no linear head."""
+        """Find the parts in `model`.
+
+        Raises:
+            CofituneError: the model has no final norm beside its layers, or no linear head.
+        """
         self.model_type = layout.model_type
         self.norm = _final_norm(model, layout)
         self.head = model.get_output_embeddings()
@@ -30,18 +37,18 @@ class Readout:
 
     @property
     def chunk(self) -> int:
-        """How many positions go through the head together."""
+        """Number of positions that go through the head at a time."""
         return max(1, CHUNK_BYTES // (4 * len(self.head.weight)))
 
     def logits(self, states: Tensor) -> Tensor:
-        """float32 [n, vocabulary] of states [n, hidden], computed in the model's dtype as the model itself does."""
+        """Logits of states [n, hidden]: float32 [n, vocabulary], computed in the model's dtype as in the model."""
         logits = self.head(self.norm(states))
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
         return logits.float()
 
     def check(self, stream: Stream) -> None:
-        """Raises CofituneError unless the last layer's reading is what the model itself says at the first position."""
+        """Raise CofituneError unless the last layer's reading equals the model's own logits at the first position."""
         own, read = stream.logits.float(), self.logits(stream.states[-1][:1])[0]
         if not torch.allclose(own, read, rtol=0.02, atol=0.02 * own.abs().max().item()):
             raise CofituneError(
@@ -50,10 +57,11 @@ class Readout:
             )
 
     def directions(self, states: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
-        """float32 [n, hidden]: d such that d . state = logit of the target - logit of the rival, at these last states.
+        """Directions d, float32 [n, hidden]: d . state = logit of the target - logit of the rival, at the last states.
 
-        The RMS norm divides by a number that depends on the whole state; it is held at its value (a frozen norm), so
-        that what remains is linear and parts of the state can be credited. Before the soft cap, without a head's bias.
+        The RMS norm divides by a number that depends on the whole state. This number is held fixed (a frozen norm), so
+        that the rest is linear and each part of the state has its own contribution. The logits are those before the
+        soft cap, without a bias of the head.
 
         Raises:
             CofituneError: the final norm is not an RMS norm.
@@ -70,11 +78,12 @@ class Readout:
 
 @dataclass
 class Lens:
-    """What each layer's reading says at n positions; all on the CPU, [n, num_layers + 1], the embedding first.
+    """Logit lens at n positions: [n, num_layers + 1] on the CPU, with the embedding first.
 
-    nll: float32, of the right token, nats. rank: int32, 1 + the tokens with a larger logit. kl: float32, from the last
-    layer's distribution p to this layer's q, sum p log(p / q), nats. rivals: int64 [n], the most probable wrong token
-    of the last layer.
+    nll: NLL of the right token in nats, float32.
+    rank: 1 + the number of tokens with a larger logit, int32.
+    kl: sum p log(p / q) in nats, float32, with p from the last layer and q from this layer.
+    rivals: the most probable wrong token of the last layer, int64 [n].
     """
 
     nll: Tensor
@@ -87,14 +96,16 @@ class Lens:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "rank", "kl", "rivals")))
 
     def readable(self) -> Tensor:
-        """int64 [n]: the first layer (0 the embedding, l + 1 after layer l) from which on the right token stays on top;
-        num_layers + 1 where even the last layer has another one."""
+        """First layer from which on the right token stays the most probable one, int64 [n].
+
+        0 is the embedding, and l + 1 the state after layer l. num_layers + 1 if another token is on top at the end.
+        """
         on_top = (self.rank == 1).flip(1).int().cumprod(1).sum(1)
         return self.rank.shape[1] - on_top
 
 
 def read_lens(readout: Readout, stream: Stream) -> Lens:
-    """The lens at every layer of a stream; a chunk of positions at a time, and of it one layer at a time."""
+    """Read the lens at every layer of a stream, in chunks of positions, one layer at a time."""
     parts: list[Lens] = []
     for start in range(0, len(stream.targets), readout.chunk):
         rows = slice(start, start + readout.chunk)

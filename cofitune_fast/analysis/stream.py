@@ -1,4 +1,4 @@
-"""The residual stream at chosen positions: its state after every layer, and what each module wrote into it."""
+"""The residual stream at selected positions: its state after every layer, and the addition of each module."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import label_predictors
 from ..errors import CofituneError
 from ..models.head import select_positions
 from ..regions import Layout
 
 TOLERANCE = 0.1
-"""How much of the last state may come from neither embedding nor modules: in bfloat16 the rounding of every sum."""
+"""Bound on the part of the last state that is from neither embedding nor modules, such as rounding in bfloat16."""
 
 
 @dataclass
 class Stream:
-    """n positions of one batch. All tensors are as the model made them, on its device and in its dtype.
+    """The stream at n positions of one batch, in the model's dtype and on its device.
 
-    states: num_layers + 1 of [n, hidden], the embedding first, then the state after each layer.
-    attention, ffn: num_layers of [n, hidden], what the module added, after its own norm where the family has one.
-    targets: int64 [n], the token that each position should predict. rows: int64 [n], its row in the batch.
-    logits: [vocabulary], the model's own at the first position.
+    targets: int64 [n], the right token at each position. rows: int64 [n], the position's row in the batch.
+    states: num_layers + 1 tensors [n, hidden]: the embedding, then the state after each layer.
+    attention, ffn: num_layers tensors [n, hidden], the module's addition, after its own norm if the family has one.
+    logits: [vocabulary], the model's own logits at the first position.
     """
 
     targets: Tensor
@@ -36,7 +37,7 @@ class Stream:
     logits: Tensor | None = None
 
     def remainder(self) -> Tensor:
-        """float32 [n, hidden]: the last state less the embedding and everything the modules wrote; rounding."""
+        """Last state minus the embedding and all additions of modules, float32 [n, hidden]: the rounding."""
         rest = self.states[-1].float() - self.states[0].float()
         for write in (*self.attention, *self.ffn):
             rest -= write.float()
@@ -44,22 +45,22 @@ class Stream:
 
 
 def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> Stream:
-    """One forward of `batch` (`data.collate`), read at the positions that predict a response token.
+    """Run one forward of `batch` (from `data.collate`), and read the positions that predict a response token.
 
     Raises:
-        CofituneError: the states are not the embedding plus what attention and FFN wrote (scaled residuals, adapters),
-            or they are not finite.
+        CofituneError: the states are not the sum of the embedding and the outputs of attention and FFN, as with scaled
+            residuals or adapters; or they are not finite.
     """
     device = model.get_input_embeddings().weight.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    places = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    places[:, :-1] = batch["labels"][:, 1:] != -100
-    stream = Stream(batch["labels"][:, 1:][places[:, :-1]], places.nonzero()[:, 0])
-    first = torch.zeros_like(places)
-    first[tuple(places.nonzero()[0])] = True
+    mask, targets = label_predictors(batch["labels"])
+    places = mask.nonzero()
+    stream = Stream(targets, rows=places[:, 0])
+    first = torch.zeros_like(mask)
+    first[tuple(places[0])] = True
 
     def keep(store: list[Tensor]) -> Callable[[Any], None]:
-        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[places])
+        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[mask])
 
     with _hooks(layout, keep(stream.states), keep(stream.attention), keep(stream.ffn)), select_positions(model, first):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
@@ -98,7 +99,7 @@ def _hooks(
 
 
 def _writers(layout: Layout, layer: int) -> tuple[nn.Module, nn.Module]:
-    """The modules whose outputs are added to the residual: attention and FFN, or the norms behind them (Gemma 2, 3)."""
+    """Modules whose outputs are added to the residual: attention and FFN, or the norms after them (Gemma 2, 3)."""
     block = layout.decoder_layer(layer)
     behind_ffn = getattr(block, "post_feedforward_layernorm", None)
     if behind_ffn is not None:

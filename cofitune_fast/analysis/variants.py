@@ -1,4 +1,4 @@
-"""Fine-tuned forms of a base: deltas and model folders, put into the base's weights one after another."""
+"""Fine-tuned variants of a base: deltas and model folders, loaded into the base one after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..regions import load_delta, read_delta, restore
 
 @dataclass(frozen=True)
 class Variant:
-    """name: for tables and pictures. path: a delta's folder, or that of a whole model (then `region` is None)."""
+    """A variant. name: for tables and pictures. path: folder of a delta or of a model. region: None for a model."""
 
     name: str
     path: str
@@ -27,10 +27,10 @@ class Variant:
 
 
 def find_variants(paths: Sequence[str | Path]) -> list[Variant]:
-    """The deltas and model folders at `paths`, named after their folders; `RUN/delta` is named RUN.
+    """Find the deltas and models at `paths`. They are named after their folders; `RUN/delta` is named RUN.
 
     Raises:
-        CofituneError: none is given, or a folder is neither a delta nor a model.
+        CofituneError: no path is given, or a folder is neither a delta nor a model.
     """
     if not paths:
         raise CofituneError("There is nothing to compare with the base; give --delta FOLDER at least once.")
@@ -48,12 +48,12 @@ def find_variants(paths: Sequence[str | Path]) -> list[Variant]:
 
 @contextmanager
 def applied(model: nn.Module, variant: Variant, fingerprint: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Inside the block `model`, the base of that `fingerprint`, has the variant's weights; after it its own again.
+    """Context in which `model`, the base with this `fingerprint`, has the weights of the variant. It is restored after.
 
-    Yields the base's tensors that were replaced, by name: one copy of the region.
+    Yields name -> tensor of the base, for all tensors that were replaced.
 
     Raises:
-        CofituneError: the delta is of another base or damaged, or the model folder has other tensors than the base.
+        CofituneError: the delta has another base or is damaged, or the model has other tensors than the base.
     """
     if variant.region is not None:
         replaced = load_delta(model, variant.path, base_fingerprint=fingerprint, keep_base=True)

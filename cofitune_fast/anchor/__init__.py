@@ -1,4 +1,4 @@
-"""The behaviour anchor: text that the base itself wrote, and the distributions it must not drift from."""
+"""Behaviour anchor: texts that the base wrote, with its next-token distributions on them."""
 
 from .anchor import Anchor, AnchorRow, open_anchor
 from .settings import AnchorSettings

@@ -1,7 +1,7 @@
-"""An anchor: rows that the base wrote with what it thought at every token, made once per base and kept.
+"""Anchors: texts that the base wrote, with its next-token distributions. An anchor is made once per base and kept.
 
-A training step takes some of them beside its own rows, and its loss a weight times KL(base || model) on them (see
-`memory.objectives.TopKl`). No second model is needed: the base's distributions are in the rows.
+A training step adds some of these texts to its rows, and a weighted KL(base || model) on them to its loss. The base's
+distributions are stored with the texts, so no second model is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,16 +34,19 @@ _TEXT = ("texts", "tokens", "temperature", "seed", "top_k")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AnchorRow(Encoded):
-    """A text of the base. At each of its N response tokens the base's most probable tokens: `ids` int32 [N, k], and
-    their log-probabilities `log_p` float32 [N, k]."""
+    """A text of the base, with the base's most probable tokens at each of its N response tokens.
 
+    ids: these tokens, int32 [N, k]. log_p: their log-probabilities, float32 [N, k].
+    """
+
+    of_anchor: ClassVar[bool] = True
     ids: Tensor = field(repr=False)
     log_p: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """tail: mean probability of all tokens that the rows do not tell apart."""
+    """Rows of an anchor and its settings. tail: mean probability of the tokens that are not in the rows' top k."""
 
     rows: list[AnchorRow]
     settings: AnchorSettings
@@ -51,7 +54,7 @@ class Anchor:
 
     @property
     def tokens(self) -> int:
-        """Response tokens of all rows."""
+        """Number of response tokens of all rows."""
         return sum(len(row.ids) for row in self.rows)
 
 
@@ -59,13 +62,13 @@ def open_anchor(
     model: nn.Module, tokenizer: Any, settings: AnchorSettings, fingerprint: str,
     task_prompts: Sequence[list[Message]] | None = None, folder: str | Path | None = None,
 ) -> Anchor:
-    """The anchor of a base: read from `folder` (default: `anchor` in the cache folder), or made there.
+    """Read the anchor of a base from `folder` (default: `anchor` in the cache folder), or make it there.
 
-    model: must hold the base's bytes, which have the `fingerprint`, if the anchor is yet to be made. task_prompts: of
-    the training rows, for `prompts: task`. A file that is damaged is made anew. Collective for a sharded model.
+    model: must hold the base's bytes if the anchor is not made yet. fingerprint: that of the base. task_prompts:
+    prompts of the training rows, for `prompts: task`. A damaged file is made again. Collective for a sharded model.
 
     Raises:
-        CofituneError: the prompts cannot be read, or the model cannot write.
+        CofituneError: the prompts cannot be read, or the model cannot generate.
     """
     prompts = settings.read_prompts(task_prompts)
     about = {

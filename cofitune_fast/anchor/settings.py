@@ -1,10 +1,13 @@
-"""How a model is held to the base's behaviour: the section `anchor:` of the configuration."""
+"""Settings of the anchor: the section `anchor:` of the configuration."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data import read_examples
 from ..data.formats import Message
@@ -15,13 +18,16 @@ _SHIPPED = Path(__file__).with_name("prompts.txt")
 
 @dataclass(frozen=True)
 class AnchorSettings:
-    """weight: of the mean KL per anchor token beside the mean loss per response token; 0 is no anchor.
+    """The section `anchor:`.
 
-    rows: texts that come with each batch of a step. texts: how many the base writes, each of at most `tokens` tokens.
-    prompts: "general" (those that come with the package), "task" (those of the training rows), or a file: text with a
-    prompt per line, or training data of any form, of which only the prompts are read. temperature: of the base's
-    sampling. top_k: how many of the base's most probable tokens are told apart at each place. seed: of the sampling and
-    of the order.
+    weight: weight of the mean KL per anchor token, relative to the mean loss per response token; 0: no anchor.
+    rows: number of anchor texts added to each batch of a step.
+    texts: number of texts that the base writes. tokens: maximum number of tokens of each.
+    prompts: "general" (shipped with the package), "task" (those of the training rows), or a file: text with one prompt
+        per line, or training data in any format, of which only the prompts are used.
+    temperature: sampling temperature of the base.
+    top_k: number of the base's most probable tokens that are stored at each place; all others count as one.
+    seed: seed of the sampling and of the order.
     """
 
     weight: float = 0.0
@@ -41,8 +47,17 @@ class AnchorSettings:
         if not self.temperature > 0:
             raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
 
+    def identity(self) -> dict[str, Any]:
+        """What a run's results depend on: of a file of prompts what it says, wherever it lies."""
+        if self.weight == 0:
+            return {"weight": 0.0}
+        prompts = self.prompts
+        if prompts not in ("general", "task"):
+            prompts = hashlib.sha256(json.dumps(self.read_prompts()).encode()).hexdigest()
+        return {**asdict(self), "prompts": prompts}
+
     def read_prompts(self, task: Sequence[list[Message]] | None = None) -> list[list[Message]]:
-        """The prompts as messages; `task` are those of the training rows."""
+        """Read the prompts as messages. task: the prompts of the training rows."""
         if self.prompts == "task":
             if not task:
                 raise CofituneError("anchor.prompts is task, but there are no training rows; set data.train.")

@@ -1,4 +1,4 @@
-"""The base writes: responses sampled from its own distribution, to prompts in its own chat template."""
+"""Let the base write texts: responses sampled from its distribution, to prompts in its chat template."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..models.generate import continue_prompts
 from ..models.mode import left_as_found
 from ..models.sharded import broadcast_object
 
-_AT_ONCE = 32  # rows that are written together
+_AT_ONCE = 32  # rows per batch of generation
 
 
 def write_texts(
     model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], *, texts: int, tokens: int, temperature: float,
     seed: int,
 ) -> list[Encoded]:
-    """`texts` rows, the prompts in turn and over again, each with a response of at most `tokens` tokens.
+    """Sample `texts` rows, each with a response of at most `tokens` tokens. The prompts are used in turn, repeatedly.
 
-    Sampling is from the whole distribution at `temperature`: no top-k, no top-p, no penalty, whatever the model's own
-    generation settings say. The same seed gives the same texts on one machine. The generators of the caller are left as
-    they were. A response ends with the model's end of turn where it wrote one. Collective for a sharded model, and the
-    same on all ranks.
+    Sampling is from the full distribution at `temperature`: no top-k, no top-p, no penalties, whatever the model's own
+    generation settings are. The same seed gives the same texts on one machine. The caller's random states are restored.
+    A response ends with the model's end of turn, if the model wrote one. Collective for a sharded model; the result is
+    the same on all ranks.
     """
     ends = _end_tokens(model, tokenizer)
     encoded = [encode_prompt(tokenizer, messages) for messages in prompts[:texts]]
@@ -50,7 +50,7 @@ def write_texts(
 
 
 def _until(response: list[int], ends: set[int]) -> list[int]:
-    """The response with its end of turn, without what pads it."""
+    """Cut a response after its end of turn, to remove the padding."""
     stop = next((place for place, token in enumerate(response) if token in ends), len(response) - 1)
     return response[: stop + 1]
 

@@ -7,12 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import CofituneError
+from ..methods.catalogue import NamedMethod
+from ..methods.lora import require_peft
+from ..methods.recipe import Recipe, refuse_unknown
+from ..methods.run import SPLITS, general_bench, what_is_trained
 from ..training import training_arguments
 from ..trials import TrialData, TrialSetup, Workbench
-from .catalogue import NamedMethod
-from .lora import require_peft
-from .recipe import Recipe, refuse_unknown
-from .run_method import SPLITS, general_bench, what_is_trained
 
 
 def check_tasks(bench: Workbench, tasks: Mapping[str, TrialData]) -> None:

@@ -10,21 +10,21 @@ from statistics import fmean
 from typing import Any
 
 from ..files import write_json
+from ..methods import NamedMethod
+from ..methods.entries import base_name, run_entry, scores_entry, without
+from ..methods.folder import RunFolder, finished_run, folder_identity
+from ..methods.forecast import Forecast
+from ..methods.run import SPLITS
+from ..methods.runs import Run, all_runs
 from ..scoring import SuiteScores
+from ..search import Observer, Silent
 from ..search.executors import Executor
 from ..trials import TrialData, TrialSetup, Workbench
-from ..trials.workbench import content_digest
-from .catalogue import NamedMethod
+from ..trials.head import report_head
 from .checks import check_method, check_tasks
-from .curves import curves_and_verdicts
-from .entries import base_name, scores_entry, without
-from .folder import ComparisonFolder, finished_run
-from .forecast import Forecast
-from .head import report_head
-from .points import plain_name
-from .progress import PipelineObserver, Quiet
-from .run_method import SPLITS
-from .runs import Place, Point, Run, all_runs, deciding, next_stage, target
+from .curves.curves import curves_and_verdicts
+from .curves.points import plain_name
+from .order import Place, Point, deciding, next_stage, target
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Comparison:
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, settings: ComparisonSettings, executor: Executor | None = None,
-        observer: PipelineObserver | None = None,
+        observer: Observer | None = None,
     ):
         self.bench, self.setup, self.settings = bench, setup, settings
-        self.executor, self.observer = executor, observer or Quiet()
+        self.executor, self.observer = executor, observer or Silent()
         self.forecast = Forecast(bench, setup, settings.methods, settings.tasks)
         self.runs = all_runs(settings.methods, list(settings.tasks), settings.seeds)
         self._methods = {method.name: method for method in settings.methods}
@@ -71,7 +71,7 @@ class Comparison:
         """Everything that is missing, in the order of `next_stage`; returns comparison.json's content. make: False
         leaves what is missing, and compares what is there."""
         self.check()
-        with ComparisonFolder(self.setup.output, self.identity()) as folder:
+        with RunFolder(self.setup.output, self.identity()) as folder:
             self._score_bases(folder)
             for run in self.runs:
                 if (entry := folder.find(run)) is not None:
@@ -100,30 +100,9 @@ class Comparison:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What the runs depend on besides their recipes, see `ComparisonFolder`."""
-        setup, first = self.setup, next(iter(self.settings.tasks.values()))
-        files = {"versatility_valid", "versatility_test"}
-        tasks = {}
-        for name, bench in zip(self.settings.tasks, self._benches(), strict=True):
-            tasks[name] = {
-                **{key: getattr(bench.data, key) for key in ("max_length", "limit", "metric")},
-                "sha256": {key: value for key, value in bench.data_digests.items() if key not in files},
-            }
-        shared = self.bench.with_data(first)
-        return {
-            "settings": {
-                "base": self.bench.base.fingerprint, "dtype": self.bench.base.dtype,
-                "versatility": {"limit": first.versatility_limit,
-                                "sha256": {key: shared.data_digests.get(key) for key in sorted(files)}},
-                "training": {key: value for key, value in setup.training.items()
-                             if key not in ("learning_rate", "seed", "data_seed")},
-                "importance": dict(self.settings.importance), "drift_rows": self.settings.drift_rows,
-                "storage": setup.storage,
-                "packing": setup.memory.packing, "gradient_release": setup.memory.gradient_release,
-            },
-            "tasks": tasks,
-            "general": {"sha256": content_digest(Path(self.settings.general))} if self.settings.general else None,
-        }
+        """What the runs depend on besides their recipes, see `RunFolder`."""
+        return folder_identity(self.bench, self.setup, self.settings.tasks, self.settings.importance,
+                               general=self.settings.general, drift_rows=self.settings.drift_rows)
 
     def plan(self) -> list[dict[str, Any]]:
         """The runs in the order in which they would be made if all methods were equal; `done`: it is in the output
@@ -144,7 +123,7 @@ class Comparison:
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
-    def _score_bases(self, folder: ComparisonFolder) -> None:
+    def _score_bases(self, folder: RunFolder) -> None:
         jobs = []
         for task, data in self.settings.tasks.items():
             name = base_name(task)
@@ -179,16 +158,11 @@ class Comparison:
                 "drift_rows": self.settings.drift_rows,
             }
 
-    def _keep(self, folder: ComparisonFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def _keep(self, folder: RunFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Write the runs of a job, and comparison.json with them."""
-        by_alpha = {entry["alpha"]: entry for entry in result["scores"]}
-        scoring = result["cost"]["scoring_seconds"] / max(1, len(by_alpha))
-        cost = {**result["cost"], "scoring_seconds": scoring,
-                "seconds": result["cost"]["training_seconds"] + scoring}
         for run in self.runs:
             if run.training == job["training"] and run.id not in self._done:
-                scores = scores_entry(by_alpha[run.alpha]) if by_alpha else {**dict.fromkeys(SPLITS), "items": None}
-                entry = {**run.to_dict(), "state": result["state"], "why": result["why"], **scores, "cost": cost}
+                entry = run_entry(run, result)
                 folder.keep(run.id, entry)
                 self._take(run, entry)
                 self.observer.note(self._line(run, entry))
@@ -229,7 +203,7 @@ class Comparison:
         return (f"run {len(self._done)} of {len(self.runs)}: {run.method} on {run.task} at {run.learning_rate:g}"
                 f"{alpha}, seed {run.seed}: {what}  ({entry['cost']['seconds']:.0f} s)")
 
-    def _items(self, folder: ComparisonFolder) -> dict[str, dict[str, SuiteScores]]:
+    def _items(self, folder: RunFolder) -> dict[str, dict[str, SuiteScores]]:
         done = [run_id for run_id, entry in self._done.items() if entry["state"] == "done"]
         return {name: {split: SuiteScores.from_dict(scores) for split, scores in folder.read(name)["items"].items()}
                 for name in itertools.chain(done, map(base_name, self.settings.tasks))}

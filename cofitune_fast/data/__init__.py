@@ -1,9 +1,10 @@
-"""Training and scoring data: files in the forms of the field, their token ids, and padded batches."""
+"""Training and scoring data: data files in the usual formats, token ids, and padded or packed batches."""
 
-from .batches import IGNORED_LABEL, batches, collate, plan_batches
+from .batches import batches, collate, pad_rows, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id
 from .formats import Example, parse_examples, read_examples
 from .packing import Pack, collate_trie, pack_rows, plan_packs
+from .predictors import IGNORED_LABEL, label_predictors, padded_places, row_predictors
 from .rows import Row, read_rows
 
 __all__ = [
@@ -19,11 +20,15 @@ __all__ = [
     "encode_example",
     "encode_examples",
     "encode_prompt",
+    "label_predictors",
     "pack_rows",
+    "pad_rows",
     "pad_token_id",
+    "padded_places",
     "parse_examples",
     "plan_batches",
     "plan_packs",
     "read_examples",
     "read_rows",
+    "row_predictors",
 ]

@@ -1,4 +1,4 @@
-"""Padded batches of encoded examples, formed so that little of them is padding."""
+"""Padded batches of encoded examples, planned so that there is little padding."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ import torch
 
 from ..errors import CofituneError
 from .encode import Encoded
+from .predictors import IGNORED_LABEL
 
-IGNORED_LABEL = -100
 
-
-def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pad to the right: int64 tensors "input_ids", "attention_mask" (1 on tokens) and "labels", all [B, T].
-
-    Labels are the input ids on responses and -100 on prompts and padding, unshifted as transformers expects them.
-    """
+def pad_rows(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad to the right: int64 tensors "input_ids" and "attention_mask" (1 on tokens), both [B, T]."""
     length = max(len(row.input_ids) for row in encoded)
     input_ids = torch.full((len(encoded), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
     for number, row in enumerate(encoded):
-        ids = torch.tensor(row.input_ids)
-        input_ids[number, : len(ids)] = ids
-        attention_mask[number, : len(ids)] = 1
-        labels[number, row.response_start : len(ids)] = ids[row.response_start :]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        attention_mask[number, : len(row.input_ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad to the right and label the responses: the tensors of `pad_rows` and "labels", int64 [B, T].
+
+    Labels are the input ids on responses and -100 on prompts and padding, unshifted as transformers expects them.
+    """
+    batch = pad_rows(encoded, pad_token_id)
+    labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
+    for number, row in enumerate(encoded):
+        response = slice(row.response_start, len(row.input_ids))
+        labels[number, response] = batch["input_ids"][number, response]
+    return {**batch, "labels": labels}
 
 
 def batches(
@@ -39,7 +45,7 @@ def batches(
     sort: bool = True,
     seed: int | None = None,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield (indices into `encoded`, collated batch) so that each example comes exactly once: see `plan_batches`."""
+    """Yield (indices into `encoded`, collated batch). Each example comes once; `plan_batches` explains the options."""
     lengths = [len(row.input_ids) for row in encoded]
     for indices in plan_batches(lengths, max_tokens=max_tokens, batch_size=batch_size, sort=sort, seed=seed):
         yield indices, collate([encoded[index] for index in indices], pad_token_id)
@@ -53,12 +59,13 @@ def plan_batches(
     sort: bool = True,
     seed: int | None = None,
 ) -> list[list[int]]:
-    """Divide rows of the given lengths into batches; returns the row indices of each.
+    """Divide rows of the given lengths into batches; returns the row indices of each batch.
 
-    A batch holds at most `max_tokens` tokens, padding counted (a longer row is a batch of its own), and at most
-    `batch_size` rows; at least one of the two must be given. Rows are sorted by length, the longest first, so
-    that a want of memory shows at once. With a `seed`, rows of one length and then the batches are shuffled; with
-    `sort=False` all rows are.
+    A batch has at most `batch_size` rows and at most `max_tokens` tokens, padding included; at least one of the two
+    limits must be given. A row longer than `max_tokens` is a batch of its own.
+
+    Rows are sorted by length with the longest first, so that a lack of memory shows at once. With a `seed`, rows of
+    equal length are shuffled, and then the batches. With `sort=False` all rows keep their order, or are shuffled.
     """
     if max_tokens is None and batch_size is None:
         raise CofituneError("Batches need a limit; give max_tokens or batch_size.")

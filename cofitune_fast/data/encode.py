@@ -1,11 +1,11 @@
-"""From messages to token ids: what generation would see, and which part of it is the response."""
+"""Encode messages as token ids, the same ids as in generation, and mark where the response starts."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 
@@ -20,13 +20,15 @@ class Encoded:
     input_ids: list[int]
     response_start: int
     where: str = ""
+    of_anchor: ClassVar[bool] = False  # True of a text that the base wrote (`anchor.AnchorRow`)
 
 
 class EncodedExamples(list[Encoded]):
-    """The encoded examples, and what a length limit did to the others.
+    """Encoded examples, with a record of those that a length limit has truncated or dropped.
 
-    `indices[i]` is the position of entry i among the examples given; `truncated` and `dropped` hold the `where`
-    of the examples whose response was cut, and of those whose prompt left no room for a response.
+    indices: position of each entry among the given examples.
+    truncated: `where` of the examples whose response was cut.
+    dropped: `where` of the examples whose prompt left no room for a response.
     """
 
     def __init__(self) -> None:
@@ -37,7 +39,7 @@ class EncodedExamples(list[Encoded]):
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """The id to pad with: the tokenizer's own, else its end of sequence, else 0 (padding is always masked)."""
+    """Id to pad with: the tokenizer's pad token, else its end of sequence, else 0. Padding is always masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -45,7 +47,7 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text, begun with the beginning-of-sequence token if the tokenizer's habit is to add it."""
+    """Encode plain text, with the beginning-of-sequence token if the tokenizer adds one."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bare = tokenizer("")["input_ids"]
     begins = bool(bare) and bare[0] == tokenizer.bos_token_id and ids[:1] != bare[:1]
@@ -53,10 +55,10 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_continuation(tokenizer: Any, text: str, continuation: str) -> list[int]:
-    """Token ids of `continuation` after `text`, whose own ids stay as they are when a model generates.
+    """Encode `continuation` after `text`. The ids of `text` stay those of `text` alone, as in generation.
 
-    The joint text decides, for the sake of tokenizers that mark the begin of every text; where a token would
-    straddle the border, the continuation is tokenised alone.
+    Both are tokenised together, as some tokenizers mark the beginning of every text. If a token would span the border,
+    the continuation is tokenised alone.
     """
     alone = tokenizer(text, add_special_tokens=False)["input_ids"]
     joint = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
@@ -66,19 +68,19 @@ def encode_continuation(tokenizer: Any, text: str, continuation: str) -> list[in
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt up to the point where the model is to answer.
+    """Encode a prompt up to the point where the model answers.
 
-    With a chat template these are the template's, generation prompt included; without one, the contents of the
+    With a chat template this is the rendered template with its generation prompt. Without one it is the contents of the
     messages, each followed by a newline. Raises CofituneError if the template refuses the messages.
     """
     return _prompt_ids(tokenizer, prompt_text(tokenizer, messages))
 
 
 def encode_example(example: Example, tokenizer: Any) -> Encoded:
-    """Token ids of an example, of any length; the response ends with the end-of-turn token.
+    """Encode an example of any length. The response ends with the end-of-turn token.
 
-    With a chat template the response is what the template writes after the generation prompt, less the space
-    after its end of turn; without one it is the response text and the end-of-sequence token.
+    With a chat template the response is the text that the template writes after the generation prompt, up to the end
+    of the turn. Without one it is the response text and the end-of-sequence token.
     """
     try:
         prompt = prompt_text(tokenizer, example.prompt)
@@ -91,10 +93,10 @@ def encode_example(example: Example, tokenizer: Any) -> Encoded:
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int | None = None) -> EncodedExamples:
-    """Encode all examples, none longer than `max_length` tokens (None: no limit).
+    """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
-    A response that does not fit is cut at its end; an example whose prompt leaves no room for one response token
-    is dropped. Both are counted in the result and told in one warning. Raises CofituneError if none is left.
+    A response that does not fit is cut at its end. An example whose prompt leaves no room for a response token is
+    dropped. The result counts both, and one warning reports them. Raises CofituneError if no example is left.
     """
     if not examples:
         raise CofituneError("There are no examples to encode; the data need at least one.")
@@ -129,7 +131,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The text whose ids `encode_prompt` gives."""
+    """Render a prompt as the text that `encode_prompt` encodes."""
     if tokenizer.chat_template:
         return _render(tokenizer, messages, add_generation_prompt=True)
     return "".join(message["content"] + "\n" for message in messages)
@@ -142,23 +144,23 @@ def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _response_text(tokenizer: Any, example: Example, prompt: str) -> str:
-    """The response with its end of turn, as it follows the text `prompt`."""
+    """Response text with its end of turn, as it follows the text `prompt`."""
     if not tokenizer.chat_template:
         return example.response + _eos_token(tokenizer)
     content = example.response.strip()
     full = _render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
     if not full.startswith(prompt):
-        # some generation prompts write what a finished turn lacks, such as an opened block of thought
+        # Some generation prompts write text that a finished turn lacks, such as the start of a thinking block.
         return content + end_of_turn(tokenizer, example.prompt)
     answer = full[len(prompt) :].rstrip()
-    if answer.endswith(content):  # the template seems to end no turn
+    if answer.endswith(content):  # the template seems to write no end of turn
         end = end_of_turn(tokenizer, example.prompt)
         return answer if answer.endswith(end) else answer + end
     return answer
 
 
 def end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """What the chat template writes after an answer, less the space at its end; else the end of sequence."""
+    """Text that the chat template writes after an answer, without trailing space; else the end of sequence."""
     if not tokenizer.chat_template:
         return _eos_token(tokenizer)
     probe = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"

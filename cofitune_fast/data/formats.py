@@ -1,4 +1,4 @@
-"""The training-data forms of the field, each turned into prompts and responses."""
+"""Parse the common formats of training data into prompts and responses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class Example:
-    """One response to learn or to score, after the messages `{"role", "content"}` that precede it.
+    """One response to learn or to score, with the messages `{"role", "content"}` before it.
 
-    `where` is "file:line" (or "file:row N") of its source; `references` are all acceptable responses, if listed.
+    where: its source, "file:line" or "file:row N". references: all acceptable responses, if the data list them.
     """
 
     prompt: list[Message]
@@ -45,22 +45,22 @@ class Form:
 def read_examples(path: str | Path, limit: int | None = None) -> list[Example]:
     """Read the first `limit` rows (None: all) of a JSON, JSON Lines, CSV or TSV file of training examples.
 
-    The form is taken from the fields of the first row, in this order, and then required of every row:
+    The fields of the first row decide the format, tried in this order. Every other row must have the same format:
 
-    - messages: a list of {"role", "content"}; one Example per assistant turn, with all turns before it as prompt;
+    - messages: a list of {"role", "content"}. Each assistant turn is an Example, with all turns before it as prompt;
     - conversations (ShareGPT): the same with {"from", "value"}, and optionally "system" beside it;
     - prompt, completion: strings or lists of messages; optionally references, a list of strings;
     - instruction, output (Alpaca): optionally input, system and history, a list of [instruction, output] pairs.
 
-    In CSV every value is a string; a cell that should hold a list (messages, references...) holds it as JSON.
+    In CSV every value is a string. A cell for a list (messages, references...) holds the list as JSON.
 
-    Raises CofituneError naming the file and line for all that is wrong: see also read_rows.
+    Raises CofituneError with file and line for every fault of the data; see also read_rows.
     """
     return parse_examples(read_rows(path, limit))
 
 
 def parse_examples(rows: Sequence[Row]) -> list[Example]:
-    """Examples of rows in one of the forms of `read_examples`, found from the fields of the first row."""
+    """Parse rows in one of the formats of `read_examples`. The fields of the first row decide the format."""
     form = detect_form(rows[0])
     examples = []
     for row in rows:
@@ -126,7 +126,7 @@ FORMS = (
 def _assistant_turns(
     messages: list[Message], where: str, start: int = 0, references: tuple[str, ...] = ()
 ) -> list[Example]:
-    """One Example per assistant turn at or after position `start`."""
+    """Make one Example of each assistant turn at or after position `start`."""
     if messages[0]["role"] == "assistant":
         raise CofituneError(f"{where} begins with an assistant turn; a user or system turn must come first.")
     examples = [
@@ -151,7 +151,7 @@ def _system(row: Row) -> list[Message]:
 
 
 def _text(row: Row, name: str, empty: bool = False) -> str:
-    """The text field `name`; with `empty` it may also be missing, null or blank."""
+    """Read the text field `name`. With `empty` it may be missing, null or blank."""
     value = row.fields.get(name)
     if value is None and empty:
         return ""

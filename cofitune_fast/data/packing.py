@@ -1,8 +1,8 @@
-"""Rows that begin alike, packed so that what they share is computed once.
+"""Pack rows with common beginnings into a prefix trie, so that shared tokens are computed once.
 
-Rows of a chat model share their system prompt, and the choices of an item share its query. Such rows form a prefix
-tree, a trie, in which each distinct beginning stands once. All of a layer but attention works on the trie's tokens;
-attention takes the rows apart (`models.attention`), so the model's outputs are those of the separate rows.
+Rows of a chat model share a system prompt, and the choices of an item share its query. A trie of such rows holds each
+distinct prefix once. The layers work on the trie's tokens, except for attention, which expands them per row
+(`models.attention`). So the model's outputs are those of the separate rows.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 
 from ..errors import CofituneError
 from .encode import Encoded
+from .predictors import row_predictors
 
 ROW_TOKENS = 4
-"""How many times the tokens of a trie its rows may hold together, shared tokens counted in each, padding too."""
+"""Bound on the tokens of a trie's padded rows, as a multiple of `max_tokens`. Shared tokens count in each row."""
 
 
 @dataclass
 class Pack:
-    """A trie of rows: `ids`, the `parents` of its tokens (-1: none) and their `positions` in their rows.
+    """A prefix trie of rows: the `ids` of its tokens, their `parents` (-1: none) and their `positions` in their rows.
 
-    rows[i] = (index of the row, where its response is predicted, the response's ids): the token at place
-    predictors[j] predicts targets[j]. The last token of a row predicts nothing and is left out.
+    rows[i] = (index of the row, its predictors, its targets): the token at place predictors[j] predicts targets[j], see
+    `predictors.row_predictors`. The last token of a row predicts nothing, so the trie does not hold it.
     """
 
     ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rows: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
-    _places: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)  # of each (parent, id)
+    _places: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)  # (parent, id) -> place
 
     def add(self, index: int, row: Encoded) -> None:
         path, place = [], -1
@@ -42,11 +43,10 @@ class Pack:
                 self.parents.append(parent)
                 self.positions.append(position)
             path.append(place)
-        start = max(row.response_start, 1)  # nothing predicts a row's first token
-        self.rows.append((index, path[start - 1 :], row.input_ids[start:]))
+        self.rows.append((index, *row_predictors(row, path)))
 
     def new_tokens(self, row: Encoded) -> int:
-        """How many tokens the row would add."""
+        """Number of tokens that the row would add."""
         place = -1
         for known, token in enumerate(row.input_ids[:-1]):
             if (place := self._places.get((place, token))) is None:
@@ -54,7 +54,7 @@ class Pack:
         return 0
 
     def path(self, place: int) -> list[int]:
-        """The places of a row's tokens, from its first to the one at `place`."""
+        """Places of a row's tokens, from its first token to the one at `place`."""
         path = []
         while place >= 0:
             path.append(place)
@@ -62,13 +62,13 @@ class Pack:
         return path[::-1]
 
     def paths(self) -> list[list[int]]:
-        """The places of the rows' tokens, without rows that are the beginning of another."""
+        """Places of the tokens of each row, without rows that are the beginning of another row."""
         inner = set(self.parents)
         return [self.path(place) for place in range(len(self.ids)) if place not in inner]
 
 
 def pack_rows(rows: Sequence[Encoded]) -> Pack:
-    """One trie of all rows."""
+    """Pack all rows into one trie."""
     pack = Pack()
     for index in sorted(range(len(rows)), key=lambda index: rows[index].input_ids):
         pack.add(index, rows[index])
@@ -76,11 +76,11 @@ def pack_rows(rows: Sequence[Encoded]) -> Pack:
 
 
 def plan_packs(rows: Sequence[Encoded], max_tokens: int) -> Iterator[Pack]:
-    """Divide rows of at least 2 tokens among tries of at most `max_tokens` tokens (a longer row is a trie of its own).
+    """Divide rows of at least 2 tokens among tries of at most `max_tokens` tokens. A longer row is a trie of its own.
 
-    Attention works on rows that are padded to the longest of their trie, so rows of like length come together, the
-    longest first, but rows that share at least half of their tokens stay together; and all rows of a trie have,
-    padded, at most ROW_TOKENS * max_tokens tokens. The result depends on the rows and the bound alone.
+    Attention pads the rows of a trie to the longest of them. So rows of similar length come together, with the longest
+    first, and the padded rows of a trie have at most ROW_TOKENS * max_tokens tokens. Neighbours in sorted order that
+    share at least half of their tokens stay together. The result depends only on the rows and on `max_tokens`.
     """
     if max_tokens < 1:
         raise CofituneError(f"max_tokens is {max_tokens}; it must be at least 1.")
@@ -98,7 +98,7 @@ def plan_packs(rows: Sequence[Encoded], max_tokens: int) -> Iterator[Pack]:
 
 
 def _in_families(rows: Sequence[Encoded]) -> list[int]:
-    """The indices of the rows, families of rows that are alike together, those with the longest row first."""
+    """Indices of the rows, grouped into families that share at least half of their tokens; longest rows first."""
     families: list[list[int]] = []
     before: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: rows[index].input_ids):
@@ -117,11 +117,11 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def collate_trie(pack: Pack) -> dict[str, torch.Tensor]:
-    """A pack for an attention that takes rows apart (models.attention): no padding among the tokens.
+    """Collate a pack for `models.attention.trie_attention`. There is no padding among the tokens.
 
-    input_ids and position_ids [1, tokens]; rows int64 [rows, length], the places of each row's tokens, without rows
-    that are the beginning of another; owners int64 [tokens], for each token a place in the flattened rows where it
-    stands.
+    input_ids, position_ids: int64 [1, tokens]. attention_mask: [1, 1, 1, 1], not read.
+    rows: int64 [rows, length], the places of each row's tokens, without rows that are the beginning of another row.
+    owners: int64 [tokens], for each token one place in the flattened rows that holds it.
     """
     paths = pack.paths()
     length = max(map(len, paths))

@@ -1,4 +1,4 @@
-"""Rows of a data file as dictionaries, each with the place it was read from."""
+"""Read the rows of a data file as dictionaries, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 class Row(NamedTuple):
-    """`fields` by name and `where`: "file:line", or "file:row N" in a JSON list, whose lines mean nothing."""
+    """One row of a data file. where: "file:line", or "file:row N" in a JSON list, whose lines are no rows."""
 
     fields: dict[str, Any]
     where: str
@@ -25,10 +25,10 @@ class Row(NamedTuple):
 def read_rows(path: str | Path, limit: int | None = None) -> list[Row]:
     """Read the first `limit` rows (None: all) of a JSON, JSON Lines, CSV or TSV file in UTF-8.
 
-    JSON is a list of objects or `{"data": [...]}`; a `.json` file that holds JSON Lines, and the reverse, are
-    understood too. CSV and TSV have a header line, and every value is a string. Blank lines are passed over.
+    JSON is a list of objects or `{"data": [...]}`. A `.json` file may also hold JSON Lines, and a `.jsonl` file JSON.
+    CSV and TSV need a header line, and every value is a string. Blank lines are skipped.
 
-    Raises CofituneError for a file that is missing, empty, a folder, of another kind, not UTF-8 or broken.
+    Raises CofituneError if the file is missing, empty, a folder, of another kind, not UTF-8 or broken.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -72,7 +72,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _json_list(path: Path, text: str) -> list | None:
-    """The rows of a text that is one JSON document; None where it is JSON Lines under the name of JSON."""
+    """Parse a text that is one JSON document; None if it is JSON Lines in a `.json` file."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -96,7 +96,7 @@ def _is_object(line: str) -> bool:
 
 
 def _json_line_rows(path: Path, text: str) -> Iterator[Row]:
-    # str.splitlines would also split at U+2028 and its kin, which JSON strings may hold unescaped
+    # str.splitlines would also split at U+2028 and similar characters, which JSON strings may contain unescaped
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"

@@ -3,7 +3,7 @@
     data_folder() / "speciality" / "train.jsonl"                       prompt, completion
     data_folder() / "versatility" / "valid" / "knowledge" / ...jsonl    the three groups, valid and test
 
-data/README.md says what each file is; `python -m cofitune_fast.demo.generate OUT` writes them all anew.
+data/README.md says what each file is; the generators are in the checkout's examples/demo_data/.
 """
 
 from __future__ import annotations

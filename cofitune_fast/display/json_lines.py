@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from ..report.schema import plain_json
+from ..report.read import plain_json
 from ..search import Candidate, Level, Node
 
 

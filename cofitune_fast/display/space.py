@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
-from ..report.numbers import count, finite, percent, rate
+from ..report.style.numbers import count, finite, percent, rate
 from .texts import duration
 
 

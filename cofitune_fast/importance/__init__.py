@@ -1,4 +1,4 @@
-"""Importance of neurons, FFN outputs and attention heads, and the soft masks made of it."""
+"""Importance of neurons, FFN outputs and attention heads, and the soft masks made from it."""
 
 from .authors import import_authors_importance
 from .compute import compute_importance

@@ -1,4 +1,4 @@
-"""Import the importance files of the authors' code (github.com/rattlesnakey/CoFiTune)."""
+"""Import importance files written by the paper's own code (github.com/rattlesnakey/CoFiTune)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FILES = {NEURON: "intermediate_impt.npy", OUTPUT: "output_impt.npy", HEAD: "head
 
 
 def import_authors_importance(folder: str | Path, layout: Layout, *, base: tuple[str, str] = ("", "")) -> Importance:
-    """Read head_impt.npy, intermediate_impt.npy and output_impt.npy, each [layers, units], all layers of the model.
+    """Read head_impt.npy, intermediate_impt.npy and output_impt.npy, each [layers, units] for all layers of the model.
 
-    What the files hold: raw gate gradients per token, SIGNED, summed over batches before any absolute value and with
-    earlier batches counted again in later ones; their code normalises them only when it reads them. A score here is
-    >= 0, so the absolute value is taken. Their sum over batches has then already cancelled in part, and
-    |tanh(z)| of the absolute values is not what their code would make of the signed ones: prefer scores computed anew.
+    The files hold raw, SIGNED gate gradients, summed over batches; earlier batches are counted again in later ones, and
+    the authors' code normalises them when it reads them. Scores of this package are >= 0, so the absolute value is
+    taken. Two differences remain: signed sums over batches have cancelled in part, and |tanh(z)| of absolute values is
+    not |tanh(z)| of the signed ones. Prefer scores that are computed by this package.
 
-    base: (model source, fingerprint) of the model they were measured on, which the files do not record.
+    base: (model source, fingerprint) of the measured model, which the files do not record.
     Raises CofituneError for a missing or damaged file, pickled content, or shapes of another model.
     """
     counts = unit_counts(layout)

@@ -1,4 +1,4 @@
-"""Measure importance on a stream of batches and leave the model exactly as it was."""
+"""Measure importance on a stream of batches, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def compute_importance(
     base: tuple[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Importance:
-    """Mean over samples n of |dL_n/dg_u| for every unit u of the region's layers (all layers without a region).
+    """Compute the mean over samples n of |dL_n/dg_u|, for every unit u in the layers of `region` (None: all layers).
 
     Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306), with the absolute value per sample.
 
-    model: a causal language model in bfloat16 or float32. It comes back as it was (bytes, gradients, requires_grad,
-        training flags, hooks, attention dropout), and so do torch's random states, also after an exception.
+    model: a causal language model in bfloat16 or float32. Its bytes, gradients, requires_grad and training flags, hooks
+        and attention dropout are restored, and so are torch's random states, also after an exception.
     batches: dicts with `input_ids` and `attention_mask` [rows, tokens], and `labels` for proxy "task_nll"; each is
-        moved to the model's device. "kl_dropout" runs every row twice in one forward, which counts for memory.
-    units: of "ffn.neuron", "ffn.output", "attn.head".
-    proxy: "kl_dropout" (the paper: disagreement of two passes under dropout) or "task_nll" (the response's NLL, no
+        moved to the model's device. "kl_dropout" runs every row twice in one forward, so memory is that of two rows.
+    units: the kinds to measure, of "ffn.neuron", "ffn.output" and "attn.head".
+    proxy: "kl_dropout" (the paper: disagreement of two passes under dropout) or "task_nll" (NLL of the response, no
         dropout).
-    dropout, seed: probability and noise of "kl_dropout"; the same seed and batches give the same scores.
-    base: (model source, fingerprint) for the artefact; taken from the model when None, which hashes all its bytes.
+    dropout, seed: probability and seed of the noise of "kl_dropout". Equal seeds and batches give equal scores.
+    base: (model source, fingerprint) for the artefact; None: taken from the model, which hashes all its bytes.
     progress: called after every batch with the number of samples so far.
     Raises CofituneError for empty or malformed batches, float16 weights, unknown names and non-finite scores.
     """
@@ -77,7 +77,7 @@ def compute_importance(
                 chosen.check(model, batch)  # once, before any noise
             rows = {name: tensor.repeat_interleave(chosen.passes, 0) for name, tensor in batch.items()}
             gates.attention_mask = rows["attention_mask"]
-            # The noise is drawn per batch from its own seed: what the batches draw themselves does not matter.
+            # Each batch has its own seed, so random numbers drawn by the iterator of batches do not change the noise.
             noise = dropout_only(layout, dropout) if noisy else nullcontext()
             batch_seed = int(torch.randint(2**62, (), generator=seeds))
             with noise, seeded(model, batch_seed), torch.enable_grad():
@@ -96,7 +96,7 @@ def compute_importance(
 
 
 def _checked(batch: Mapping[str, Tensor], number: int, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch that a proxy reads, on the model's device."""
+    """Check a batch; returns the tensors that a proxy reads, on the model's device."""
     if not isinstance(batch, Mapping):
         raise CofituneError(f"Batch {number} is a {type(batch).__name__}; it must be a dict of tensors.")
     names = ["input_ids", "attention_mask", *(["labels"] if "labels" in batch else [])]

@@ -1,8 +1,8 @@
-"""Virtual gates: how much the loss changes when a unit is turned down, read from hooks on an unedited model.
+"""Virtual gates: the gradient of the loss by a gate on each unit, read from hooks on an unedited model.
 
-Put a gate g = 1 in front of a unit's output y_u. Then dL/dg = sum_t y_u[t] . dL/dy_u[t]: the gate itself need not
-exist, and no weight gradient is computed. A gate on a head's attention probabilities is the same as one on that head's
-output, so the head's gate sits on the input of the output projection and any attention backend serves.
+A gate g = 1 multiplies a unit's output y_u. Then dL/dg = sum_t y_u[t] . dL/dy_u[t], so the gate need not exist, and no
+weight gradient is computed. A gate on a head's attention probabilities equals a gate on the head's output. So a head is
+read at the input of the output projection, and every attention backend works.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _ROLE = {NEURON: "ffn.up", OUTPUT: "ffn.down", HEAD: "attn.o"}
 
 @dataclass
 class Gates:
-    """What `collect` yields.
+    """Scores collected by `collect`.
 
-    scores: kind -> layer -> float32 [units], on the layer's device: the sum so far of |dL_n/dg_u| over the samples n.
-    attention_mask: set it before every forward: [rows, tokens], 1 for a token and 0 for padding; None: no padding.
+    passes: number of consecutive rows that are one sample.
+    scores: kind -> layer -> float32 [units] on the layer's device: the sum of |dL_n/dg_u| over the samples n so far.
+    attention_mask: [rows, tokens], 1 for a token and 0 for padding; None: no padding. Set it before every forward.
     """
 
     passes: int
@@ -40,13 +41,13 @@ class Gates:
 def collect(
     model: nn.Module, layout: Layout, layers: Sequence[int], units: Sequence[str] = UNITS, *, passes: int = 1
 ) -> Iterator[Gates]:
-    """Inside the block every backward adds to `Gates.scores` of these layers and unit kinds.
+    """Context in which every backward adds to `Gates.scores` of these layers and unit kinds.
 
     The loss must be the SUM over samples of each sample's own loss, so that a row's gradient is that of its own loss.
-    passes=2: consecutive rows are two passes of one sample, and their gradients are added before the absolute value.
+    passes=2: two consecutive rows are two passes of one sample; their gradients are added before the absolute value.
 
-    No parameter requires a gradient inside the block, and the graph begins at the lowest gate: the layers below it
-    keep no activation. On exit, also after an exception, the hooks are gone and requires_grad is as it was.
+    In the block no parameter requires a gradient. The graph begins at the lowest gate, so the layers below it keep no
+    activations. On exit, also after an exception, the hooks are removed and requires_grad is restored.
     """
     gates = Gates(passes)
     with ExitStack() as stack:
@@ -61,7 +62,7 @@ def collect(
                 scores = torch.zeros(unit_counts(layout)[kind], dtype=torch.float32, device=module.weight.device)
                 gates.scores[kind][layer] = scores
                 watch = partial(_watch, gates, scores, unit_size)
-                # Before any other hook: the gate is on the module's own output, whatever is done to it afterwards.
+                # First of all hooks, as the gate is on the module's own output, before other hooks change it.
                 if kind == HEAD:
                     handle = module.register_forward_pre_hook(lambda _, inputs, watch=watch: watch(inputs[0]))
                 else:
@@ -77,7 +78,7 @@ def _watch(gates: Gates, scores: Tensor, unit_size: int, y: Tensor) -> None:
         return
     if not y.requires_grad:
         y.requires_grad_()
-    value = y.detach()  # y itself would make a cycle: tensor -> hook -> tensor
+    value = y.detach()  # y itself would be a reference cycle: tensor -> hook -> tensor
 
     def accumulate(grad: Tensor) -> None:
         mask = gates.attention_mask
@@ -88,7 +89,7 @@ def _watch(gates: Gates, scores: Tensor, unit_size: int, y: Tensor) -> None:
 
 
 def _cut_graph(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Detach a decoder layer's input: with `enable_input_require_grads()` a graph would come up from the embedding."""
+    """Detach a decoder layer's input. After `enable_input_require_grads()` the graph would begin at the embeddings."""
 
     def detach(value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""The importance artefact: raw scores per unit, where they come from, and its file."""
+"""The importance artefact: raw scores per unit, their origin, and the file format."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """Raw importance of each unit of the measured layers; larger is more important, scores are >= 0.
+    """Raw importance of each unit in the measured layers. Scores are >= 0; larger means more important.
 
     scores: unit kind ("ffn.neuron", "ffn.output", "attn.head") -> float32 [len(layers), units] on the CPU: the mean
         over samples of |dL_n/dg| of the unit's virtual gate (see `gates`), in nats per token.
-    layers: the measured layers, ascending; row i of the scores is layer layers[i].
-    samples: how many samples the mean is over; 0 when it is not known.
-    base_model, base_fingerprint: the model the scores were measured on; empty when it is not known.
-    settings: how they were measured (proxy, dropout, seed, ...), for the record only.
-    Raises CofituneError for scores that are not of that form.
+    layers: the measured layers, ascending. Row i of the scores belongs to layer layers[i].
+    samples: number of samples in the mean; 0 if unknown.
+    base_model, base_fingerprint: the measured model; empty if unknown.
+    settings: proxy, dropout, seed and so on, for the record only.
+    Raises CofituneError for scores that are not of this form.
     """
 
     scores: Mapping[str, Tensor]
@@ -64,7 +64,7 @@ class Importance:
                     )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; everything but the scores is JSON in its metadata."""
+        """Write one safetensors file, atomically. Everything except the scores is JSON in its metadata."""
         about = {
             "layers": list(self.layers), "samples": self.samples, "base_model": self.base_model,
             "base_fingerprint": self.base_fingerprint, "settings": dict(self.settings),
@@ -75,7 +75,7 @@ class Importance:
 
     @classmethod
     def load(cls, path: str | Path) -> Importance:
-        """Read what `save` wrote. Raises CofituneError for any other file, also a damaged one."""
+        """Read a file written by `save`. Raises CofituneError for other files and damaged ones."""
         path = Path(path)
         if not path.is_file():
             raise CofituneError(f"No importance at {path}: the file does not exist.")
@@ -102,7 +102,7 @@ class Importance:
             raise CofituneError(f"The importance {path} is damaged ({error}); compute it anew.") from None
 
     def check(self, model_fingerprint: str, model: str = "the model given") -> None:
-        """Refuse a base other than the one measured. model: how to call the other one in the sentence."""
+        """Refuse a base other than the measured one. model: the name of the other base in the message."""
         if not self.base_fingerprint:
             raise CofituneError("The importance does not record its base model; import or compute it with base=...")
         if self.base_fingerprint != model_fingerprint:
@@ -112,8 +112,11 @@ class Importance:
             )
 
     def against(self, task: Importance) -> Importance:
-        """What is important here and of no use to `task`: r (1 - r_task) of each unit, r being its fractional rank in
-        its layer, 0 to 1. Scores of the same layers and kinds on the same base; raises CofituneError for others."""
+        """Importance of units that matter here and not for `task`: r (1 - r_task), with r the fractional rank in the
+        layer, 0 to 1.
+
+        Raises CofituneError unless both were measured on the same base, layers and unit kinds.
+        """
         task.check(self.base_fingerprint, self.base_model)
         self._require_alike([task])
         scores = {kind: fractional_rank(own) * (1 - fractional_rank(task.scores[kind]))
@@ -121,13 +124,13 @@ class Importance:
         return replace(self, scores=scores, settings={**self.settings, "against": dict(task.settings)})
 
     def normalized(self, preset: str | Preset = "paper") -> dict[str, Tensor]:
-        """Kind -> importance I in [0, 1], float32 [len(layers), units], each layer normalised by itself."""
+        """Normalise each layer by itself: kind -> importance I in [0, 1], float32 [len(layers), units]."""
         return {kind: get_preset(preset).normalizer(scores) for kind, scores in self.scores.items()}
 
     def masks(
         self, model: nn.Module, region: Region | str, preset: str | Preset = "paper", *, also: Sequence[Importance] = ()
     ) -> dict[str, Tensor]:
-        """Soft masks m = 1 - I for the parameters of `region` (which may be smaller than the trained region).
+        """Make soft masks m = 1 - I for the parameters of `region`, which may be smaller than the trained region.
 
         Returns parameter name -> float32 factor in [0, 1] that broadcasts to the weight, on the weight's device:
 
@@ -137,8 +140,8 @@ class Importance:
         - attn.o: [1, in] by head
         - a bias of a projection masked by rows: [out]
 
-        also: further importances of the same layers and kinds, joined by element-wise maximum after normalisation.
-        Raises CofituneError if a layer or unit kind of the region was not measured, or the sizes are another model's.
+        also: other importances of the same layers and kinds. After normalisation the element-wise maximum counts.
+        Raises CofituneError if a layer or unit kind of the region was not measured, or if the sizes do not fit.
         """
         sources = [self, *also]
         self._require_alike(also)

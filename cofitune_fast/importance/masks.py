@@ -1,4 +1,4 @@
-"""From normalised importances to one soft mask per parameter."""
+"""Make one soft mask per parameter from normalised importances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def soft_masks(
     *,
     down: str,
 ) -> dict[str, Tensor]:
-    """Masks m = 1 - I as `Importance.masks` documents them.
+    """Make masks m = 1 - I; `Importance.masks` describes their shapes.
 
     importances: kind -> I in [0, 1], [len(layers), units]. down: "output" or "neuron", see `Preset`.
     """
@@ -35,7 +35,7 @@ def soft_masks(
         kind, by_row = _unit_of(cell.role, down)
         keep = 1.0 - _importance(importances, layers, cell, kind)
         if cell.role in ("attn.k", "attn.v"):
-            # A KV head serves a group of query heads; it is as important as the most important of them.
+            # A KV head serves a group of query heads, and is as important as the most important of them.
             keep = keep.reshape(layout.num_key_value_heads, -1).amin(1)
         if kind == HEAD:
             keep = keep.repeat_interleave(layout.head_dim)
@@ -47,7 +47,7 @@ def soft_masks(
 
 
 def _unit_of(role: str, down: str) -> tuple[str, bool]:
-    """The kind of unit that masks a role, and whether by rows (else by columns)."""
+    """Kind of unit that masks a role, and True if it masks rows, False if columns."""
     if role == "ffn.down":
         return (OUTPUT, True) if down == "output" else (NEURON, False)
     return (NEURON, True) if role.startswith("ffn.") else (HEAD, role != "attn.o")

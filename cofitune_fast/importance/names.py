@@ -1,4 +1,4 @@
-"""The kinds of unit, how many of each a layer has, and the lookup of a name among known ones."""
+"""Kinds of unit, their number per layer, and the check of a name against known names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UNITS = (NEURON, OUTPUT, HEAD)
 
 
 def unit_counts(layout: Layout) -> dict[str, int]:
-    """Unit kind -> number of such units in every layer."""
+    """Unit kind -> number of units per layer."""
     return {NEURON: layout.intermediate_size, OUTPUT: layout.hidden_size, HEAD: layout.num_heads}
 
 
 def known(name: str, names: Iterable[str], what: str) -> str:
-    """`name` if it is one of `names`; else a CofituneError that names the nearest one. `what`: e.g. "unit kind"."""
+    """Return `name` if it is one of `names`, else raise CofituneError with the nearest one. what: e.g. "unit kind"."""
     names = list(names)
     if name in names:
         return name

@@ -1,4 +1,4 @@
-"""The dropout of the proxy loss: after every FFN and on the attention probabilities, and nowhere else."""
+"""Dropout of the proxy loss: after every FFN and on the attention probabilities, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..regions import Layout
 
 @contextmanager
 def dropout_only(layout: Layout, p: float) -> Iterator[None]:
-    """Inside the block every layer drops, with probability p, outputs of `ffn.down` and attention probabilities.
+    """Context in which every layer drops outputs of `ffn.down` and attention probabilities with probability p.
 
-    These are the places of the authors' code. The model must be in eval mode, so that no other dropout is active: of
-    each attention module only its own training flag is set, not that of its children. Layers below the lowest gate
-    are noisy too; the noise of the whole model makes the two passes differ.
+    The authors' code has dropout at the same places. The model must be in eval mode, so that no other dropout is
+    active: only the training flag of each attention module is set, and not the flags of its children. Layers below the
+    lowest gate have dropout too, as the two passes should differ in the whole model.
 
-    Raises CofituneError if an attention module has no `attention_dropout`. All is undone on exit.
+    Raises CofituneError if an attention module has no `attention_dropout`. Everything is restored on exit.
     """
 
     def drop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def dropout_only(layout: Layout, p: float) -> Iterator[None]:
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside the block, on the CPU and the model's GPUs; their states are restored."""
+    """Context with random numbers from `seed`, on the CPU and the model's GPUs. Their states are restored."""
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)

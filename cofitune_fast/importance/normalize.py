@@ -1,8 +1,8 @@
-"""From raw scores to importances in [0, 1], layer by layer.
+"""Normalise raw scores to importances in [0, 1], layer by layer.
 
-A normaliser takes scores [..., units] of any float dtype and gives float32 of the same shape; each last-dimension row
-(one layer) is normalised by itself. It works in float64 inside: raw scores may be as small as 1e-20, whose square
-float32 cannot hold.
+A normaliser takes scores [..., units] of any float dtype and returns float32 of the same shape. Each row along the last
+dimension is a layer and is normalised by itself. It computes in float64, as raw scores may be as small as 1e-20, whose
+square underflows in float32.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from .names import known
 
 
 def abs_tanh_z(scores: Tensor) -> Tensor:
-    """|tanh(z)| with z = (s - mean) / std of the layer, std over the population (divided by n, not n - 1).
+    """Compute |tanh(z)| with z = (s - mean) / std of the layer. std is that of the population (divided by n).
 
-    Formula: Ke et al., "Continual Pre-training of Language Models" (DAS, ICLR 2023), which CoFiTune (arXiv 2404.10306)
-    takes over. It is not monotone: a unit far below the mean gets as much importance as one far above it. A layer
-    whose scores are all equal gives zeros, as no unit stands out.
+    Formula: Ke et al., "Continual Pre-training of Language Models" (DAS, ICLR 2023), adopted by CoFiTune
+    (arXiv 2404.10306). It is not monotone: a unit far below the mean is as important as one far above it. A layer with
+    equal scores gives zeros.
     """
     scores = scores.double()
     std, mean = torch.std_mean(scores, dim=-1, correction=0, keepdim=True)
-    # Rounding leaves a tiny std in a constant layer, so its constancy is asked of the scores themselves.
+    # A constant layer may have a tiny std from rounding, so constant layers are detected by their scores.
     constant = scores.amax(-1, keepdim=True) == scores.amin(-1, keepdim=True)
     z = torch.where(constant, 0.0, (scores - mean) / std)
     return z.tanh().abs().float()
 
 
 def fractional_rank(scores: Tensor) -> Tensor:
-    """Rank from 0 (least) to n - 1 (most important) over n - 1; equal scores share the average of their ranks.
+    """Compute the rank, 0 for the least important unit to n - 1 for the most important, divided by n - 1.
 
-    Monotone in the score, and uniform over [0, 1] whatever the distribution of the scores. A constant layer gives 0.5
-    everywhere; a layer of one unit gives 0.
+    Equal scores share their average rank. The result is monotone in the score, and uniform over [0, 1] for every
+    distribution of scores. A constant layer gives 0.5 everywhere; a layer of one unit gives 0.
     """
     rows = scores.double().reshape(-1, scores.shape[-1])
     ranks = torch.stack([_average_ranks(row) for row in rows]).reshape(scores.shape)
@@ -52,10 +52,10 @@ def _average_ranks(row: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preset:
-    """How importances are made and where they land.
+    """Normaliser of the importances, and the units that mask `ffn.down`.
 
-    down: what masks `ffn.down`. "output": its rows, by the FFN outputs (the paper). "neuron": its columns, by the
-    FFN neurons, so that a neuron is protected as a whole: its row of gate and up and its column of down.
+    down: "output" masks its rows by the FFN outputs (the paper). "neuron" masks its columns by the FFN neurons, so that
+    a neuron is protected as a whole: its row of gate and up, and its column of down.
     """
 
     name: str
@@ -74,14 +74,14 @@ PRESETS = {
 
 
 def get_preset(preset: str | Preset) -> Preset:
-    """The preset of a name; a `Preset` passes through. Raises CofituneError for an unknown name."""
+    """Look up a preset by name; a `Preset` is returned as it is. Raises CofituneError for an unknown name."""
     return preset if isinstance(preset, Preset) else PRESETS[known(preset, PRESETS, "importance preset")]
 
 
 def combine(importances: Sequence[Tensor]) -> Tensor:
-    """Element-wise maximum of normalised importances of one shape: a unit is protected if any source asks for it.
+    """Element-wise maximum of normalised importances of one shape: a unit is protected if any source protects it.
 
-    Source of the rule: DAS, as for `abs_tanh_z`. Raises CofituneError if there is nothing to join or shapes differ.
+    The rule is from DAS, see `abs_tanh_z`. Raises CofituneError if there are no importances or their shapes differ.
     """
     if not importances:
         raise CofituneError("There is no importance to combine; give at least one.")

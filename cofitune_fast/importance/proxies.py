@@ -1,4 +1,4 @@
-"""The losses whose gradient measures importance. Each gives the SUM over samples of a per-sample loss."""
+"""Losses whose gradient measures importance. Each returns the SUM over samples of a per-sample loss."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..data import label_predictors
 from ..errors import CofituneError
-from ..models.head import head_weight, hidden_states, response_logits
+from ..models.head import head_weight, hidden_states, logits_at
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """passes: how many consecutive rows of a batch are one sample, each under its own dropout (1: no dropout).
+    """A loss for importance.
 
-    loss(model, batch) -> float32 scalar, differentiable in the activations.
-    check(model, batch): called once with the first batch, before any noise; raises CofituneError if the loss would
-        not be right for this model.
+    passes: number of consecutive rows of a batch that are one sample, each with its own dropout (1: no dropout).
+    loss(model, batch) -> float32 scalar, differentiable by the activations.
+    check(model, batch): called once with the first batch, without noise; raises CofituneError if the loss would be
+        wrong for this model.
     """
 
     name: str
@@ -32,12 +34,13 @@ class Proxy:
 
 
 def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over samples n of L_n = mean over n's tokens of KL(first pass || second pass), with a gradient in both.
+    """Sum over samples n of L_n, the mean over the sample's tokens of KL(first pass || second pass).
 
-    batch: rows 2n and 2n + 1 are the same sample; the model's dropout makes them differ. All non-padding positions
-    count. L_n is a mean over tokens (the authors sum over the sequence, padding too, with a constant factor 0.1), so
-    that long samples do not dominate the importance. Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306).
-    It tells, without any data of the general domain, which units a small disturbance of the model's knowledge goes by.
+    Both passes get a gradient. batch: rows 2n and 2n + 1 are the same sample, and differ by dropout. All positions
+    except padding count. L_n is a mean over tokens, so that long samples do not dominate; the authors sum over the
+    sequence, padding included, times 0.1. Formula: DAS (Ke et al., ICLR 2023), CoFiTune (arXiv 2404.10306).
+
+    The gradient shows which units carry the model's general knowledge, without data of the general domain.
     """
     hidden = hidden_states(model, batch)
     weight, softcap = head_weight(model)
@@ -50,22 +53,23 @@ def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def task_nll(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over samples of the mean negative log-likelihood of the response tokens: importance for the task itself.
+    """Sum over samples of the mean NLL of the response tokens. It measures importance for the task itself.
 
-    batch: with `labels` [rows, tokens], -100 outside the response.
+    batch: also needs `labels` [rows, tokens], -100 outside the response.
     """
     if "labels" not in batch:
         raise CofituneError("The proxy task_nll needs `labels` in every batch (-100 outside the response).")
-    counts = (batch["labels"][:, 1:] != -100).sum(1).tolist()
+    mask, targets = label_predictors(batch["labels"])
+    counts = mask.sum(1).tolist()
     if 0 in counts:
         raise CofituneError("A sample has no response token in its labels; leave it out or cut its prompt shorter.")
-    logits, targets = response_logits(model, batch)
+    logits = logits_at(model, batch, mask)
     losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
     return torch.stack([sample.mean() for sample in losses.split(counts)]).sum()
 
 
 def _check_head(model: nn.Module, batch: Batch) -> None:
-    """The head as `kl_dropout` applies it must give the model's own logits; some families scale theirs in addition."""
+    """Check that the head as `kl_dropout` applies it gives the model's own logits. Some families also scale them."""
     few = {name: batch[name][:1, :8] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         hidden = hidden_states(model, few)

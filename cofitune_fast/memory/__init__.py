@@ -1,4 +1,4 @@
-"""Memory: frozen modules that cost nothing, gradients and states that do not stay, and what a run took."""
+"""Saving memory: the frozen prefix and its cache, gradient release, optimizer states on the host, measured peak."""
 
 from .peak import PeakMemory
 from .settings import MemorySettings

@@ -1,4 +1,4 @@
-"""A frozen prefix with the cache of what it gives: forwards that read its states, or compute and keep them."""
+"""A frozen prefix with a cache of its output states: a forward reads them, or computes and stores them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .settings import MemorySettings, parse_size, prefix_cache_folder
 
 @dataclass(frozen=True, eq=False)
 class CachedPrefix:
-    """As a context it puts the prefix's hooks on the model, and takes them off and closes the cache at its end."""
+    """Context that puts the prefix's hooks on the model. At its end it removes them and closes the cache."""
 
     prefix: FrozenPrefix
     cache: PrefixCache
@@ -36,19 +36,23 @@ class CachedPrefix:
     def forward(
         self, call: Mapping[str, Tensor], rows: Sequence[PlacedRow], reading: Future[Tensor | None] | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Yields what the model's forward takes instead of `call`, with the prefix's hooks on: states that are cached
-        stand for the layers below, others are computed and kept. The outputs are the same to the bit.
+        """Context that yields the arguments for the model's forward, in place of `call`.
 
-        call: with `input_ids` [batch, tokens]. rows: where rows are in it. reading: their states, requested before.
+        With cached states the forward starts above the prefix. Otherwise it runs in full, and the prefix's states are
+        stored. The outputs are the same to the bit.
+
+        call: the arguments, with `input_ids` [batch, tokens]. rows: the rows of the batch and their places. reading:
+        their states, if they were requested before.
         """
         inputs = call["input_ids"]
         states = self.cache.states(rows, tuple(inputs.shape)) if reading is None else reading.result()
-        if all_ranks(states is not None):  # else the layers below run on every rank, for each holds a part of them
+        # Each rank holds a part of every layer, so either all ranks run the prefix or none does.
+        if all_ranks(states is not None):
             rest = {name: tensor for name, tensor in call.items() if name != "input_ids"}
             with self.prefix.replaced_by(states.to(inputs.device, non_blocking=True)) as substitute:
                 yield {**rest, **substitute}
             return
-        self.prefix.bring_back()  # were its weights on the host, a row of the cache is damaged
+        self.prefix.bring_back()  # the weights are on the host if every row was cached, but a row is damaged
         with self.prefix.keeping() as kept:
             yield dict(call)
         self.cache.keep(rows, kept[0])
@@ -58,9 +62,13 @@ def open_prefix(
     model: nn.Module, region: Region, digests: Mapping[str, str], memory: MemorySettings, tokens: int,
     settings: Any = None,
 ) -> tuple[CachedPrefix | None, str | None]:
-    """The layers below `region` with their open cache; or None, with the reason in words if there is one to tell.
+    """Open the cache of the layers below `region`.
 
-    digests: of the frozen tensors. tokens: of the rows to be cached. settings: of a training, see `why_not`.
+    Returns (prefix with its cache, None); or (None, the reason as a sentence); or (None, None) if the cache is switched
+    off or no layer lies below the region.
+
+    digests: digests of the frozen tensors. tokens: number of tokens of the rows to cache. settings: training arguments,
+    see `why_not`.
     """
     prefix = FrozenPrefix.of(model, region)
     if memory.prefix_cache == "off" or prefix is None or prefix.layer == 0:

@@ -1,4 +1,4 @@
-"""A backward that hands over each gradient as soon as it is complete, so that gradients need not stand side by side."""
+"""A backward that hands over each gradient as soon as it is complete, so that they need not all be in memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 def backward(
     loss: Tensor, parameters: Iterable[Tensor], take: Callable[[Tensor], None], *, retain_graph: bool = False
 ) -> None:
-    """loss.backward() that calls take(p) for each of `parameters` once p.grad is complete.
+    """Run loss.backward(), and call take(p) for each of `parameters` as soon as p.grad is complete.
 
-    autograd adds up all uses of a parameter before it calls the hook (`register_post_accumulate_grad_hook`), and each
-    of these uses has then read p's values; so `take` may change p. A use that gives p no gradient (through `detach()`)
-    may still come: autograd then raises for p's new version, unless the use lies in a checkpointed layer, which would
-    silently be recomputed with the new values. The hooks are there during this call only: another backward, or another
-    optimizer of the same model, never meets them.
+    `take` may change p: autograd calls the hook (`register_post_accumulate_grad_hook`) after it has summed all uses of
+    p, and by then each of these uses has read p's values. One case is different: a use of p that gives no gradient,
+    such as through `detach()`, may be read later. autograd then raises because p has a new version. In a checkpointed
+    layer it does not raise, and the layer is recomputed with the new values.
+
+    The hooks exist only during this call, so another backward or another optimizer never sees them.
     """
     handles = [p.register_post_accumulate_grad_hook(take) for p in parameters]
     try:

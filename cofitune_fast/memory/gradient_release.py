@@ -1,7 +1,7 @@
-"""Gradient release: every parameter is updated as soon as its gradient is complete, and the gradient is freed.
+"""Gradient release: update every parameter as soon as its gradient is complete, and free the gradient.
 
-The idea is that of LOMO (Lv et al., arXiv 2306.09782), here with MaskedAdamW's fused pass for the update. Of all the
-gradients of a region only one stands in memory at a time.
+The idea is from LOMO (Lv et al., arXiv 2306.09782); the update is MaskedAdamW's fused pass. Only one gradient of a
+region is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ CLIPPING = ("exact", "lagged")
 
 
 def refuse_accumulation(steps: int) -> None:
-    """
+    """Refuse gradient accumulation, as released gradients are gone before the next micro-batch.
+
     Raises:
-        CofituneError: gradients are to be accumulated over more than one micro-batch.
+        CofituneError: `steps` is above 1.
     """
     if steps > 1:
         raise CofituneError(
@@ -34,33 +35,33 @@ def refuse_accumulation(steps: int) -> None:
 
 
 class GradientRelease:
-    """Takes the place of `loss.backward()`: makes the gradients, updates by each at once, keeps none.
+    """Replacement for `loss.backward()` that updates each parameter at once and keeps no gradient.
 
         release = GradientRelease(optimizer, "lagged")
-        release.backward(loss)      # weights and states are new when it returns
-        optimizer.step()            # finds no gradient and does nothing; schedulers want to see it
+        release.backward(loss)      # weights and states are updated when it returns
+        optimizer.step()            # finds no gradient and does nothing, but schedulers expect the call
         scheduler.step()
 
-    An update needs the clip factor, and that the norm of all gradients. `clipping` says how both go together; the limit
-    is `optimizer.max_grad_norm`.
+    An update needs the clip factor, and the clip factor needs the norm of all gradients. `clipping` resolves this in
+    one of two ways. The limit is `optimizer.max_grad_norm`.
 
-    "exact": the backward runs twice over the same graph. First only the norms of the gradients are measured, then the
-        parameters are updated by the factor of the step's own norm. All as in an ordinary step, also that a norm which
-        is not finite skips the whole step. The norm is put together from one float32 norm per parameter and agrees
-        with that of an ordinary step to better than 1e-6 of it; given the same factor, as always where nothing is
-        clipped, the bits are the same. A backward that runs again must give the same gradient: kernels that write it
-        over what they saved do not, and a compiled model needs donated buffers switched off.
-    "lagged": one backward. A parameter's gradient is clipped by the norm of the step before or by its own norm,
-        whichever is larger. So a jump of the norm is clipped per parameter at first, and as a whole one step late. A
-        gradient that is not finite leaves its own parameter and states alone and no others; a norm that is not finite
-        is not passed on to the next step. The first step is an exact one. With max_grad_norm=None nothing is clipped.
+    "exact": the backward runs twice over the same graph. The first pass measures only the norms of the gradients. The
+        second updates the parameters with the factor of the step's own norm. A norm that is not finite skips the whole
+        step, as in an ordinary step. The norm is combined from one float32 norm per parameter, and its relative
+        difference from that of an ordinary step is below 1e-6. With the same factor, as always if nothing is clipped,
+        the bits are the same. Both passes must give the same gradients: this excludes kernels that overwrite their
+        saved tensors, and a compiled model needs donated buffers switched off.
+    "lagged": the backward runs once. Each gradient is clipped by the larger of two norms: that of all gradients in the
+        previous step, and its own. So after a jump of the norm gradients are first clipped one by one, and as a whole
+        one step later. A gradient that is not finite skips only its own parameter, and a norm that is not finite is not
+        carried over to the next step. The first step is an exact one. With max_grad_norm=None nothing is clipped.
 
-    An error in the midst of the updating backward (out of memory, say) leaves a part of the parameters updated: go on
-    from a checkpoint then.
+    An error during the updating backward, such as out of memory, leaves some parameters updated and others not.
+    Continue from a checkpoint then.
 
     Raises:
-        CofituneError: the mode is unknown; the optimizer is capturable, or no plain MaskedAdamW of whole parameters;
-            several processes train, whose gradients would have to be averaged first.
+        CofituneError: the mode is unknown; the optimizer is capturable, is not a plain MaskedAdamW or has sharded
+            parameters; or several processes train, as their gradients would have to be averaged first.
     """
 
     def __init__(self, optimizer: MaskedAdamW, clipping: str = "lagged"):
@@ -75,19 +76,19 @@ class GradientRelease:
                 "during it; train in one process or switch gradient release off.")
         self.optimizer, self.clipping = optimizer, clipping
         self._steps = OneByOne(optimizer)
-        self._lagged: Tensor | None = None  # the last norm that was finite
+        self._lagged: Tensor | None = None  # the last finite norm
 
     @property
     def norm(self) -> Tensor | None:
-        """float32 0-d on the parameters' device: the norm of the last backward's gradients before clipping."""
+        """Norm of the last backward's gradients before clipping, float32 0-d on the parameters' device."""
         return self.optimizer.last_grad_norm
 
     def backward(self, loss: Tensor) -> None:
-        """The backward of `loss` (0-d) and the whole step, in place of `loss.backward()`.
+        """Run the backward of `loss` (0-d) and the whole optimizer step.
 
         Raises:
-            CofituneError: a trained parameter has a gradient already, or the last step has not ended with
-                `optimizer.step()`.
+            CofituneError: a trained parameter already has a gradient, or `optimizer.step()` was not called after the
+                last backward.
         """
         require(not self._steps.unfinished,
                 "GradientRelease: there was a backward and no optimizer.step() since; each backward is a step of its "
@@ -138,7 +139,7 @@ class GradientRelease:
         return self._clip([norm.to(norms[0].device) for norm in norms])  # parameters may lie on several devices
 
     def _clip(self, norms: list[Tensor]) -> GradNorm:
-        """The norm of norms is the norm of all."""
+        """Norm and clip of all gradients, from the norms of their parts."""
         return grad_norm(norms, self.optimizer.max_grad_norm, backend=self.optimizer.backend)
 
     def _update(self, p: Tensor, clip: Tensor) -> None:
@@ -146,11 +147,11 @@ class GradientRelease:
         p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, and under "lagged_norm" the norm by which the next step clips (a number or None)."""
+        """State of the optimizer, and "lagged_norm": the norm by which the next step clips (a number or None)."""
         return {**self.optimizer.state_dict(), "lagged_norm": None if self._lagged is None else self._lagged.item()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the optimizer's state as well; without a lagged norm in it the next step is an exact one."""
+        """Restore the state of `state_dict`. Without a lagged norm in it the next step is an exact one."""
         self.optimizer.load_state_dict(state_dict)
         norm = state_dict.get("lagged_norm")
         self._lagged = None if norm is None else torch.tensor(norm, device=_parameters(self.optimizer)[0].device)

@@ -1,4 +1,4 @@
-"""Optimizer states on the host: gradients go there as they are made, the CPU kernel steps there, weights come back."""
+"""Optimizer states on the host: gradients are copied there, the CPU kernel updates, weights are copied back."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from ..optim.arguments import named_pairs
 from . import gradient_hooks
 
 _NAME = "HostMaskedAdamW"
-_IN_FLIGHT = 2  # gradients that may wait on a device for the end of their copy
+_IN_FLIGHT = 2  # gradients that may stay on a device until their copy has ended
 
 
 class HostMaskedAdamW(MaskedAdamW):
-    """MaskedAdamW for parameters on a device, with all states, and the arithmetic, on the host.
+    """MaskedAdamW for parameters on a device, with all states and all arithmetic on the host.
 
-        optimizer = HostMaskedAdamW(region.apply(model), lr=4e-4)      # arguments as of MaskedAdamW
+        optimizer = HostMaskedAdamW(region.apply(model), lr=4e-4)      # the same arguments as MaskedAdamW
         optimizer.backward(loss)                                        # in place of loss.backward()
         optimizer.step()
 
-    Each trained parameter has a copy on the host, pinned if it lies on a CUDA device, and the optimizer is a
-    MaskedAdamW of these copies: names, groups, masks, clipping by the norm of all gradients (exact), states and their
-    saving are its. The device holds the weights, and of the gradients three at most (four while they are accumulated):
-    `backward` copies each to the host on a stream of its own as soon as it is complete, and frees it. `step` updates
-    one copy after another and sends each back while the next is computed; what the current stream is given afterwards
-    waits for the last of them.
+    Each trained parameter has a copy on the host, pinned if the parameter lies on a CUDA device. The optimizer is a
+    MaskedAdamW of these copies, with its names, groups, masks, exact clipping, states and state dict.
 
-    Per trained parameter the host keeps its state, weight and gradient: in storage "bf16_sr" 12 bytes.
+    The device holds the weights and at most three gradients (four during accumulation). `backward` copies each gradient
+    to the host on a stream of its own as soon as it is complete, and frees it. `step` updates the copies one by one,
+    and copies each back while the next is computed. Later work on the current stream waits for the last copy.
 
-    Gradient accumulation: several `backward` before a `step` are added up as autograd does it, on the device and in
-    the gradients' dtype; the sum so far comes back from the host for it. After a plain `loss.backward()`, `step`
-    collects the gradients from the device; they are right but stood there side by side. `step` uses gradients up:
-    nothing is left of them for a second one.
+    The host keeps state, weight and gradient of each trained parameter: 12 bytes per element in storage "bf16_sr".
 
-    Weights that were changed on the device between steps (in place under no_grad, or `.data` replaced) are taken over
-    before the step. After a change through `.data` in place, which cannot be seen, call `read_weights()`.
+    Gradient accumulation: several `backward` calls before a `step` are summed on the device, in the gradients' dtype,
+    as in autograd. The sum so far is copied back from the host for this. After a plain `loss.backward()`, `step`
+    collects the gradients from the device; this is correct, but all of them were in memory together. `step` consumes
+    the gradients.
+
+    Weights that were changed on the device between steps (in place under no_grad, or by assigning `.data`) are read
+    before the step. A change in place through `.data` cannot be detected; call `read_weights()` after it.
 
     Raises:
-        CofituneError: as MaskedAdamW does; capturable=True; parameters sharded over processes.
+        CofituneError: as in MaskedAdamW; capturable=True; parameters sharded over processes.
     """
 
     def __init__(self, params: Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]], *args: Any, **options: Any):
-        self._mirrors: dict[Tensor, _Mirror] = {}  # by the parameter on the device
+        self._mirrors: dict[Tensor, _Mirror] = {}  # parameter on the device -> its copy
         self._links: dict[torch.device, _Link] = {}
         super().__init__(params, *args, **options)
         require(not self.capturable, f"{_NAME}: capturable=True is for steps on the device; leave it out.")
@@ -66,7 +66,7 @@ class HostMaskedAdamW(MaskedAdamW):
         self._mirrors.update(added)
 
     def backward(self, loss: Tensor) -> None:
-        """The backward of `loss` (0-d); each gradient goes to the host as soon as it is complete."""
+        """Run the backward of `loss` (0-d). Each gradient is copied to the host as soon as it is complete."""
         gradient_hooks.backward(loss, self._mirrors, self._take)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class HostMaskedAdamW(MaskedAdamW):
         mirror.host.grad = mirror.buffer()
 
     def _gather(self) -> None:
-        """All gradients and changed weights are on the host when it returns."""
+        """Copy all remaining gradients and changed weights to the host, and wait for the copies."""
         for p, mirror in self._mirrors.items():
             if p.grad is not None:
                 self._take(p)
@@ -88,7 +88,7 @@ class HostMaskedAdamW(MaskedAdamW):
 
     @torch.no_grad()
     def measure_grad_norm(self) -> Tensor:
-        """As MaskedAdamW's, but on the host; waits for the gradients to arrive there."""
+        """Measure the norm on the host, as in MaskedAdamW. Waits until all gradients are there."""
         self._gather()
         return super().measure_grad_norm()
 
@@ -115,20 +115,24 @@ class HostMaskedAdamW(MaskedAdamW):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients, on the host and on the device; they are None afterwards."""
-        for p, mirror in self._mirrors.items():
-            p.grad = mirror.host.grad = None
+        """Set all gradients to None, on the host and on the device."""
+        super().zero_grad()
+        for p in self._mirrors:
+            p.grad = None
 
     @torch.no_grad()
     def read_weights(self) -> None:
-        """Take the weights as they are on the device now."""
+        """Copy the weights from the device to the host."""
         for mirror in self._mirrors.values():
             mirror.read()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As MaskedAdamW's; the weights are those of the model now."""
+        """Restore the state as in MaskedAdamW. The weights are read from the model."""
         super().load_state_dict(state_dict)
         self.read_weights()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_links": {}}  # streams are not copied, but made when needed
 
     def _link(self, p: Tensor) -> _Link:
         if p.device not in self._links:
@@ -137,7 +141,7 @@ class HostMaskedAdamW(MaskedAdamW):
 
 
 class _Mirror:
-    """A parameter on a device, `p`, its copy on the host, `host`, and a place there for its gradient."""
+    """A parameter `p` on a device, its copy `host` on the host, and a host buffer for its gradient."""
 
     def __init__(self, name: str, p: Tensor):
         self.name, self.p = name, p
@@ -149,7 +153,7 @@ class _Mirror:
         return torch.empty(self.p.shape, dtype=self.p.dtype, pin_memory=self.p.is_cuda)
 
     def buffer(self) -> Tensor:
-        """Kept from step to step: pinning memory is slow."""
+        """Host buffer for the gradient. It is kept from step to step, as pinning memory is slow."""
         if self._gradient is None:
             self._gradient = self._empty()
         return self._gradient
@@ -160,7 +164,7 @@ class _Mirror:
         self.note()
 
     def note(self) -> None:
-        """The copy is that of p as p is now."""
+        """Record that the copy is equal to p as it is now."""
         self._seen = self._version()
 
     def refresh(self) -> None:
@@ -180,7 +184,7 @@ class _Mirror:
 
 
 class _Link:
-    """Copies between one device and the host, on a CUDA stream of their own; on other devices they are done at once."""
+    """Copies between one device and the host. On CUDA they run on a stream of their own; else they are synchronous."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -189,8 +193,10 @@ class _Link:
 
     @contextmanager
     def _after_current(self) -> Iterator[bool]:
-        """Inside the block work goes to the link's stream, after all that the current one has been given. Yields
-        whether copies may go on while the host does something else."""
+        """Context that issues work on the link's stream, after all work of the current stream.
+
+        Yields True if copies are asynchronous.
+        """
         if self._stream is None:
             yield False
             return
@@ -199,7 +205,7 @@ class _Link:
             yield True
 
     def to_host(self, target: Tensor, grad: Tensor, *, add: bool) -> None:
-        """target, on the host, becomes grad, or with `add` their sum. grad belongs to the link from now on."""
+        """Copy `grad` to `target` on the host, or with `add` their sum. The link owns `grad` from now on."""
         with self._after_current() as overlapped:
             if add:
                 grad.add_(target.to(grad.device, non_blocking=overlapped))
@@ -209,9 +215,9 @@ class _Link:
             self._free(_IN_FLIGHT)
 
     def _free(self, keep: int) -> None:
-        # The memory of a tensor goes back to the current stream, which must not write there before the copy has ended.
-        # So the stream is told to wait, and then the tensor let go. With record_stream instead, memory would be free
-        # again only when the host sees that the copy has ended, and as it runs ahead, gradients would pile up.
+        # A freed tensor's memory returns to the current stream, which must not write to it before the copy has ended.
+        # So the current stream waits for the copy, and then the tensor is freed. With record_stream the memory would be
+        # free only once the host sees the end of the copy; the host runs ahead, so gradients would accumulate.
         while len(self._leaving) > keep:
             event, grad = self._leaving.popleft()
             torch.cuda.current_stream(self._device).wait_event(event)

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, as the machine itself counts it."""
+"""Peak memory of a block of code, as counted by PyTorch or the operating system."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Context manager; afterwards `.bytes` is the peak inside the block and `.measure` says of what.
+    """Context that measures peak memory. Afterwards `bytes` is the peak, and `measure` says which memory was counted.
 
-    On a GPU: bytes allocated by PyTorch on the current device. On a CPU: resident memory of the whole process; Linux
-    lets the high-water mark be reset (proc(5), clear_refs), elsewhere the mark is that of the process's life so far.
+    On a GPU it counts bytes allocated by PyTorch on the current device. On a CPU it counts the resident memory of the
+    whole process. Linux can reset this high-water mark (proc(5), clear_refs); elsewhere it counts from the start of
+    the process.
     """
 
     bytes: int = 0
@@ -62,6 +63,6 @@ def _resident_high_water_mark() -> int:
 
 
 def _return_free_memory() -> None:
-    """Give freed heap pages back, so that one run's garbage does not count as the next one's peak (glibc only)."""
+    """Return freed heap pages to the system, so that they do not count in the next peak (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
 """The frozen prefix: the embeddings and the layers below the first trained one.
 
-They need no graph and keep no activations, under gradient checkpointing either; and what they give for a row never
-changes, so it can be put in their place. Both by hooks on the first trained layer's input: the model's own forward
-makes masks, positions and rotary tables as ever, for every family the layout resolver knows.
+The prefix needs no graph and keeps no activations, also under gradient checkpointing. Its output states for a row never
+change, so cached states can replace it. Both work through hooks on the input of the first trained layer. The model's
+own forward still makes masks, positions and rotary tables, so every family known to the layout resolver works.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..regions import Region, resolve_layout
 
 
 class FrozenPrefix:
-    """The layers of `model` below `layer`, as a context: inside it they run without a graph.
+    """Context in which the layers of `model` below `layer` run without a graph.
 
-    layer: index of the first trained decoder layer; with 0 only the embeddings lie below it.
+    layer: index of the first trained decoder layer. With 0 the prefix is the embeddings alone.
     """
 
     def __init__(self, model: nn.Module, layer: int):
@@ -41,21 +41,18 @@ class FrozenPrefix:
 
     @classmethod
     def of(cls, model: nn.Module, region: Region) -> FrozenPrefix | None:
-        """The prefix of `region` in `model`; None where the embeddings are trained too."""
+        """Prefix of `region` in `model`; None if the embeddings are trained too."""
         if region.is_full:
             return None
         return cls(model, min(cell.layer for cell in region.cells(resolve_layout(model))))
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The decoder layers of the prefix."""
+        """Decoder layers of the prefix."""
         return list(self._below)
 
     def __enter__(self) -> FrozenPrefix:
-        for layer in self._below:
-            if getattr(layer, "gradient_checkpointing", False):
-                layer.gradient_checkpointing = False
-                self._checkpointed.append(layer)
+        self.stop_checkpointing()
         self._handles = [
             self._decoder.register_forward_pre_hook(self._begin),
             self._first.register_forward_pre_hook(self._reach, with_kwargs=True),
@@ -70,6 +67,13 @@ class FrozenPrefix:
             layer.gradient_checkpointing = True
         self._handles, self._checkpointed, self._states = [], [], None
 
+    def stop_checkpointing(self) -> None:
+        """Take gradient checkpointing off the prefix's layers until the context ends."""
+        for layer in self._below:
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.gradient_checkpointing = False
+                self._checkpointed.append(layer)
+
     def _begin(self, module: nn.Module, inputs: tuple) -> None:
         self._outer_grad = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
@@ -81,7 +85,7 @@ class FrozenPrefix:
         states = inputs[0] if inputs else keywords["hidden_states"]
         if self._wanted is not None:
             self._wanted.append(states)
-            self._wanted = None  # a layer that is recomputed reaches this hook again in some releases
+            self._wanted = None  # in some releases a recomputed layer calls this hook a second time
         if self._stops:
             raise _Reached
         if self._states is not None:
@@ -93,7 +97,10 @@ class FrozenPrefix:
 
     @contextmanager
     def keeping(self) -> Iterator[list[Tensor]]:
-        """The next forward puts the states at the first trained layer's input [batch, tokens, hidden] into the list."""
+        """Context that yields a list. The next forward appends the states at the first trained layer's input to it.
+
+        The states are [batch, tokens, hidden].
+        """
         self._wanted = []
         kept = self._wanted
         try:
@@ -103,13 +110,13 @@ class FrozenPrefix:
 
     @contextmanager
     def replaced_by(self, states: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The next forward starts at the first trained layer, with `states` [batch, tokens, hidden] as its input.
+        """Context in which the next forward starts at the first trained layer, with `states` as the layer's input.
 
-        Yields what the model's forward takes instead of `input_ids`. The states stay until the next forward, for the
-        backward may recompute the layer.
+        states: [batch, tokens, hidden]. They are kept until the next forward, as the backward may recompute the layer.
+        Yields the arguments that replace `input_ids` in the model's forward.
         """
         self._states, self._replacing = states, True
-        # A sharded layer is passed by hooks and all, for these would gather its weights.
+        # A sharded layer is skipped together with its hooks, as these would gather its weights.
         name = "_call_impl" if any(map(is_sharded, self._below)) else "forward"
         former = [layer.__dict__.get(name) for layer in self._below]
         for layer in self._below:
@@ -126,7 +133,7 @@ class FrozenPrefix:
 
     @torch.no_grad()
     def states(self, model: nn.Module, call: dict[str, Tensor]) -> Tensor:
-        """The states [batch, tokens, hidden] at the first trained layer's input; the forward of `call` ends there."""
+        """Compute the states [batch, tokens, hidden] at the first trained layer's input. The forward stops there."""
         self._stops = True
         try:
             with self.keeping() as kept:
@@ -138,7 +145,7 @@ class FrozenPrefix:
         return kept[0]
 
     def park(self) -> None:
-        """Move the weights of the prefix's layers to the host; only `replaced_by` works until `bring_back`."""
+        """Move the weights of the prefix's layers to the host. Until `bring_back` only `replaced_by` works."""
         for parameter in (parameter for layer in self._below for parameter in layer.parameters()):
             self._parked[parameter] = parameter.device
             parameter.data = parameter.data.to("cpu")
@@ -150,7 +157,7 @@ class FrozenPrefix:
 
 
 class _Reached(Exception):
-    """The first trained layer is reached, and nothing above it is wanted."""
+    """Signal that the forward has reached the first trained layer and can stop."""
 
 
 def _pass(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
@@ -158,7 +165,7 @@ def _pass(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
 
 
 def randomness(model: nn.Module, prefix: FrozenPrefix) -> str | None:
-    """What makes the prefix give other states every time, in words; None where nothing does."""
+    """Source of randomness in the prefix, in words; None if its states are the same every time."""
     inside = [module for layer in prefix.modules for module in layer.modules()]
     for module in (*inside, getattr(model, "module", model).get_input_embeddings()):
         rates = {"dropout": module.p} if isinstance(module, nn.Dropout) else {

@@ -1,4 +1,4 @@
-"""The states of a run's rows at the first trained layer's input, computed once and streamed from then on."""
+"""Cache of the states at the first trained layer's input: computed once per row, then streamed from disk."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NOT_COMPUTED = ("_name_or_path", "name_or_path", "transformers_version", "archi
 
 @dataclass(frozen=True, eq=False)
 class PlacedRow:
-    """A row of a batch: its key, and the places of its tokens in the flattened [batch * tokens] (int64 [n])."""
+    """A row of a batch: its key in the cache, and the places of its tokens in the flattened batch, int64 [n]."""
 
     key: bytes
     places: Tensor
 
 
 def row_keys(rows: Iterable[Sequence[int]]) -> list[bytes]:
-    """Keys of rows of token ids: another tokenisation is another key.
+    """Keys of rows, made from their token ids.
 
-    Rows that are equal get keys of their own, in their order, for their states differ in the last bit: they come from
-    batches of different rows.
+    Equal rows get different keys, in their order. Their states can differ in the last bit, as they come from batches
+    with different other rows.
     """
     seen: Counter[bytes] = Counter()
     keys = []
@@ -50,10 +50,10 @@ def row_keys(rows: Iterable[Sequence[int]]) -> list[bytes]:
 
 
 class PrefixCache:
-    """States of rows, read ahead of use and written behind it, by one thread each.
+    """States of rows on disk. One thread reads ahead, and one writes in the background.
 
-    Whatever is missing, damaged or of another model is computed and never trusted: a folder belongs to the bytes of one
-    prefix, its dtype, device and attention implementation, a row to its tokens, and each row has a checksum.
+    A folder belongs to the bytes of one prefix, its dtype, device and attention implementation. A row belongs to its
+    token ids and has a checksum. States that are missing or damaged are computed again.
     """
 
     def __init__(self, store: PrefixStore, device: torch.device):
@@ -66,10 +66,11 @@ class PrefixCache:
     def open(
         cls, folder: str | Path, model: nn.Module, prefix: FrozenPrefix, digests: Mapping[str, str], limit: int
     ) -> PrefixCache:
-        """The cache of `prefix` in the common `folder`.
+        """Open the cache of `prefix` in the common `folder`.
 
-        digests: of the frozen tensors of `model` (FrozenProof has them); those of the prefix tell one cache from
-        another, with its configuration and the releases that compute it. limit: bytes of all caches there together.
+        digests: digests of the frozen tensors of `model`, see FrozenProof. A cache is identified by the digests of its
+        prefix, the model's configuration, and the versions of torch and transformers.
+        limit: bytes that all caches in `folder` may take together.
         """
         embedding = model.get_input_embeddings().weight
         config = model.config.get_text_config()
@@ -88,16 +89,16 @@ class PrefixCache:
                    embedding.device)
 
     def request(self, rows: Sequence[PlacedRow], shape: tuple[int, int]) -> Future[Tensor | None]:
-        """Begin to read the states of a batch of `shape` (batch, tokens); the result is as of `states`."""
+        """Start reading the states of a batch of `shape` (batch, tokens). The result is that of `states`."""
         return self._reader.submit(self.states, rows, shape)
 
     def states(self, rows: Sequence[PlacedRow], shape: tuple[int, int]) -> Tensor | None:
-        """[batch, tokens, hidden] on the host, zero where no row has a token; None unless all rows are there."""
+        """Read states [batch, tokens, hidden] to the host, zero at padding; None unless all rows are cached."""
         if not self.store.has_all(row.key for row in rows):
             return None
         states = torch.empty(shape[0] * shape[1], self.store.hidden, dtype=self.store.dtype,
                              pin_memory=self._device.type == "cuda")
-        # Numpy's copies, for torch would start another team of threads in the reader, which then waits busily on the
+        # numpy copies here: torch would start a second thread pool in the reader, whose idle threads would spin on the
         # cores that train.
         raw = states.view(torch.uint8).numpy()
         raw.fill(0)
@@ -109,13 +110,13 @@ class PrefixCache:
         return states.view(*shape, -1)
 
     def keep(self, rows: Sequence[PlacedRow], states: Tensor) -> None:
-        """Write what a forward gave, states [batch, tokens, hidden], behind the back of the training."""
+        """Store states [batch, tokens, hidden] of a forward, in the background."""
         if self.store.failure is not None:
             return
         flat = states.detach().flatten(0, 1)
         new = {row.key: flat[row.places.to(flat.device)] for row in rows if row.key not in self.store}
         if self._written is not None:
-            self._written.result()  # one batch at most waits in memory
+            self._written.result()  # at most one batch waits in memory
         self._written = self._writer.submit(self.store.write, list(new.items()))
 
     def flush(self) -> None:
@@ -131,9 +132,9 @@ class PrefixCache:
 
 
 def why_not(model: nn.Module, prefix: FrozenPrefix | None, settings: Any) -> str | None:
-    """Why a run must not cache its prefix, in words; None if it may.
+    """The reason why a run cannot cache its prefix, in words; None if it can.
 
-    settings: transformers.TrainingArguments, whose NEFTune noise would change the embeddings at every step.
+    settings: transformers.TrainingArguments. NEFTune noise would change the embeddings at every step.
     """
     if prefix is None or prefix.layer == 0:
         return "no layer lies below the region"

@@ -1,8 +1,9 @@
-"""What a frozen prefix gave for rows of tokens, in files that processes share and that a crash cannot spoil.
+"""Files for the states of a frozen prefix, shared by processes and safe against killed ones.
 
-A folder holds `states.bin`, the states of row after row, and `index.bin`, a record per row: the row's key, where its
-states begin, how many bytes they are, and their checksum. A record is written after its states and carries a checksum
-of its own, so whatever a killed process leaves behind is seen and made anew. Rows are read through a memory map.
+A folder holds `states.bin`, the states of one row after another, and `index.bin`, one record per row: the row's key,
+the offset and number of bytes of its states, and their checksum. A record is written after its states and has a
+checksum of its own, so a row that a killed process left incomplete is detected and computed again. Rows are read
+through a memory map.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ _RECORD = struct.Struct(f"<{KEY_BYTES}sQQII")  # key, offset, bytes, checksum of
 
 
 class PrefixStore:
-    """Rows of states [tokens, hidden] by key, in `folder`; made if it is not there.
+    """Rows of states [tokens, hidden] by key, in `folder`, which is made if it does not exist.
 
-    dtype, hidden: of every row. limit: bytes that all stores beside this one may hold together; before more is written,
-    those that were not used for the longest time are deleted. about: written to about.json for people to read.
+    dtype, hidden: dtype and width of all rows.
+    limit: bytes that this store and those beside it may take together. Stores that were not used for the longest time
+        are deleted to stay below it.
+    about: content of about.json, for people.
 
-    `failure` says in words why no more rows are written: the disk is full, or the limit is reached.
+    failure: the reason why no more rows are written, in words (the disk is full, or the limit is reached); else None.
     """
 
     def __init__(self, folder: str | Path, dtype: torch.dtype, hidden: int, limit: int, about: dict | None = None):
@@ -48,7 +51,7 @@ class PrefixStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / ABOUT).exists():
                 write_json(self.folder / ABOUT, about or {})
-            (self.folder / INDEX).touch()  # its time says when the store was last used
+            (self.folder / INDEX).touch()  # its modification time is that of the store's last use
         except OSError as error:
             self.failure = f"{self.folder} cannot be written ({error.strerror})"
         self._refresh()
@@ -63,7 +66,7 @@ class PrefixStore:
         return all(key in self._rows for key in keys)
 
     def read(self, key: bytes) -> Tensor | None:
-        """The states of a row, a copy; None where they are not there or not whole, which forgets them."""
+        """Read a copy of a row's states; None if they are missing or damaged. Damaged states are forgotten."""
         with self._guard:
             place = self._rows.get(key)
             if place is None:
@@ -78,9 +81,9 @@ class PrefixStore:
         return torch.frombuffer(bytearray(raw), dtype=self.dtype).view(-1, self.hidden)
 
     def write(self, rows: Sequence[tuple[bytes, Tensor]]) -> None:
-        """Append rows (key, states [tokens, hidden] in the store's dtype, any device) that are not there yet.
+        """Append the rows that are not stored yet: (key, states [tokens, hidden] in the store's dtype, on any device).
 
-        Never raises for want of room: `failure` then says why, and nothing is written any more.
+        A lack of space raises nothing: `failure` then has the reason, and nothing more is written.
         """
         if self.failure is not None:
             return
@@ -100,7 +103,7 @@ class PrefixStore:
                         records.append(_record(key, start, len(block), zlib.crc32(block)))
                         start += len(block)
                     states_file.flush()
-                    if gap := -index_file.tell() % _RECORD.size:  # what a killed writer left of a record
+                    if gap := -index_file.tell() % _RECORD.size:  # a killed writer left a part of a record
                         index_file.write(b"\0" * gap)
                     index_file.write(b"".join(records))
                 self._refresh()
@@ -114,7 +117,7 @@ class PrefixStore:
                 self._map = None
 
     def _refresh(self) -> None:
-        """Take in the records that came since, also those of other processes."""
+        """Read the records that were added since the last call, also by other processes."""
         try:
             with (self.folder / INDEX).open("rb") as file:
                 file.seek(self._read_bytes)
@@ -138,7 +141,7 @@ class PrefixStore:
             self._map = None
 
     def _make_room(self, wanted: int) -> bool:
-        """Delete the stores used longest ago until `wanted` more bytes fit under the limit; False where they cannot."""
+        """Delete the least recently used stores until `wanted` more bytes fit. False if they do not fit even then."""
         sizes = {folder: _size(folder) for folder in self.folder.parent.iterdir() if (folder / ABOUT).exists()}
         if sizes.get(self.folder, 0) + wanted > self.limit:
             return False
@@ -163,7 +166,7 @@ def _record_checksum(key: bytes, offset: int, length: int, checksum: int) -> int
 
 
 def _size(folder: Path) -> int:
-    """Bytes of its files; another process may be deleting them, and what is gone takes no room."""
+    """Bytes of the files in a folder. Another process may be deleting them; missing files count as 0."""
     size = 0
     with suppress(FileNotFoundError):
         for file in folder.iterdir():

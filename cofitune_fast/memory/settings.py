@@ -1,4 +1,4 @@
-"""What a run may do to need less memory and time: the section `memory:` of the configuration."""
+"""Settings that reduce memory and time: the section `memory:` of the configuration."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """prefix_cache: "auto" keeps the states at the first trained layer's input on disk, unless something makes them
-    random. prefix_cache_limit: of all such caches together. prefix_weights: "host" moves the layers below the region
-    off the device once all their states are cached. packing: "auto" packs rows that begin alike where that saves a
-    tenth of the tokens. gradient_release: update each matrix as its gradient is made, with the clip factor of this step
-    ("exact", a second backward) or of the step before ("lagged"). optimizer_states: "host" keeps and updates them
-    there.
+    """The section `memory:`.
+
+    prefix_cache: "auto" stores the states at the first trained layer's input on disk, unless they are random.
+    prefix_cache_limit: size that all such caches may take together.
+    prefix_weights: "host" moves the layers below the region off the device once all their states are cached.
+    packing: "auto" packs rows with common beginnings if that saves a tenth of the tokens.
+    gradient_release: update each matrix as soon as its gradient is made, with the clip factor of this step ("exact", a
+        second backward) or of the previous one ("lagged").
+    optimizer_states: "host" keeps and updates them on the host.
     """
 
     prefix_cache: str = "auto"
@@ -44,10 +47,10 @@ class MemorySettings:
 
 
 def parse_size(text: str | int, where: str) -> int:
-    """Bytes of a text such as "20GiB", "24 GB" or "500MiB"; a number is bytes. `where` names the setting in errors.
+    """Parse a size such as "20GiB", "24 GB" or "500MiB" to bytes. A bare number is bytes. where: the setting's name.
 
     Raises:
-        CofituneError: it is no size above 0.
+        CofituneError: the text is not a size above 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?", str(text).strip(), re.IGNORECASE)
     size = 0
@@ -60,6 +63,6 @@ def parse_size(text: str | int, where: str) -> int:
 
 
 def prefix_cache_folder() -> Path:
-    """Where the caches of all prefixes are: COFITUNE_PREFIX_CACHE, else `prefix` in the cache folder."""
+    """Folder of all prefix caches: COFITUNE_PREFIX_CACHE, else `prefix` in the cache folder."""
     named = os.environ.get("COFITUNE_PREFIX_CACHE")
     return Path(named) if named else cache_folder() / "prefix"

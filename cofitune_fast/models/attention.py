@@ -1,8 +1,8 @@
-"""What a model's attention can take, and attention over rows whose tokens stand once for all rows that share them.
+"""SDPA over a prefix trie: shared tokens are stored once and expanded per row for attention.
 
-Rows of a batch often begin alike: a system prompt, an instruction. In a trie of the rows each distinct token stands
-once, and all of a layer but attention works on tokens alone, so it can work on the trie. Attention takes the rows
-apart, [rows, tokens], runs as ever, causal and without a mask, and puts each token's result back in its place.
+Rows of a batch often begin alike, with a system prompt or an instruction. A trie of the rows holds each distinct prefix
+token once. Everything in a layer except attention treats tokens independently, so it can work on the trie. Attention
+gathers the rows as [rows, tokens], runs ordinary causal SDPA, and scatters each token's result back to the trie.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ SHORT = 256  # tokens
 
 
 def takes_tries(model: nn.Module, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can be given as a trie (`trie_attention`): with SDPA, and no row may
-    outgrow a sliding window."""
+    """True if rows of up to `longest` tokens can be passed as a trie, see `trie_attention`.
+
+    This needs SDPA, and no row may be longer than a sliding window.
+    """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     return config._attn_implementation in ("sdpa", NAME) and (not window or longest <= window)
@@ -31,13 +33,12 @@ def takes_tries(model: nn.Module, longest: int) -> bool:
 
 @contextmanager
 def trie_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block a forward may take a trie: input_ids and position_ids [1, tokens], attention_mask [1, 1, 1, 1]
-    (of no meaning, but a mask that is there is not made), and
+    """Context in which a forward may take a trie. A forward without `rows` and `owners` is ordinary SDPA.
 
-    rows: int64 [rows, length], the place in the trie of each row's tokens, padded with any place;
-    owners: int64 [tokens], a place in the flattened rows for each token of the trie.
-
-    A forward without them is that of SDPA.
+    input_ids, position_ids: [1, tokens].
+    attention_mask: [1, 1, 1, 1]. Its value is not read; it keeps transformers from making a mask of its own.
+    rows: int64 [rows, length], the place in the trie of each row's tokens, padded with any place.
+    owners: int64 [tokens], for each token of the trie one place in the flattened rows that holds it.
     """
     former = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(NAME)
@@ -51,7 +52,8 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     rows: Tensor | None = None, owners: Tensor | None = None, **options: Any,
 ) -> tuple[Tensor, Any]:
-    """query, key, value: [1, heads, tokens, head_dim]; the result [1, tokens, heads, head_dim]."""
+    """Attention function for transformers. query, key, value: [1, heads, tokens, head_dim]; result:
+    [1, tokens, heads, head_dim]."""
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if rows is None:
         return attend(module, query, key, value, attention_mask, **options)
@@ -69,16 +71,19 @@ def _attend(
 
 
 def _by_products(query: Tensor, options: dict[str, Any]) -> bool:
-    """PyTorch's flash attention on a CPU takes 3.5 times as long in bfloat16 as plain products, forward and backward of
-    8 rows of 121 tokens; those keep the probabilities [rows, heads, tokens, tokens], so they are for short rows."""
+    """True if plain matrix products are faster than PyTorch's SDPA: for bfloat16 on a CPU and short rows.
+
+    There flash attention takes 3.5 times as long, measured on forward and backward of 8 rows of 121 tokens. Plain
+    products keep the probabilities [rows, heads, tokens, tokens], so longer rows do without them.
+    """
     short = query.shape[2] <= SHORT and query.device.type == "cpu" and query.dtype == torch.bfloat16
     return short and not options.get("dropout")
 
 
 def _causal_products(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Causal attention of [rows, heads, tokens, head_dim] by matrix products; [rows, tokens, heads, head_dim].
+    """Causal attention by matrix products, from [rows, heads, tokens, head_dim] to [rows, tokens, heads, head_dim].
 
-    Heads that share keys and values are one product. Scores are rounded to bfloat16, as in transformers' eager form;
+    Heads that share keys and values form one product. Scores are rounded to bfloat16, as in transformers' eager form;
     softmax is in float32.
     """
     (count, heads, length, width), groups = query.shape, query.shape[1] // key.shape[1]

@@ -1,4 +1,4 @@
-"""What a checkpoint says without being loaded: the model's structure, the dtype of its weights and their digests."""
+"""Facts about a checkpoint without loading the model: its structure, the dtype of its weights and their digests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_d
 
 
 def checkpoint_fingerprint(location: str | Path, dtype: torch.dtype | str = "auto") -> str:
-    """The fingerprint (sha256, hex) that the model at `location` has when it is loaded in `dtype`.
+    """Fingerprint (sha256, hex) of the model at `location` as loaded in `dtype`.
 
-    It equals `fingerprint(load_model(location, dtype=...).model)`; see `checkpoint_digests` for what it costs.
+    It equals `fingerprint(load_model(location, dtype=...).model)`. `checkpoint_digests` describes its cost.
     """
     return combine_digests(checkpoint_digests(location, dtype))
 
@@ -28,11 +28,12 @@ def checkpoint_fingerprint(location: str | Path, dtype: torch.dtype | str = "aut
 def checkpoint_digests(
     location: str | Path, dtype: torch.dtype | str = "auto", only: Collection[str] | None = None
 ) -> dict[str, str]:
-    """Name -> digest of each tensor of the model at `location` (with `only`, of these), as if loaded in `dtype`.
+    """Name -> digest of each tensor of the model at `location`, as if loaded in `dtype`.
 
-    location: a folder as `save_pretrained` writes it, or a hub id. The safetensors files are read one tensor at a time,
-    at most four at once. Where transformers renames or converts what a checkpoint holds, or it is no safetensors, the
-    whole model is loaded on the CPU for the time being.
+    location: a folder as `save_pretrained` writes it, or a hub id. only: the names to digest; None: all.
+
+    The safetensors files are read tensor by tensor, at most four at a time. If transformers renames or converts tensors
+    of this checkpoint, or if it has no safetensors, the whole model is loaded on the CPU and freed again.
     """
     dtype = checkpoint_dtype(location, dtype)
     wanted = {
@@ -54,10 +55,10 @@ def checkpoint_digests(
 
 
 def checkpoint_dtype(location: str | Path, dtype: torch.dtype | str = "auto") -> torch.dtype:
-    """The dtype of the weights at `location` when loaded: `dtype`, or for "auto" the checkpoint's own.
+    """Dtype of the weights at `location` when loaded: `dtype`, or for "auto" the checkpoint's own.
 
     Raises:
-        CofituneError: "auto", and neither the config nor a safetensors file says it.
+        CofituneError: "auto", and neither the config nor a safetensors file gives a dtype.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -75,7 +76,7 @@ def checkpoint_dtype(location: str | Path, dtype: torch.dtype | str = "auto") ->
 
 
 def skeleton(location: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model at `location` on the meta device: all modules, names, shapes and dtypes, and no weights."""
+    """Build the model at `location` on the meta device: modules, names, shapes and dtypes, but no weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location), dtype=dtype)
     model.tie_weights()
@@ -83,7 +84,7 @@ def skeleton(location: str | Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _tensor_files(location: str | Path) -> dict[str, str]:
-    """Name of each tensor in the checkpoint's safetensors -> its file; empty where there are none."""
+    """Tensor name -> safetensors file of the checkpoint; empty if it has no such files."""
     try:
         file = cached_file(location, "model.safetensors")
         with safe_open(file, framework="pt") as opened:

@@ -1,4 +1,4 @@
-"""Digests of a model's bytes: they tell one base from another and prove that frozen tensors did not move."""
+"""Digests of a model's bytes. They identify a base, and prove that frozen tensors did not change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 from ..errors import CofituneError
 from .sharded import rank, whole, world_size
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # inserted anywhere in a name
-_CHUNK_BYTES = 64 << 20  # what is copied from an accelerator at a time
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of a name, at any position
+_CHUNK_BYTES = 64 << 20  # bytes copied from an accelerator at a time
 
 
 def normalize_name(name: str) -> str:
-    """A tensor's name without what torch.compile, DistributedDataParallel and FSDP put into it.
+    """Remove from a tensor's name the parts that torch.compile, DistributedDataParallel and FSDP insert.
 
     >>> normalize_name("_orig_mod.module.model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
@@ -31,15 +31,15 @@ def normalize_name(name: str) -> str:
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters under their normalised names; a tied one appears once, under its first name."""
+    """Yield the parameters with their normalised names; a tied one appears once, under its first name."""
     for name, parameter in model.named_parameters():
         yield normalize_name(name), parameter
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters, then the persistent buffers, under their normalised names; each tensor once.
+    """Yield the parameters and then the persistent buffers with their normalised names; each tensor once.
 
-    With a weight that bitsandbytes quantised comes its quantisation state (scales and codes), as WEIGHT.NAME.
+    The quantisation state (scales and codes) of a weight quantised by bitsandbytes is included, as WEIGHT.NAME.
     """
     yield from named_parameters(model)
     seen: set[int] = set()
@@ -54,18 +54,18 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def element_count(parameter: torch.Tensor) -> int:
-    """How many numbers a weight holds; a 4-bit one is packed, so its own count of elements is half of that."""
+    """Number of elements of a weight. A 4-bit weight packs two in a byte, so its numel() is half of that."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def _quantization_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     weight = getattr(module, "weight", None)
-    if (state := getattr(weight, "quant_state", None)) is not None:  # 4 bits; the scales are in 8 bits themselves
+    if (state := getattr(weight, "quant_state", None)) is not None:  # 4 bits; the scales are quantised to 8 bits
         yield from (("absmax", state.absmax), ("code", state.code))
         if (nested := getattr(state, "state2", None)) is not None:
             yield from (("offset", state.offset), ("nested_absmax", nested.absmax), ("nested_code", nested.code))
-    scales = getattr(weight, "SCB", None)  # 8 bits; the first forward moves the scales from the weight to its module
+    scales = getattr(weight, "SCB", None)  # 8 bits; the first forward moves SCB to the module
     if scales is None:
         scales = getattr(getattr(module, "state", None), "SCB", None)
     if isinstance(scales, torch.Tensor):
@@ -73,7 +73,7 @@ def _quantization_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """sha256 (hex) of a tensor's dtype, shape and bytes, on any device, in any dtype, the whole of a sharded one."""
+    """sha256 (hex) of a tensor's dtype, shape and bytes, on any device. A sharded tensor is gathered first."""
     tensor = whole(tensor)
     if tensor.is_meta:
         raise CofituneError("A tensor on the meta device has no bytes to digest; load the model's weights first.")
@@ -87,9 +87,9 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def digest_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The digest of each tensor. hashlib frees the interpreter lock, so a few threads share the work.
+    """Digest each tensor, in four threads, as hashlib releases the interpreter lock.
 
-    Of sharded tensors one at a time is whole, and the ranks share the work: all of them must call it.
+    Sharded tensors are gathered one at a time, and the ranks share the work: all of them must call it.
     """
     if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
         return _digests_of_shards(tensors)
@@ -112,7 +112,7 @@ def _digests_of_shards(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def tensor_digests(model: nn.Module) -> dict[str, str]:
     """Name -> sha256 (hex) of dtype, shape and bytes, for every tensor of `model` (`named_tensors`).
 
-    Tied parameters appear once. Names carry no wrapper prefixes. Memory: at most 64 MB per thread beyond the model.
+    Tied parameters appear once. Names are normalised. Memory: at most 64 MiB per thread beside the model.
 
     Raises:
         CofituneError: a tensor lies on the meta device.
@@ -121,7 +121,7 @@ def tensor_digests(model: nn.Module) -> dict[str, str]:
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
-    """One sha256 (hex) over (name, digest) pairs, sorted by name."""
+    """Combine (name, digest) pairs, sorted by name, into one sha256 (hex)."""
     combined = hashlib.sha256()
     for name in sorted(digests):
         combined.update(f"{name}\0{digests[name]}\n".encode())
@@ -129,16 +129,19 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The sha256 (hex) that stands for all of a model's weights, their names and their dtypes.
+    """Compute one sha256 (hex) over the names, dtypes, shapes and bytes of all of a model's tensors.
 
-    The same checkpoint loaded in another dtype has another fingerprint, for its bytes differ.
+    The same checkpoint loaded in another dtype has another fingerprint, as its bytes differ.
     """
     return combine_digests(tensor_digests(model))
 
 
 def base_digests(model: nn.Module, digests: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The digests of a model's full-precision base: its own, except that a weight quantised by `load_quantized` counts
-    with the bytes it had in the checkpoint. `digests` are `tensor_digests(model)` where they are known already."""
+    """Digests of a model's full-precision base.
+
+    They are the model's own, but a weight quantised by `load_quantized` counts with its bytes in the checkpoint.
+    digests: `tensor_digests(model)`, if they are known already.
+    """
     digests = tensor_digests(model) if digests is None else digests
     originals = getattr(getattr(getattr(model, "module", model), "hf_quantizer", None), "original_digests", {})
     return {
@@ -148,8 +151,8 @@ def base_digests(model: nn.Module, digests: Mapping[str, str] | None = None) -> 
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of a model's full-precision base, to which deltas are bound, also of one partly quantised.
+    """Fingerprint of a model's full-precision base. Deltas are bound to it.
 
-    Of a model without a quantised part it is `fingerprint(model)`.
+    It is `fingerprint(model)` unless a part of the model is quantised.
     """
     return combine_digests(base_digests(model))

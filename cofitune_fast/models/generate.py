@@ -1,4 +1,4 @@
-"""Continue prompts of different lengths together, by the given settings and no others."""
+"""Generate from prompts of different lengths together, with the given settings alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .sharded import is_sharded
 def continue_prompts(
     model: nn.Module, prompts: Sequence[Sequence[int]], config: Any, **options: Any
 ) -> list[list[int]]:
-    """The token ids that `model.generate` writes after each prompt, the padding behind shorter ones included.
+    """Generate with `model.generate`; returns the new token ids of each prompt, padded to one length.
 
-    prompts: token ids, padded on the left to the longest. config: a transformers GenerationConfig with pad_token_id;
-    it stands in for the model's own during the call, which would otherwise add its penalties and temperatures.
-    options: further arguments of `generate`. Collective for a sharded model: the ranks go on until all are through.
+    prompts: token ids; they are padded on the left to the longest. config: a transformers GenerationConfig with
+    pad_token_id. It replaces the model's own during the call, which would otherwise add its penalties and temperatures.
+    options: further arguments of `generate`. Collective for a sharded model: the ranks go on until all have finished.
 
     Raises:
         CofituneError: the model cannot generate.

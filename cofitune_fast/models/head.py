@@ -1,8 +1,8 @@
-"""Send only chosen token positions through the language-model head.
+"""Send only selected positions through the language-model head.
 
-The head is the widest matrix of a small model, and only response tokens are ever scored or trained on, so the other
-positions need no logits. A hook on the head does it for every family: whatever a model does to its logits afterwards
-(soft-capping, scaling) still happens, in the model's own code.
+The head is the widest matrix of a small model. Only response tokens are scored or trained on, so the other positions
+need no logits. A hook on the head selects the positions for every family. Later steps of the model's own code, such as
+soft-capping or scaling, still apply.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
@@ -19,11 +18,12 @@ from .sharded import unshard
 
 @contextmanager
 def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Inside the block `model(...).logits` has shape [1, mask.sum(), vocabulary].
+    """Context in which `model(...).logits` has shape [1, mask.sum(), vocabulary].
 
-    mask: bool [batch, tokens]; the chosen positions come in row-major order, as `hidden[mask]` gives them. Gathering
-    before the head also keeps its backward a plain matrix product: a strided slice of hidden states would make
-    PyTorch expand the head weight once per sample.
+    mask: bool [batch, tokens]; the selected positions come in row-major order, as in `hidden[mask]`.
+
+    Gathering before the head keeps the head's backward a plain matrix product. For a strided slice of the hidden
+    states PyTorch would expand the head weight once per sample.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -45,23 +45,19 @@ def select_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def response_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits [N, vocabulary] of the positions that predict a response token, and those tokens [N].
+def logits_at(model: nn.Module, batch: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """Compute the logits [N, vocabulary] at the N positions of the mask, in row-major order.
 
-    batch: `input_ids`, `attention_mask` and `labels`, each [batch, tokens]; labels are -100 outside the response.
-    N counts the labelled tokens except those in column 0, which nothing predicts. Row-major order.
+    batch: `input_ids` and `attention_mask`, each [batch, tokens]; other entries are not read. mask: bool
+    [batch, tokens], on any device.
     """
-    targets = batch["labels"][:, 1:]
-    chosen = targets != -100
-    mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    mask[:, :-1] = chosen
     with select_positions(model, mask):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return output.logits[0], targets[chosen]
+    return output.logits[0]
 
 
 def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
-    """Head weight [vocabulary, hidden] and the cap of the logits, if the family has one (Gemma 2)."""
+    """Head weight [vocabulary, hidden], and the soft cap of the logits if the family has one (Gemma 2), else None."""
     head = model.get_output_embeddings()
     if head is None:
         raise CofituneError(f"{type(model).__name__} has no language-model head; a causal language model is needed.")
@@ -69,7 +65,7 @@ def head_weight(model: nn.Module) -> tuple[Tensor, float | None]:
 
 
 def hidden_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The states [batch, tokens, hidden] that go into the head; batch: `input_ids` and `attention_mask`."""
+    """Compute the head's input, [batch, tokens, hidden], from `input_ids` and `attention_mask`."""
     unshard(model)
     decoder = model.get_decoder()
     output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)

@@ -24,7 +24,7 @@ DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, 
 
 @dataclass
 class LoadedModel:
-    """`source` is what the user named: the folder, hub id or GGUF file."""
+    """A model with its tokenizer. source: the folder, hub id or GGUF file that the user named."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ def default_device() -> torch.device:
 
 
 def dtype_name(model: PreTrainedModel) -> str:
-    """The dtype of the weights as `load_model` takes it, e.g. "bfloat16"."""
+    """Name of the weights' dtype as `load_model` takes it, e.g. "bfloat16"."""
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
@@ -50,16 +50,20 @@ def load_model(
     quantize: str = "none",
     keep: Keep = (),
 ) -> LoadedModel:
-    """Load a causal language model in eval mode, with its tokenizer (a pad token is chosen where none is set).
+    """Load a causal language model in eval mode, with its tokenizer. A missing pad token becomes the end of sequence.
 
     path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
     dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
-    device: default is the first GPU, else the CPU.
-    quantize: "nf4" or "int8" quantises all projections but those `keep` names, e.g. `keep=region.modules`; see
+    device: by default the first GPU, else the CPU.
+    quantize: "nf4" or "int8" quantises all projections except those named by `keep`, e.g. `keep=region.modules`; see
         `load_quantized`.
-    Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights: see `models.sharded.shard`; all of them call it.
-    Raises CofituneError when nothing loadable is there. A GGUF file is dequantised once; the ordinary folder that
-    comes of it is kept in the cache (COFITUNE_CACHE, else ~/.cache/cofitune_fast) and used from then on.
+
+    A GGUF file is dequantised once, into an ordinary model folder in the cache (COFITUNE_CACHE, else
+    ~/.cache/cofitune_fast). Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
+    `models.sharded.shard`; all ranks must call it.
+
+    Raises:
+        CofituneError: the model is missing, damaged or of an unknown kind, or an option does not fit.
     """
     if dtype not in DTYPES:
         raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
@@ -96,7 +100,7 @@ def load_model(
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:
-    """The folder or hub id that transformers loads for what the user named; see `load_model`."""
+    """Resolve what the user named to the folder or hub id that transformers loads; see `load_model`."""
     source = str(path)
     location = Path(path) / gguf_file if gguf_file is not None else Path(path)
     if location.suffix == ".gguf":
@@ -113,7 +117,7 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
 
 
 def _converted_gguf(file: Path, dtype: str) -> Path:
-    """The ordinary model folder made from a GGUF file, from the cache if it was made before."""
+    """Convert a GGUF file to an ordinary model folder in the cache, unless that was done before."""
     if not file.is_file():
         raise CofituneError(f"No GGUF file at {file}: the file does not exist.")
     try:
@@ -137,7 +141,7 @@ def _converted_gguf(file: Path, dtype: str) -> Path:
         with _no_progress_bars(), atomic_folder(folder) as temporary:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
-            # A model read from GGUF refuses to be saved; one built anew from its config does not.
+            # transformers refuses to save a model read from GGUF, but saves one that is built from its config.
             config = type(read.config)(**{
                 key: value for key, value in read.config.to_dict().items()
                 if key not in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype")
@@ -168,7 +172,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: COFITUNE_CACHE, else cofitune_fast in the user's cache folder."""
+    """Folder of converted models and caches: COFITUNE_CACHE, else cofitune_fast in the user's cache folder."""
     if "COFITUNE_CACHE" in os.environ:
         return Path(os.environ["COFITUNE_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cofitune_fast"

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and a model that other libraries may use and not change."""
+"""Contexts that put a model into evaluation mode and restore its state afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode inside the block; after it each one's training flag is as it was."""
+    """Context with all modules in evaluation mode. Each module's training flag is restored afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -27,12 +27,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def left_as_found(model: nn.Module, tokenizer: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; after the block, however it ends, everything that a generating or evaluating
-    library is known to change is as it was.
+    """Context for other libraries that generate or evaluate: evaluation mode, no gradients, and all state restored.
 
-    That is: each module's training flag, the grad mode, `use_cache` of the configuration, the generation
-    configuration (the object and its content), the tokenizer's sides of padding and truncation and its padding token,
-    and the random states of Python, numpy and torch (CPU, and CUDA where it is in use).
+    These are restored, also after an error: each module's training flag, the grad mode, `use_cache` of the
+    configuration, the generation configuration (object and content), the tokenizer's padding side, truncation side and
+    padding token, and the random states of Python, numpy and torch (CPU, and CUDA if it is in use).
     """
     generation = getattr(model, "generation_config", None)
     generation_content = copy.deepcopy(vars(generation)) if generation is not None else {}

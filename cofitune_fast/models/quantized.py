@@ -1,7 +1,7 @@
-"""Models whose frozen part is quantised by bitsandbytes, while a region's projections stay in full precision.
+"""Models with a frozen part quantised by bitsandbytes, and a region whose projections stay in full precision.
 
-Trainer refuses a quantised model unless an adapter is trained. It asks the model's quantizer, so a subclass of that
-answers: what is trained here is not quantised.
+Trainer refuses to train a quantised model without an adapter. It asks the model's quantizer, so a subclass of the
+quantizer answers that the model is trainable: no trained weight is quantised.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Keep = Collection[str] | Callable[[nn.Module], Iterable[str]]
 
 
 class _FullPrecisionRegion:
-    """`original_digests`: the digest that each quantised weight had in the checkpoint, by parameter name."""
+    """Mixin for a quantizer. original_digests: parameter name -> digest of the weight in the checkpoint."""
 
     method: str
 
@@ -37,7 +37,7 @@ class _FullPrecisionRegion:
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Trainer's question whether a model without adapters may be trained: yes, for no quantised weight is."""
+        """Answer to Trainer that the model can be trained without adapters: no trained weight is quantised."""
         return True
 
 
@@ -50,7 +50,7 @@ class _Int8Quantizer(_FullPrecisionRegion, Bnb8BitHfQuantizer):
 
 
 def quantization(model: nn.Module) -> str:
-    """How `load_quantized` holds the frozen part of `model`: "nf4", "int8", or "none" for an ordinary model."""
+    """Quantisation of the frozen part of `model`: "nf4", "int8", or "none" for an ordinary model."""
     return getattr(getattr(getattr(model, "module", model), "hf_quantizer", None), "method", "none")
 
 
@@ -63,15 +63,17 @@ def load_quantized(
     device: torch.device | str = "cpu",
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, in eval mode, whose projections are quantised except those named in `keep`.
+    """Load a causal language model in eval mode, and quantise all projections except those named by `keep`.
 
     location: a full-precision checkpoint: a folder as `save_pretrained` writes it, or a hub id.
     method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
         row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
-    keep: full names of the modules to stay ordinary `nn.Linear`, or a function that gives them for the model on the
-        meta device, such as `Region.modules`. Embeddings, norms and the head always stay.
-    dtype: of all that is not quantised, and of the arithmetic: "auto" (the checkpoint's) or a dtype or its name.
-    The weights are read once more for their digests, by which `base_fingerprint` knows the full-precision base.
+    keep: full names of the modules that stay ordinary `nn.Linear`, or a function such as `Region.modules` that returns
+        them for the model on the meta device. Embeddings, norms and the head always stay.
+    dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
+        its name.
+
+    The weights are read a second time for their digests, from which `base_fingerprint` makes the base's fingerprint.
 
     Raises:
         CofituneError: bitsandbytes is missing, an unknown method or name, a checkpoint that is quantised already, or
@@ -108,8 +110,8 @@ def load_quantized(
         )
     if method == "nf4":
         for module in quantised.values():
-            # Else the first forward in eval mode on a CPU with AVX512-BF16 packs the weight anew, for a product that
-            # has no backward: gradients would be silently wrong from then on, and the weight beyond dequantising.
+            # With this flag the first forward in eval mode on a CPU with AVX512-BF16 repacks the weight for a product
+            # without a backward: gradients would silently be wrong, and the weight could not be dequantised any more.
             module.support_avx512bf16_for_cpu = False
     digests = checkpoint_digests(location, dtype, {f"{name}.weight" for name in quantised})
     model.hf_quantizer = (_Nf4Quantizer if method == "nf4" else _Int8Quantizer)(config, digests)
@@ -126,7 +128,7 @@ def _config(method: str, dtype: torch.dtype, skipped: list[str]) -> BitsAndBytes
 
 
 def _bitsandbytes() -> ModuleType:
-    # It warns at import about kernels of another package, and in int8 once per matrix product.
+    # bitsandbytes warns at import about kernels of another package, and in int8 at every matrix product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
@@ -138,7 +140,7 @@ def _bitsandbytes() -> ModuleType:
 
 
 def _indexed(device: torch.device) -> torch.device:
-    """`cuda` as `cuda:0`: accelerate compares the device of a quantised model with its own, number included."""
+    """Add the number to a bare `cuda`, as accelerate compares a quantised model's device with its own by number."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

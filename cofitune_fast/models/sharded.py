@@ -1,8 +1,8 @@
-"""Several GPUs of one machine for one model: FSDP2 shards its weights over the processes (ranks) of torchrun.
+"""One model on several GPUs of one machine: FSDP2 shards its weights over the processes (ranks) of torchrun.
 
-Each rank keeps a part of every weight and has the whole of one decoder layer at a time. What a function here calls
-collective waits for all ranks: each of them must call it, in the same order. In a single process all of them do
-nothing or hand their argument back, so callers need not ask.
+Each rank keeps a part of every weight, and gathers one decoder layer at a time. A function marked "Collective" waits
+for all ranks: each rank must call it, in the same order. In a single process these functions do nothing or return their
+argument, so callers need no case of their own.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..errors import CofituneError
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun (or `accelerate launch`) has started this process as one of several."""
+    """True if torchrun (or `accelerate launch`) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def world_size() -> int:
-    """How many processes hold the model together."""
+    """Number of processes that share the model."""
     return dist.get_world_size() if _joined() else 1
 
 
 def rank() -> int:
-    """The number of this process among them, known before it joins; rank 0 is the one that prints and writes files."""
+    """Number of this process among the ranks, known before `join`. Rank 0 prints and writes files."""
     if _joined():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if started_by_torchrun() else 0
@@ -41,12 +41,12 @@ def _joined() -> bool:
 
 
 def join(device: torch.device) -> torch.device:
-    """Join the other ranks, if that has not been done; returns the device of this one, of `device`'s type.
+    """Join the other ranks unless that was done before; returns this rank's device, of the type of `device`.
 
     Collective.
 
     Raises:
-        CofituneError: torchrun started more processes than there are GPUs, or did not say which one this is.
+        CofituneError: torchrun started more processes than there are GPUs, or its environment variables are missing.
     """
     if any(name not in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR")):
         raise CofituneError("WORLD_SIZE is set, but RANK, LOCAL_RANK or MASTER_ADDR is not: start the processes by "
@@ -59,22 +59,22 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if not _joined():
-        # gloo beside nccl: what the ranks agree upon lies on the host, and asking must not wait for the GPU
+        # gloo beside nccl: the ranks exchange values that lie on the host, without waiting for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def leave() -> None:
-    """Part from the other ranks, once all work is done."""
+    """Leave the other ranks when all work is done."""
     if _joined():
         dist.destroy_process_group()
 
 
-# What the ranks agree upon --------------------------------------------------------------------------------------------
+# Values that the ranks exchange ---------------------------------------------------------------------------------------
 
 
 def total(value: float) -> float:
-    """The sum of every rank's value. Collective."""
+    """Sum of all ranks' values. Collective."""
     if world_size() == 1:
         return value
     summed = torch.tensor(float(value), dtype=torch.float64, device=_host())
@@ -83,12 +83,12 @@ def total(value: float) -> float:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank. Collective."""
+    """True if the flag is set on any rank. Collective."""
     return total(flag) > 0
 
 
 def all_ranks(flag: bool) -> bool:
-    """Whether the flag is set on every rank. Collective."""
+    """True if the flag is set on every rank. Collective."""
     return not any_rank(not flag)
 
 
@@ -98,7 +98,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank; it must be picklable. Collective."""
+    """Return rank 0's value on every rank. It must be picklable. Collective."""
     if world_size() == 1:
         return value
     box = [value]
@@ -108,7 +108,7 @@ def broadcast_object(value: Any) -> Any:
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """The block runs on rank 0, and when that is through, on the others. Collective."""
+    """Context that runs its block on rank 0 first, and then on the other ranks. Collective."""
     if rank() != 0:
         barrier()
     yield
@@ -128,11 +128,11 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Shard `model`, whose weights lie on the host and are the same on every rank, over the ranks' devices, in place.
+    """Shard `model` over the ranks' devices, in place. Its weights lie on the host and are the same on every rank.
 
-    One FSDP2 group per decoder layer, one for all else (embeddings, last norm, head); rows are shared out, Shard(0).
-    Frozen weights have no gradient, so nothing of them is reduced; gradients are averaged over the ranks in float32.
-    Parameters are sharded ones (DTensors) whenever no forward or backward runs. Collective.
+    There is one FSDP2 group per decoder layer, and one for the rest (embeddings, last norm, head). Weights are split by
+    rows, Shard(0). Gradients are averaged over the ranks in float32; frozen weights have none to reduce. Outside of a
+    forward or backward the parameters are DTensors. Collective.
 
     Raises:
         CofituneError: the model mixes dtypes, or no list of decoder layers is found in it.
@@ -148,30 +148,32 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in _decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
-    # The rest stays whole from the forward to the end of the backward: the loss needs the head, the backward the norm.
+    # The rest stays gathered until the end of the backward: the loss needs the head, and the backward the norm.
     fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     model.register_forward_hook(_reshard_where_no_backward_comes, always_call=True)
-    with torch.no_grad():  # FSDP notes the gradients' dtype at the first forward, of what requires a gradient then
+    # FSDP records the dtype of gradients at the first forward, for the parameters that require one at that time.
+    with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     return model
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether this process writes what is made from `model`: of the ranks that share it only rank 0 does."""
+    """True if this process writes the files made from `model`. Of the ranks that share a model only rank 0 does."""
     return rank() == 0 or not is_sharded(model)
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up whole weights that an interrupted forward or backward has left behind."""
+    """Free the gathered weights that an interrupted forward or backward has left behind."""
     for module in model.modules():
         if is_sharded(module):
             module.reshard()
 
 
 def unshard(model: nn.Module) -> None:
-    """Make whole what lies outside the decoder layers, for who calls a part of the model and not the model itself.
+    """Gather the weights outside the decoder layers, for callers that run a part of the model on its own.
 
-    It lasts until the end of the backward, of a call of the model without gradients, or `reshard`. Collective.
+    They stay gathered until the end of the next backward, the end of a call of the model without gradients, or
+    `reshard`. Collective.
     """
     if is_sharded(model):
         model.unshard()
@@ -194,23 +196,26 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on its device, or the tensor itself. Collective for a sharded one."""
+    """Gather a sharded tensor on its device; any other tensor is returned as it is. Collective for a sharded one."""
     if not hasattr(tensor, "full_tensor"):
         return tensor
-    if tensor.dtype == torch.int16:  # gloo does not send it
+    if tensor.dtype == torch.int16:  # gloo cannot send int16
         return _seen_as(tensor.detach(), torch.bfloat16).full_tensor().view(torch.int16)
     return tensor.detach().full_tensor()
 
 
 def whole_on_rank_0(tensor: Tensor) -> Tensor | None:
-    """As `whole`, but on the host; None on other ranks than 0 for a sharded tensor, for which it is collective."""
+    """Gather a sharded tensor on the host of rank 0, and return None on the other ranks. Collective for a sharded one.
+
+    Any other tensor is returned on the host, on every rank.
+    """
     gathered = whole(tensor)
     return gathered.detach().cpu().contiguous() if gathered is tensor or rank() == 0 else None
 
 
 @torch.no_grad()
 def copy_whole(target: Tensor, source: Tensor) -> None:
-    """target.copy_(source); of a whole source a sharded target takes the rows that lie on this rank."""
+    """Copy `source` into `target`. A sharded target takes its own rows from a source that is not sharded."""
     if hasattr(target, "full_tensor") and not hasattr(source, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
@@ -219,7 +224,7 @@ def copy_whole(target: Tensor, source: Tensor) -> None:
 
 
 def _seen_as(tensor: Any, dtype: torch.dtype) -> Any:
-    """A DTensor whose bytes are read as another dtype of the same size."""
+    """Reinterpret a DTensor's bytes as another dtype of the same size."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(tensor.to_local().view(dtype), tensor.device_mesh, tensor.placements, run_check=False,

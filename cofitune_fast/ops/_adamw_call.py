@@ -1,4 +1,4 @@
-"""What one call of masked_adamw_ holds: its arguments, the scalars of the step, the checks, the table for kernels."""
+"""One call of masked_adamw_: its arguments, the scalars of the step, the checks, the table for kernels."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ Number = float | torch.Tensor
 
 
 class Coefficients(NamedTuple):
-    """The scalars of one step, computed in double precision once; csrc/include/cofitune/adamw_element.h has the same.
+    """The scalars of one step, computed once in double precision. The same struct is in
+    csrc/include/cofitune/adamw_element.h.
 
     m <- m + one_minus_beta1 (g - m);  v <- beta2 v + one_minus_beta2 g g;
     p <- p - mask (decay p + step_size m / (denominator_scale sqrt(v) + eps) + min(1, lr pull) (p - anchor))
-    or without the last term, and then p <- anchor + soft(p - anchor, mask lr pull)
+
+    With an "l1" pull the last term is left out, and p <- anchor + soft(p - anchor, mask lr pull) follows.
     """
 
     one_minus_beta1: Number
@@ -49,9 +51,9 @@ class Coefficients(NamedTuple):
 def coefficients(
     lr: Number, beta1: float, beta2: float, eps: float, weight_decay: float, step: Number
 ) -> Coefficients:
-    """Bias correction and decoupled decay of AdamW (Loshchilov and Hutter, ICLR 2019).
+    """Compute the scalars of AdamW with bias correction and decoupled decay (Loshchilov and Hutter, ICLR 2019).
 
-    lr and step may be numbers, or float64 tensors on a device: then nothing waits for it.
+    lr and step are numbers, or float64 tensors on a device; tensors are not copied to the host.
     """
     return Coefficients(
         one_minus_beta1=1 - beta1,
@@ -66,8 +68,11 @@ def coefficients(
 
 
 class AdamwCall(NamedTuple):
-    """One call as the backends get it: checked, lists of one length, lr float64 and step int64 (0-d tensors on the
-    host or on the tensors' device). remainders and scales are empty in storages without them."""
+    """One checked call, as the backends receive it.
+
+    All lists have one length; remainders and scales are empty in storages without them. lr is float64 and step int64,
+    0-d tensors on the host or on the tensors' device.
+    """
 
     params: Tensors
     grads: Tensors
@@ -91,7 +96,7 @@ class AdamwCall(NamedTuple):
     seed: int
     offsets: Sequence[int]
     zero_grad: bool
-    prepared: tuple[list[int], ...] | None = None  # `table` of a call that differs in gradients and scalars alone
+    prepared: tuple[list[int], ...] | None = None  # the `table` of a call with other gradients and scalars
 
     @property
     def pull_code(self) -> int:
@@ -99,14 +104,16 @@ class AdamwCall(NamedTuple):
         return 1 + PULL_KINDS.index(self.pull_kind)
 
     def coefficients(self) -> Coefficients:
-        """On the host; waits for the device if lr or step lie there."""
+        """The scalars on the host. Waits for the device if lr or step lie there."""
         step = self.step.item()
         require(step >= 1, f"{NAME}: step is counted from 1, not {step}.")
         return coefficients(self.lr.item(), self.beta1, self.beta2, self.eps, self.weight_decay, step)
 
     def scalars(self) -> torch.Tensor:
-        """What GPU kernels read of lr and step, on the tensors' device: int64 [5], the eight float32 coefficients in
-        the first four and then the step. Nothing waits; with lr and step on the device a CUDA graph can capture it."""
+        """The scalars for GPU kernels, int64 [5] on the tensors' device: eight float32 coefficients, then the step.
+
+        There is no host sync. With lr and step on the device a CUDA graph can capture this.
+        """
         device = self.params[0].device
         if self.lr.device == self.step.device == torch.device("cpu"):
             host = torch.tensor(self.coefficients(), dtype=torch.float32).view(torch.int64)
@@ -123,9 +130,12 @@ def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
 
 
 def table(call: AdamwCall) -> tuple[list[int], ...]:
-    """The tensors as the native kernels take them (csrc/include/cofitune/adamw_tensor.h), a list per field: addresses
-    of p, g, m, v, remainder, scales, mask, anchor and pull, then rows, columns, mask layout, pull layout, whether the
-    mask is uint8 (five numbers per tensor), then random offsets. An empty list of addresses: all null."""
+    """The tensors as lists of numbers for the native kernels; csrc/include/cofitune/adamw_tensor.h reads them.
+
+    First nine lists of addresses: p, g, m, v, remainder, scales, mask, anchor, pull; an empty list means that all are
+    null. Then one list with five numbers per tensor: rows, columns, mask layout, pull layout, and 1 if the mask is
+    uint8. Then the random offsets.
+    """
     if call.prepared is not None:
         params, _, *rest = call.prepared
         return (params, _addresses(call.grads), *rest)
@@ -140,7 +150,7 @@ def table(call: AdamwCall) -> tuple[list[int], ...]:
 
 
 def _check_range(label: str, factors: torch.Tensor | None, highest: float) -> None:
-    """Only where it costs no wait for a device."""
+    """Refuse factors outside [0, highest]. Factors on a device are not looked at, as that would be a host sync."""
     if factors is None or factors.device.type != "cpu" or not factors.is_floating_point() or not factors.numel():
         return
     low, high = factors.aminmax()
@@ -150,7 +160,7 @@ def _check_range(label: str, factors: torch.Tensor | None, highest: float) -> No
 
 
 def check(call: AdamwCall) -> None:
-    """Refuses what does not fit. Values are looked at only on the host, so that nothing waits for a device."""
+    """Refuse arguments that do not fit. Values are checked only on the host, so that there is no host sync."""
     require(call.mask_mode in MASK_MODES, f"{NAME}: mask_mode must be 'update' or 'gradient', not {call.mask_mode!r}.")
     require(call.pull_kind in PULL_KINDS, f"{NAME}: pull_kind must be 'l2' or 'l1', not {call.pull_kind!r}.")
     require(call.storage in STORAGES,

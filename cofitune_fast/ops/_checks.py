@@ -1,4 +1,4 @@
-"""Checks of what is passed to an op. Each failure is one sentence: which op, which argument, what is wrong."""
+"""Checks of the arguments of an op. Each failure is one sentence: which op, which argument, what is wrong."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def plain(dtype: torch.dtype) -> str:
 
 
 class Layout(IntEnum):
-    """How factors lie over a parameter seen as a matrix [rows, columns], columns being its last dimension.
+    """How factors broadcast over a parameter that is seen as a matrix [rows, columns].
 
-    csrc/include/cofitune/adamw_tensor.h has the same numbers.
+    Columns are the parameter's last dimension. csrc/include/cofitune/adamw_tensor.h has the same numbers.
     """
 
     NONE = 0
@@ -79,10 +79,10 @@ class Layout(IntEnum):
 
 
 def layout(op: str, name: str, factors: torch.Tensor | None, shape: Sequence[int]) -> Layout:
-    """How `factors` (a mask, a pull) lie over a parameter of `shape`.
+    """Layout of `factors` (a mask or a pull) over a parameter of `shape`.
 
     Raises:
-        CofituneError: they do not broadcast to it as [out, 1], [1, in], one number or one per element.
+        CofituneError: they do not broadcast as [out, 1], [1, in], one number or one number per element.
     """
     if factors is None:
         return Layout.NONE
@@ -105,15 +105,15 @@ def layout(op: str, name: str, factors: torch.Tensor | None, shape: Sequence[int
 
 
 def no_aliasing(op: str, written: Sequence[tuple[str, torch.Tensor]], read: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """Refuse tensors that share memory, unless both are only read."""
+    """Refuse two tensors that share memory, unless both are only read."""
     spans = sorted(
         (start, start + tensor.nbytes, is_written, name)
         for is_written, tensors in ((True, written), (False, read))
         for name, tensor in tensors
         if tensor.nbytes and (start := tensor.data_ptr())
     )
-    end, holder = 0, ""  # of the span that reaches farthest, and below of the farthest one that is written
-    written_end, written_holder = 0, ""
+    end, holder = 0, ""  # end and name of the span that reaches farthest so far
+    written_end, written_holder = 0, ""  # the same among the spans that are written
     for start, stop, is_written, name in spans:
         if start < written_end:
             other = written_holder

@@ -1,4 +1,4 @@
-"""Loading a compiled extension; a failure is explained, not raised."""
+"""Load a compiled extension. A failure is returned as a sentence, not raised."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from types import ModuleType
 
 
 def load(name: str, kind: str, interface: int, missing: str, variable: str) -> tuple[ModuleType | None, str | None]:
-    """The extension module `cofitune_fast.NAME`, or None and why it cannot be used.
+    """The extension module `cofitune_fast.NAME` and None, or None and the reason why it cannot be used.
 
-    kind: what people call it. interface: must equal the number compiled into its bindings. missing: what to do where it
-    is not built. variable: the environment variable that makes building it a must.
+    kind: its name in sentences. interface: must equal the number compiled into its bindings. missing: advice for those
+    who have not built it. variable: the environment variable that turns a failed build into an error.
     """
     try:
         module = importlib.import_module(f"cofitune_fast.{name}")

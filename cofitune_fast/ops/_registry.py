@@ -1,7 +1,7 @@
-"""Which implementation of an op runs: each op has an eager reference and may have faster backends.
+"""Dispatch of ops to backends. Each op has an eager reference and may have faster backends.
 
-`auto` takes the first backend that serves the device and can run, and falls back to the reference;
-a backend asked for by name either runs or raises the reason why it cannot.
+`auto` takes the first backend that serves the device and can run, and falls back to the reference. A backend that is
+asked for by name either runs, or raises the reason why it cannot.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True)
 class Backend:
-    """`run` takes the op's own arguments; `why_not` gives the reason it cannot run here, or None if it can. `auto`
-    chooses it for the first of its devices; for the others it must be asked for by name."""
+    """One implementation of an op.
+
+    run: takes the op's own arguments. devices: the kinds of device it serves; `auto` chooses it only for the first, and
+    for the others it must be asked for by name. why_not: returns the reason why it cannot run here, or None.
+    """
 
     run: Callable[..., Any] | None
     devices: tuple[str, ...]
@@ -46,7 +49,7 @@ class Operation:
         self.backends[name] = Backend(run, devices, why_not)
 
     def lack(self, name: str, reason: str) -> None:
-        """Note a backend that this version does not have, and why."""
+        """Record that this version does not have a backend, with the reason."""
         self.add(name, None, (name,), lambda: reason)
 
     def choose(self, backend: str, device: torch.device) -> str:
@@ -75,8 +78,10 @@ class Operation:
         return (self.reference if chosen == "reference" else self.backends[chosen].run)(*args)
 
     def table(self) -> dict[str, str]:
-        """Backend -> "available" or the reason why not; "auto" -> the backend chosen for CPU tensors; where there is a
-        CUDA device, "auto on cuda" -> the one chosen for its tensors."""
+        """Backend -> "available" or the reason why it cannot run, for `cofitune env`.
+
+        "auto" -> the backend chosen for CPU tensors. "auto on cuda" -> the one for CUDA tensors, if there is a device.
+        """
         rows = {"reference": "available"}
         rows |= {name: entry.why_not() or "available" for name, entry in self.backends.items()}
         rows["auto"] = self.choose("auto", torch.device("cpu"))
@@ -94,6 +99,8 @@ def operation(name: str, reference: Callable[..., Any]) -> Operation:
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """For each op: backend -> "available" or the reason why it cannot run; "auto" (and "auto on cuda", where there is a
-    CUDA device) -> the one chosen."""
+    """For each op: backend -> "available" or the reason why it cannot run.
+
+    "auto" -> the backend chosen for CPU tensors. "auto on cuda" -> the one for CUDA tensors, if there is a device.
+    """
     return {name: entry.table() for name, entry in OPERATIONS.items()}

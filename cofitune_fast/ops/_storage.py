@@ -1,4 +1,4 @@
-"""The storage formats of a trained parameter: what lies in memory, and how many bytes a step moves."""
+"""Storage formats of a trained parameter: the tensors it keeps, and the bytes that a step moves."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SCALE_BLOCK = 256  # csrc/include/cofitune/eight_bit.h
 
 @dataclass(frozen=True)
 class Storage:
-    """One format. `moved` counts the bytes a step moves per parameter: p, g, m and v in, p, m and v out."""
+    """One storage format. `moved` is bytes per parameter and step: p, g, m and v are read, p, m and v written."""
 
-    code: int  # csrc/include/cofitune/adamw_tensor.h
-    weight: torch.dtype  # of the parameter, its gradient and its anchor
+    code: int  # the same as in csrc/include/cofitune/adamw_tensor.h
+    weight: torch.dtype  # dtype of the parameter, its gradient and its anchor
     moment: torch.dtype
     moved: int
     remainder: bool = False  # an int16 tensor of the parameter's shape: the lower halves of float32 weights
@@ -31,7 +31,7 @@ STORAGES = {
 
 
 def scale_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter's scales: every row of its last dimension has one pair per 256 elements begun."""
+    """Shape of a parameter's scales: one pair per block of 256 elements of a row; a row's last block may be shorter."""
     columns = shape[-1] if len(shape) else 1
     return (*shape[:-1], -(-columns // SCALE_BLOCK), 2)
 

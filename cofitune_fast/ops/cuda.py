@@ -1,4 +1,4 @@
-"""The compiled CUDA extension, loaded at its first use; a failure is remembered and explained, not raised at import."""
+"""The compiled CUDA extension. It is loaded when first used; a failure to load is kept as a sentence."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load_error() -> str | None:
-    """Why the CUDA extension cannot be used, in words; None if it can."""
+    """The reason why the CUDA extension cannot be used, as a sentence; None if it can."""
     return _load()[1]
 
 
 def library() -> ModuleType:
-    """The loaded extension; only to be called where `load_error()` is None."""
+    """The loaded extension. Call it only if `load_error()` is None."""
     module, reason = _load()
     if module is None:
         raise RuntimeError(reason)
@@ -37,6 +37,6 @@ def library() -> ModuleType:
 
 
 def place(device: torch.device) -> tuple[int, int]:
-    """What a kernel is told of where to run: the device's number and its current stream."""
+    """Number and current stream of the device, as the kernels take them."""
     stream = torch.cuda.current_stream(device)
     return stream.device_index, stream.cuda_stream

@@ -1,9 +1,10 @@
-"""Moments in 8 bits with a scale per block, in plain torch: the specification of csrc/include/cofitune/eight_bit.h.
+"""Moments in 8 bits with one scale per block, in plain torch: the specification of csrc/include/cofitune/eight_bit.h.
 
-The code is a small float of 3 mantissa bits in units of the block's scale, which is its largest magnitude over 1.875:
-sign and 4 exponent bits for the first moment (values 2^-17 ... 1.875 and 0), 5 exponent bits for the second, which has
-no sign (2^-33 ... 1.875 and 0). The codes 0 ... 7 are evenly spaced. Rounding is stochastic, so that its mean is exact;
-a positive second moment never becomes 0, as the update divides by it.
+A block's scale is its largest magnitude over 1.875. A code is a small float of 3 mantissa bits, in units of the scale:
+- first moment: a sign and 4 exponent bits, values 0 and 2^-17 ... 1.875;
+- second moment: no sign and 5 exponent bits, values 0 and 2^-33 ... 1.875.
+The codes 0 ... 7 are evenly spaced, like the subnormal numbers of a float. Rounding is stochastic, so that its mean is
+exact. A positive second moment is never rounded to 0, as the update divides by it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _EXPONENT_BITS = {"first": 4, "second": 5}
 
 
 def _blocks(x: torch.Tensor) -> torch.Tensor:
-    """[..., columns] -> [..., blocks, 256], the last block filled with zeros; a number is one row of one column."""
+    """Reshape [..., columns] to [..., blocks, 256], padded with zeros. A 0-d tensor is one row of one column."""
     x = x if x.dim() else x.view(1)
     missing = -x.shape[-1] % SCALE_BLOCK
     return F.pad(x, (0, missing)).view(*x.shape[:-1], (x.shape[-1] + missing) // SCALE_BLOCK, SCALE_BLOCK)
@@ -29,7 +30,7 @@ def _unblock(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def block_scales(x: torch.Tensor) -> torch.Tensor:
-    """The scale of each block: its largest magnitude over 1.875; NaN if it holds a NaN; 0 if that is not normal.
+    """Scale of each block: its largest magnitude over 1.875. NaN if the block holds a NaN; 0 if it would be subnormal.
 
     Args:
         x: float32 [..., columns].
@@ -55,7 +56,7 @@ def _encode_magnitude(x: torch.Tensor, random16: torch.Tensor, bits: int) -> tor
 
 
 def encode(x: torch.Tensor, scales: torch.Tensor, random16: torch.Tensor, moment: str) -> torch.Tensor:
-    """The codes of moments, stochastically rounded.
+    """Encode moments with stochastic rounding.
 
     Args:
         x: float32 [..., columns].
@@ -75,7 +76,7 @@ def encode(x: torch.Tensor, scales: torch.Tensor, random16: torch.Tensor, moment
 
 
 def decode(codes: torch.Tensor, scales: torch.Tensor, moment: str) -> torch.Tensor:
-    """The moments that `encode` stored: float32, the codes' shape."""
+    """Decode moments stored by `encode`: float32, of the codes' shape."""
     bits = _EXPONENT_BITS[moment]
     top = 2**bits - 1
     code = codes.int()

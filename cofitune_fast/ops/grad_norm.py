@@ -1,5 +1,7 @@
-"""grad_norm: the global L2 norm of a list of gradients, the clip factor and the skip flag, without a host sync; in the
-same pass, if asked for, the products of gradients and weights summed over each row."""
+"""grad_norm: the global L2 norm of a list of gradients, the clip factor and the skip flag, without a host sync.
+
+The same pass can also sum the products of weights and gradients over each row.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,14 @@ _Results = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # norm, clip, 
 
 
 class GradNorm(NamedTuple):
-    """norm: float32, 0-d. clip: float32 [2]: the factor min(1, max_norm / (norm + 1e-6)), and 1.0 where the norm is not
-    finite (the factor is then 0), else 0.0. row_dots: for each weight [rows, columns] float32 [rows], the sums of
-    weight times gradient over the columns; None without weights. All lie on the gradients' device."""
+    """Result of `grad_norm`, on the gradients' device.
+
+    norm: float32, 0-d.
+    clip: float32 [2]. clip[0] is the factor min(1, max_norm / (norm + 1e-6)). clip[1] is the skip flag: 1.0 if the norm
+        is not finite, and then the factor is 0; else 0.0.
+    row_dots: for each weight [rows, columns] the sums of weight times gradient over the columns, float32 [rows]; None
+        without weights.
+    """
 
     norm: torch.Tensor
     clip: torch.Tensor
@@ -30,7 +37,7 @@ class GradNorm(NamedTuple):
 
 
 def reference(grads: Tensors, weights: Tensors, max_norm: float) -> _Results:
-    """Squares and products in float64, as float32 squares overflow from 1.8e19 on. max_norm: infinity for none."""
+    """Eager reference. Sums in float64, as float32 squares overflow from 1.8e19 on. max_norm: infinity for no clip."""
     squares = [g.double().square().sum() for g in grads]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
     dots = [(w.double() * g.double()).sum(-1).float() for w, g in zip(weights, grads[:len(weights)], strict=True)]
@@ -38,7 +45,7 @@ def reference(grads: Tensors, weights: Tensors, max_norm: float) -> _Results:
 
 
 def finish(total: torch.Tensor, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm and clip from the float64 sum of squares; also for backends that only sum."""
+    """Norm and clip from the float64 sum of squares; shared with the backends that only sum."""
     norm = total.sqrt().float()
     finite = norm.isfinite()
     factor = (torch.full_like(norm, max_norm) / (norm + 1e-6)).clamp(max=1.0)
@@ -46,13 +53,16 @@ def finish(total: torch.Tensor, max_norm: float) -> tuple[torch.Tensor, torch.Te
 
 
 def _row_shape(weight: torch.Tensor) -> torch.Size:
-    """One number for each row, a row being what lies along the last dimension."""
+    """Shape with one number per row; a row runs along the last dimension."""
     return weight.shape[:-1]
 
 
 def _table(grads: Tensors, weights: Tensors, dots: Tensors) -> tuple[list, ...]:
-    """The tensors as the native kernels take them: addresses of gradients, weights and row dots, then rows and columns
-    (two numbers per tensor), then whether they are bfloat16."""
+    """The tensors as lists of numbers for the native kernels.
+
+    Addresses of gradients, of weights and of row dots; then rows and columns, two numbers per tensor; then True for
+    each bfloat16 gradient.
+    """
     if weights:
         shapes = [size for w, dot in zip(weights, dots, strict=True) for size in (dot.numel(), math.prod(w.shape[-1:]))]
     else:
@@ -62,7 +72,7 @@ def _table(grads: Tensors, weights: Tensors, dots: Tensors) -> tuple[list, ...]:
 
 
 def _outputs(weights: Tensors, device: torch.device) -> _Results:
-    """Not yet written; but a row without columns stays 0."""
+    """Empty outputs. Row dots start at zero, as the kernels do not write those of rows without columns."""
     return (torch.empty((), device=device), torch.empty(2, device=device),
             [torch.zeros(_row_shape(w), device=device) for w in weights])
 
@@ -123,15 +133,15 @@ def grad_norm(
     grads: Tensors, max_norm: float | None = None, *, weights: Sequence[torch.Tensor] | None = None,
     backend: str = "auto",
 ) -> GradNorm:
-    """The L2 norm over all elements of all gradients, and what `masked_adamw_` needs to clip by it.
+    """Compute the L2 norm over all elements of all gradients, and the clip that `masked_adamw_` takes.
 
-    With `weights`, also the sum over each row of weight times gradient. For the weight W of y = W x that is the
-    gradient of a gate of ones multiplied onto the row's neuron, summed over all samples that made the gradient; with a
-    bias, its product with its gradient comes on top.
+    With `weights`, also sum weight times gradient over each row. For the weight W of y = W x this is the gradient of a
+    gate of ones on the row's neuron, summed over all samples that made the gradient. A bias adds the product of the
+    bias and its gradient.
 
-    The result is a fixed function of the gradients: it does not depend on the number of threads. On CPUs sums of eight
-    products are formed in float32 and added in float64: the norm is off by less than 2e-7 of it, a row's dot by less
-    than 3e-7 of the sum of the magnitudes of its terms.
+    The result depends on the gradients alone and not on the number of threads. On CPUs eight products are summed in
+    float32, and these sums in float64. The relative error of the norm is below 2e-7; the error of a row dot is below
+    3e-7 of the sum of the magnitudes of its terms.
 
     Args:
         grads: contiguous float32 or bfloat16 tensors of any shapes on one device; may be empty (norm 0).
@@ -155,7 +165,7 @@ def grad_norm(
 def _check(grads: Tensors, weights: Tensors | None) -> None:
     tensors = [*grads, *(weights or ())]
     device = tensors[0].device if tensors else None
-    # The words of the refusals are only made when needed: with 300 tensors they take longer than the norm.
+    # Error messages are built only when needed: with 300 tensors building them takes longer than the norm.
     if all(t.dtype in _DTYPES and t.is_contiguous() and t.device == device for t in tensors) and weights is None:
         return
     named = {"grads": grads} if weights is None else {"grads": grads, "weights": weights}

@@ -1,4 +1,4 @@
-"""linear_kl: KL between the next-token distributions of two hidden states through one head, never the full logits."""
+"""linear_kl: KL between the next-token distributions of two hidden states, without the full logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KlRows = Callable[[torch.Tensor, torch.Tensor, float | None, bool], torch.Tensor
 def reference(
     z_p: torch.Tensor, z_q: torch.Tensor, softcap: float | None, need_gradients: bool
 ) -> torch.Tensor:
-    """KL(p || q) of each row, from raw logits [rows, V]; if need_gradients, their gradients overwrite these.
+    """KL(p || q) of each row, from raw logits [rows, V]. With need_gradients the gradients overwrite the logits.
 
     With z the capped logits: dKL/dz_p = p (log p - log q - KL), dKL/dz_q = q - p, dz/draw = 1 - (z / softcap)^2.
     """
@@ -58,7 +58,7 @@ def _by_chunks(
     kl_rows: KlRows, hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, softcap: float | None,
     chunk_tokens: int, need_gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of KL(p || q) over the tokens, and its gradients by both hidden states (empty if not needed)."""
+    """Sum of KL(p || q) over the tokens, and its gradients by both hidden states; these are empty if not needed."""
     tokens, dtype = hidden_p.shape[0], torch.promote_types(hidden_p.dtype, torch.float32)
     chunk_tokens = min(chunk_tokens, tokens)
     total = torch.zeros((), dtype=torch.float64, device=hidden_p.device)
@@ -77,7 +77,7 @@ def _by_chunks(
 
 
 def to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) -> None:
-    """logits = hidden W^T with products and sums in the logits' dtype."""
+    """Write hidden W^T into `logits`, with products and sums in the logits' dtype."""
     if _mixes(weight, hidden.dtype):
         torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)
         return
@@ -87,7 +87,7 @@ def to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) 
 
 
 def _to_hidden(gradients: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """gradients W, `dtype` being that of the hidden states; may overwrite the gradients."""
+    """Gradients by the hidden states, gradients W. dtype: that of the hidden states. May overwrite `gradients`."""
     if _mixes(weight, dtype):
         high = gradients.bfloat16()  # high + low have 16 bits of a gradient, and the result is rounded to 8
         low = gradients.sub_(high).bfloat16()
@@ -99,12 +99,12 @@ def _to_hidden(gradients: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype
 
 
 def _mixes(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies two bfloat16 matrices into a float32 one here: exact products, float32 sums."""
+    """True if torch can multiply two bfloat16 matrices into a float32 one here: exact products, float32 sums."""
     return weight.is_cuda and torch.version.hip is None and weight.dtype == dtype == torch.bfloat16
 
 
 def _slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of the head in `dtype`: all if that is theirs, else a slice at a time, so that it is never copied whole."""
+    """Yield the head's rows in `dtype`: all at once if they have it, else in slices, so that no full copy exists."""
     step = max(1, weight.shape[0]) if weight.dtype == dtype else _HEAD_ROWS_AT_ONCE
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
@@ -148,24 +148,25 @@ def linear_kl(
     hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, *, softcap: float | None = None,
     chunk_tokens: int | None = None, reduction: str = "mean", backend: str = "auto",
 ) -> torch.Tensor:
-    """KL(softmax(hidden_p W^T) || softmax(hidden_q W^T)) in nats, over N tokens.
+    """Compute KL(softmax(hidden_p W^T) || softmax(hidden_q W^T)) in nats, over N tokens.
 
-    Differentiable once, in both hidden states and not in the weight. Both gradients are computed along with the loss,
-    so that at no time more than `chunk_tokens` rows of logits exist. All arithmetic is in float32 at least, but that
-    for bfloat16 on CUDA the gradients by the logits enter the last matrix product with 16 significant bits.
+    It can be differentiated once, by both hidden states but not by the weight. Both gradients are computed together
+    with the loss, so that at most `chunk_tokens` rows of logits exist at a time. Arithmetic is in float32 or better,
+    with one exception: for bfloat16 on CUDA the gradients by the logits enter the last matrix product with 16
+    significant bits.
 
-    Beside the inputs and both gradients it takes at most 8 chunk_tokens V bytes for the logits of both sides in float32
-    (some 64 MiB by default, at any N), 32 KiB times H where a head of another dtype is copied slice by slice, and
-    24 chunk_tokens H bytes. The reference takes up to ten times as much for the logits, bfloat16 on CUDA twice as much.
+    Memory beside the inputs and both gradients: 8 chunk_tokens V bytes for the float32 logits of both sides (64 MiB by
+    default, at any N); 24 chunk_tokens H bytes; and 32 KiB times H if the head has another dtype and is copied in
+    slices. The reference takes up to ten times as much for the logits, bfloat16 on CUDA twice as much.
 
     Args:
         hidden_p, hidden_q: [N, H], float32, bfloat16 (or float64), of one dtype.
         weight: the head [V, H], any of these dtypes; no gradient flows to it.
         softcap: c of the final soft cap z = c tanh(raw / c) that some families (Gemma 2) put on the logits.
-        chunk_tokens: rows of logits at a time; None: 2^23 / V, at least one.
-        reduction: "mean" over the N tokens, or "sum"; of no tokens both are 0.
-        backend: "auto", "reference", "cpu", "triton" or "cuda"; what computes divergences and gradients from the
-            logits (the matrix products are torch's). float64 has the reference only.
+        chunk_tokens: rows of logits at a time; None: 2^23 / V, but at least one.
+        reduction: "mean" over the N tokens, or "sum"; both are 0 without tokens.
+        backend: "auto", "reference", "cpu", "triton" or "cuda". It computes divergences and gradients from the logits;
+            the matrix products are torch's. float64 has the reference only.
 
     Returns:
         0-d, float32 (float64 for float64 inputs).

@@ -1,4 +1,4 @@
-"""masked_adamw_: one AdamW step of a list of tensors, clipped, softly masked, rounded once, in place."""
+"""masked_adamw_: one AdamW step of a list of tensors, in place: clipped, softly masked, rounded once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .rounding import join, random16, round_by, split
 
 
 def reference(call: AdamwCall) -> None:
-    """The specification, tensor by tensor; the native kernels give the same bits."""
+    """Eager reference, tensor by tensor. It is the specification: the native kernels give the same bits."""
     c, form = call.coefficients(), STORAGES[call.storage]
     for index, (p, grad, exp_avg, exp_avg_sq, mask, anchor, pull, offset) in enumerate(
         zip(call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, call.masks, call.anchors, call.pulls,
@@ -78,7 +78,7 @@ def reference(call: AdamwCall) -> None:
 def _load(
     storage: str, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, *extra: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Weight and moments as float32."""
+    """Read weight and moments as float32."""
     if storage == "bf16_split":
         return join(p, extra[0]), m, v
     if storage == "int8":
@@ -87,7 +87,7 @@ def _load(
 
 
 def _block_scales(m: torch.Tensor, v: torch.Tensor, live: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Sets `scale` to that of the elements that move; a block in which none does keeps its own."""
+    """Set each block's scale from the elements that are updated. A block without any keeps its scale."""
     live = live.expand(m.shape)
     fresh = torch.stack([block_scales(torch.where(live, x, 0.0)) for x in (m, v)], -1)
     moves = block_scales(live.float()) > 0
@@ -155,7 +155,7 @@ def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, 
 
 
 def run_checked(call: AdamwCall, backend: str) -> None:
-    """A call that `check` has seen, at little cost: not through torch.library, unless torch.compile is looking."""
+    """Run a checked call with little overhead: torch.library is bypassed unless torch.compile is tracing."""
     if torch.compiler.is_compiling():
         _masked_adamw(*call[:-1], backend)
         return
@@ -190,17 +190,17 @@ def masked_adamw_(
         m <- m + (1 - b1) (g - m);   v <- b2 v + (1 - b2) g^2
         u  = lr wd p + lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
-    `update` mode: p <- p - mask u. The moments see the unmasked g. Where the mask is exactly 0, the parameter and both
-    moments keep their bytes, decay, pull and rounding included; a row with factor 0 is not even read.
-    `gradient` mode (CoFiTune, arXiv 2404.10306): g <- mask g before the moments, then p <- p - u; decay and pull are
-    not masked. Adam divides out a constant factor of its gradient, so that this mode hardly damps; see docs.
-    mask None and mask 1 give the same bits. With clip[1] != 0 nothing changes (but `zero_grad` is still obeyed).
+    Mask mode "update": p <- p - mask u. The moments are updated by the unmasked g. Where the mask is exactly 0, the
+    parameter and both moments keep their bytes: no decay, no pull, no rounding. A row with factor 0 is not read.
+    Mask mode "gradient" (CoFiTune, arXiv 2404.10306): g <- mask g before the moments, then p <- p - u. Decay and pull
+    are not masked. Adam divides out a constant factor of its gradient, so this mode hardly damps; see docs.
+    mask None and mask 1 give the same bits. With clip[1] != 0 nothing changes, but `zero_grad` is still obeyed.
 
-    A pull of the kind "l2" adds min(1, lr pull) (p - anchor) to u. One of the kind "l1" is the proximal step of
-    lr pull |p - anchor| after p's own: p comes nearer to the anchor by lr pull (in `update` mode times the mask) or
-    lands on it. The mask thus damps pull and gradient alike: it changes how fast a unit moves, not where they balance.
+    An "l2" pull adds min(1, lr pull) (p - anchor) to u. An "l1" pull is the proximal step of lr pull |p - anchor| after
+    the update of p: p moves toward the anchor by lr pull (in mode "update" times the mask), or lands on it. In mode
+    "update" the mask damps pull and gradient alike: it changes how fast a unit moves, not where it comes to rest.
 
-    Storage formats; bytes moved per parameter and step are those of p, g, m and v, read and written:
+    Storage formats, with the bytes of p, g, m and v that are read and written per parameter and step:
 
         fp32        28   all float32
         bf16_split  26   p bfloat16 and a 16-bit remainder that together are a float32 weight; moments float32
@@ -209,21 +209,21 @@ def masked_adamw_(
         int8        10   as bf16, but moments in 8 bits with a float32 scale per 256 neighbors of a row (eight_bit.py)
 
     Args:
-        params, grads: contiguous, float32 in storage "fp32", else bfloat16; `zero_grad`: grads are set to zero too.
+        params, grads: contiguous, float32 in storage "fp32", else bfloat16. zero_grad also sets grads to zero.
         exp_avgs, exp_avg_sqs: the moments m and v, of the params' shape: float32; bfloat16 in storage "bf16"; uint8
             codes in "int8".
-        masks: per tensor None or factors in [0, 1], [out, 1], [1, in] or of the parameter's shape: float32, or uint8 in
-            units of 1/255. On a GPU values are not looked at.
+        masks: per tensor None or factors in [0, 1] of shape [out, 1], [1, in] or the parameter's: float32, or uint8 in
+            units of 1/255. On a GPU the values are not checked.
         remainders: in storage "bf16_split" int16, of the params' shape; zero makes the float32 weight equal p.
-        scales: in storage "int8" float32 [..., ceil(columns / 256), 2]. Where a mask is 0, an element's code stays; the
-            scale is that of the elements that move.
+        scales: in storage "int8" float32 [..., ceil(columns / 256), 2]. An element whose mask is 0 keeps its code; the
+            scale comes from the elements that are updated.
         anchors, pulls: per tensor None, or a tensor like the parameter and float32 strengths >= 0 that broadcast like a
             mask: the decoupled pull of L2-SP (Li et al., ICML 2018) and EWC (Kirkpatrick et al., PNAS 2017).
-        pull_kind: "l2" or "l1" (soft threshold; Parikh and Boyd, Proximal Algorithms, 2014), of all tensors.
+        pull_kind: "l2" or "l1" (soft threshold; Parikh and Boyd, Proximal Algorithms, 2014), for all tensors.
         lr, step: numbers, or tensors of one element on the CPU or the params' device; t = step is counted from 1.
         clip: float32 [2] on the same device, as made by `grad_norm`: factor of the gradient, and the skip flag.
-        seed, offsets: the random numbers of element i of tensor k are a function of (seed, step, offsets[k] + i) alone,
-            on every backend; by default the tensors' elements are counted through.
+        seed, offsets: element i of tensor k gets random numbers that depend only on (seed, step, offsets[k] + i), on
+            every backend. By default offsets number the elements of all tensors consecutively.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:

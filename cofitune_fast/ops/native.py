@@ -1,4 +1,4 @@
-"""The compiled CPU extension, loaded at its first use; a failure is remembered and explained, not raised at import."""
+"""The compiled CPU extension. It is loaded when first used; a failure to load is kept as a sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COST_WITHOUT = (
     "ops run their eager references; an optimizer step then takes about 85 times as long in float32 and 150 times in "
     "bfloat16 (33.6 M parameters, two AVX-512 cores, 2026-11-22)"
 )
-"""What doing without the extension costs, for `cofitune env`: measured by benchmarks/reference_cost.py."""
+"""The price of running without the extension, shown by `cofitune env`; measured by benchmarks/reference_cost.py."""
 
 INTERFACE = 5  # must equal the number compiled into csrc/bindings.cpp
 
@@ -22,12 +22,12 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load_error() -> str | None:
-    """Why the native extension cannot be used, in words; None if it can."""
+    """The reason why the native extension cannot be used, as a sentence; None if it can."""
     return _load()[1]
 
 
 def library() -> ModuleType:
-    """The loaded extension; only to be called where `load_error()` is None."""
+    """The loaded extension. Call it only if `load_error()` is None."""
     module, reason = _load()
     if module is None:
         raise RuntimeError(reason)

@@ -1,5 +1,7 @@
-"""Float32 to bfloat16 in plain torch, by chance or in two halves: the specification of csrc/include/cofitune/
-{random,bf16}.h."""
+"""Stochastic rounding of float32 to bfloat16, and its exact split into two halves, in plain torch.
+
+This is the specification of csrc/include/cofitune/random.h and bf16.h.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _LONG = 0xFFFFFFFFFFFFFFFF
 
 
 def _splitmix64(value: int) -> int:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014) after one increment of its state."""
+    """SplitMix64 (Steele, Lea and Flood, 2014): increment the state once, and return its output."""
     value = (value + 0x9E3779B97F4A7C15) & _LONG
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _LONG
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _LONG
@@ -21,16 +23,16 @@ def _splitmix64(value: int) -> int:
 
 
 def random_key(seed: int, step: int, high: int) -> tuple[int, int]:
-    """The two 32-bit keys of all elements whose 64-bit counter has the upper word `high`."""
+    """Two 32-bit keys, shared by all elements whose 64-bit counter has the upper word `high`."""
     mixed = _splitmix64(_splitmix64(_splitmix64(seed & _LONG) ^ (step & _LONG)) ^ high)
     return mixed & _WORD, mixed >> 32
 
 
 def random32(count: int, *, seed: int, step: int, offset: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Uniform 32-bit numbers, a function of (seed, step, counter) alone.
+    """Uniform 32-bit random numbers that depend only on (seed, step, counter).
 
     Args:
-        count: how many; number i has the 64-bit counter offset + i.
+        count: how many numbers; number i has the 64-bit counter offset + i.
 
     Returns:
         int64 [count] with values in [0, 2^32).
@@ -50,7 +52,7 @@ def random32(count: int, *, seed: int, step: int, offset: int = 0, device: torch
 
 
 class Random16(NamedTuple):
-    """What rounding takes of 32 random bits, 16 for each value; the second moment shares half of its with either."""
+    """16 random bits for each of three values, from 32. The second moment shares 8 bits with each of the others."""
 
     weight: torch.Tensor
     first: torch.Tensor
@@ -58,13 +60,13 @@ class Random16(NamedTuple):
 
 
 def random16(shape: torch.Size, *, seed: int, step: int, offset: int, device: torch.device) -> Random16:
-    """The random numbers of a tensor's elements, counted in row-major order: int64 of its shape, in [0, 65535]."""
+    """Random numbers for the elements of a tensor in row-major order: int64 of its shape, in [0, 65535]."""
     x = random32(math.prod(shape), seed=seed, step=step, offset=offset, device=device).view(shape)
     return Random16(x >> 16, x & 0xFFFF, x >> 8 & 0xFFFF)
 
 
 def stochastic_round(x: torch.Tensor, *, seed: int, step: int, offset: int = 0) -> torch.Tensor:
-    """Round float32 `x` to one of its two bfloat16 neighbors, the nearer one more often, so that the mean is exact.
+    """Round float32 `x` to one of its two bfloat16 neighbors, such that the mean is exact.
 
     Args:
         x: float32, any shape.
@@ -79,7 +81,7 @@ def stochastic_round(x: torch.Tensor, *, seed: int, step: int, offset: int = 0) 
 def round_by(x: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
     """`stochastic_round` with given random numbers: int64, x's shape, uniform in [0, 65535].
 
-    They are added to the bits and the lower half is cut off. Infinities stay; a NaN becomes quiet.
+    The random number is added to the bits, and the lower half is cut off. Infinities stay; a NaN becomes quiet.
     """
     bits = x.contiguous().view(torch.int32).to(torch.int64) & _WORD
     bits = torch.where(torch.isfinite(x), bits + random, bits | (torch.isnan(x).to(torch.int64) << 22))
@@ -87,9 +89,9 @@ def round_by(x: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
 
 
 def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 as the nearest bfloat16 (halves away from zero) and an int16 remainder; `join` restores every bit.
+    """Split float32 into the nearest bfloat16 (halves away from zero) and an int16 remainder.
 
-    A NaN becomes a quiet one, without remainder.
+    `join` restores every bit, except that a NaN becomes a quiet one without remainder.
     """
     bits = x.contiguous().view(torch.int32).to(torch.int64) & _WORD
     nan = torch.isnan(x)
@@ -99,5 +101,5 @@ def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The float32 that `split` took apart."""
+    """Restore the float32 values that `split` took apart."""
     return ((high.view(torch.int16).int() << 16) + low.int()).view(torch.float32)

@@ -1,10 +1,10 @@
-"""The softmax of rows of logits in two steps, in place: between them a caller may look at single logits.
+"""Softmax of rows of logits in two steps, in place. Between the steps a caller can read single logits.
 
     log_sum_exp:      s = log sum_j e^z_j, so that log q_j = z_j - s
     scaled_softmax_:  z_j <- scale q_j = scale e^(z_j - s)
 
-A loss of the next token needs few of the log-probabilities, and its gradient by the logits is a multiple of q but at
-few places; so neither needs a float32 copy of all the logits.
+A next-token loss needs only a few log-probabilities. Its gradient by the logits is a multiple of q except at a few
+tokens. So neither needs a float32 copy of all logits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import native, triton
 from ._checks import contiguous, dtype_is, one_device, plain, require, shape_is
 from ._registry import operation
 
-_REFERENCE_ELEMENTS = 1 << 20  # which the references convert at a time
+_REFERENCE_ELEMENTS = 1 << 20  # logits that the references convert to float32 at a time
 
 _WITH_KERNELS, _WITHOUT = (torch.float32, torch.bfloat16), (torch.float64, torch.float16)
 
@@ -94,9 +94,10 @@ def _(logits, log_sums, scales, backend):
 
 
 def log_sum_exp(logits: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
-    """log sum_j e^z_j of each row, float32 [n] (float64 for float64 logits); NaN or infinite where a logit is.
+    """Compute log sum_j e^z_j of each row: float32 [n], or float64 for float64 logits.
 
-    Not differentiable. It reads the logits once, and allocates nothing but the result.
+    The result is NaN or infinite where a logit is. It is not differentiable. The logits are read once, and only the
+    result is allocated.
 
     Args:
         logits: [n, V], contiguous, of a floating dtype; V at least 1.
@@ -111,13 +112,15 @@ def log_sum_exp(logits: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 def scaled_softmax_(
     logits: torch.Tensor, log_sums: torch.Tensor, scales: torch.Tensor, *, backend: str = "auto"
 ) -> torch.Tensor:
-    """Overwrites each row of logits with scale * e^(z - log_sum): with `log_sum_exp` of the row, its softmax times a
-    number. Computed in float32, rounded once to the logits' dtype. Returns them.
+    """Overwrite each row of logits with scale * e^(z - log_sum), and return the logits.
+
+    With the row's `log_sum_exp` this is its softmax times `scale`. It is computed in float32 (float64 for float64
+    logits), and rounded once to the logits' dtype.
 
     Args:
         logits: [n, V], contiguous, of a floating dtype; V at least 1.
-        log_sums: [n], what `log_sum_exp` gave of them.
-        scales: [n], of that dtype.
+        log_sums: [n], the result of `log_sum_exp`.
+        scales: [n], of the dtype of log_sums.
         backend: see `log_sum_exp`.
 
     Raises:
@@ -134,7 +137,7 @@ def scaled_softmax_(
 
 
 def _check(op: str, logits: torch.Tensor, backend: str) -> str:
-    """The backend to be asked for."""
+    """Check the logits, and return the backend to use for their dtype."""
     require(logits.dim() == 2, f"{op}: logits must have two dimensions, but their shape is {list(logits.shape)}.")
     require(logits.shape[1] > 0, f"{op}: logits have no columns; the vocabulary must have at least one token.")
     dtype_is(op, "logits", logits, *_WITH_KERNELS, *_WITHOUT)

@@ -1,4 +1,4 @@
-"""The Triton kernels of kernels/, loaded when first used; what is missing is remembered and explained, not raised.
+"""The Triton kernels of kernels/, loaded when first used. A failure to load is kept as a sentence.
 
 Importing this module does not import triton.
 """
@@ -21,7 +21,7 @@ _PACKAGE = "cofitune_fast.kernels"
 
 @cache
 def _interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on tensors of any device: TRITON_INTERPRET=1 at triton's import."""
+    """True if kernels run in Triton's interpreter, on any device: TRITON_INTERPRET=1 at the import of triton."""
     if "triton" not in sys.modules and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
         return False
     try:
@@ -34,7 +34,7 @@ def _interpreted() -> bool:
 
 @cache
 def load_error() -> str | None:
-    """Why no Triton kernel can run here, in words; None if they can."""
+    """The reason why no Triton kernel can run here, as a sentence; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install 'triton>=3.4'"
     if not (torch.cuda.is_available() or _interpreted()):
@@ -49,12 +49,12 @@ def load_error() -> str | None:
 
 
 def devices() -> tuple[str, ...]:
-    """The kinds of device whose tensors the kernels serve; "cpu" is among them where they are interpreted."""
+    """Kinds of device that the kernels serve; "cpu" is one of them if they are interpreted."""
     return ("cuda", "cpu") if _interpreted() else ("cuda",)
 
 
 def kernel(name: str) -> ModuleType:
-    """The module kernels/NAME.py, as cofitune_fast.kernels.NAME."""
+    """Import kernels/NAME.py as cofitune_fast.kernels.NAME."""
     try:
         importlib.import_module(_PACKAGE)
     except ModuleNotFoundError:  # an editable install or a checkout: the folder stands beside the package

@@ -1,4 +1,4 @@
-"""unit_importance_: adds |sum over tokens and columns of y dL/dy| per sample and unit to a buffer of scores."""
+"""unit_importance_: add |sum over tokens and columns of y dL/dy| per sample and unit to a buffer of scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def reference(
     scores: torch.Tensor, y: torch.Tensor, grad_y: torch.Tensor, attention_mask: torch.Tensor | None, unit_size: int,
     passes: int,
 ) -> None:
-    """The specification: the gradient of a virtual gate of ones on each unit, its absolute value taken per sample."""
+    """Eager reference: the gradient of a virtual gate of ones on each unit, with its absolute value per sample."""
     product = y.float() * grad_y.float()
     if attention_mask is not None:
         product = product.masked_fill(~attention_mask[:, :, None], 0)  # not a product: padding may hold NaN
@@ -71,24 +71,24 @@ def unit_importance_(
     scores: torch.Tensor, y: torch.Tensor, grad_y: torch.Tensor, *, attention_mask: torch.Tensor | None = None,
     unit_size: int = 1, passes: int = 1, per: str = "sample", backend: str = "auto",
 ) -> torch.Tensor:
-    """scores[u] += sum over samples of |sum over tokens t and columns d of unit u of y[t, d] grad_y[t, d]|, in place.
+    """Add to scores[u], in place, the sum over samples of |sum over tokens t and columns d of y[t, d] grad_y[t, d]|.
 
-    That inner sum is the gradient of a virtual gate of ones multiplied onto the unit's output (the importance of
-    arXiv 2404.10306, with the absolute value per sample that its formula has).
+    The columns d are those of unit u. The inner sum is the gradient of a virtual gate of ones on the unit's output: the
+    importance of arXiv 2404.10306, with the absolute value per sample as in its formula.
 
-    Products are formed in float32. On CPUs eight of them are added in float32, and these sums in float64, in an order
-    that neither the number of threads nor the instruction set changes: a score is off by less than 3e-7 of the sum of
-    the magnitudes of all products, and by its own rounding to float32.
+    Products are formed in float32. On CPUs eight products are summed in float32, and these sums in float64, in an order
+    that depends neither on the number of threads nor on the instruction set. The error of a score is below 3e-7 of the
+    sum of the magnitudes of all products, plus its own rounding to float32.
 
     Args:
         scores: float32 [D / unit_size], contiguous.
         y: a module's output, float32 or bfloat16 [B, T, D].
         grad_y: dL/dy, as y.
-        attention_mask: [B, T], 0 at tokens to ignore, whatever they hold.
+        attention_mask: [B, T], 0 at tokens to ignore; their values may be NaN.
         unit_size: columns per unit: 1 for a neuron, head_dim for a head.
-        passes: rows of the batch that belong to one sample; consecutive rows' sums are added before the absolute value.
-        per: "sample", or "batch": the absolute value is that of the whole batch's sum, in which samples of opposite
-            sign cancel (what the authors' code does).
+        passes: consecutive rows of the batch that are one sample; their sums are added before the absolute value.
+        per: "sample", or "batch": the absolute value of the whole batch's sum, as in the authors' code. Samples of
+            opposite sign cancel in it.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -116,6 +116,6 @@ def unit_importance_(
         shape_is(_NAME, "attention_mask", attention_mask, y.shape[:2])
         attention_mask = (attention_mask != 0).contiguous()
     if per == "batch":
-        passes = max(1, batch)  # all rows as those of one sample
+        passes = max(1, batch)  # all rows are one sample
     _unit_importance(scores, y.contiguous(), grad_y.contiguous(), attention_mask, unit_size, passes, backend)
     return scores

@@ -1,4 +1,4 @@
-"""What MaskedAdamW is given: options, parameters and per-name tensors, checked once, with the parameter's name."""
+"""Arguments of MaskedAdamW: options, parameters and tensors by name. They are checked once, with the name in errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
 
 def named_pairs(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """The (name, parameter) pairs under "params" of a group as it is given."""
+    """Read the (name, parameter) pairs under "params" of a given group."""
     pairs = list(group["params"])
     require(
         all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs),
@@ -44,10 +44,10 @@ def named_pairs(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
 
 
 def resolved_storage(name: str, p: Tensor, storage: str) -> str:
-    """The storage of one parameter, "auto" looked up.
+    """Resolve the storage of one parameter; "auto" depends on its dtype.
 
     Raises:
-        CofituneError: it does not fit the parameter, or the parameter cannot be trained.
+        CofituneError: the storage does not fit the parameter, or the parameter cannot be trained.
     """
     require(
         p.dtype in _WEIGHTS,
@@ -65,20 +65,20 @@ def resolved_storage(name: str, p: Tensor, storage: str) -> str:
 
 
 class Factors(NamedTuple):
-    """What belongs to one parameter beside its state, on its device and placed like it; None: it has none."""
+    """Mask, anchor and strengths of the pull of one parameter, on its device and placed like it; None: it has none."""
 
     mask: Tensor | None = None
     anchor: Tensor | None = None
     pull: Tensor | None = None
 
     def like(self, p: Tensor) -> Factors:
-        """The same for a parameter that has moved or been distributed since."""
+        """Move or distribute the factors like p."""
         return Factors(*(factors if factors is None else like(factors, p) for factors in self))
 
 
 @dataclass(frozen=True)
 class Given:
-    """Masks and pull as the constructor of MaskedAdamW takes them."""
+    """Masks and pull as given to the constructor of MaskedAdamW."""
 
     masks: Mapping[str, Tensor]
     pull: Pull | None
@@ -91,7 +91,7 @@ class Given:
             self.pull.check_names(known)
 
     def of(self, name: str, p: Tensor) -> Factors:
-        """Those of one parameter, checked. To be called without grad mode."""
+        """Check and prepare the factors of one parameter. Call it without grad mode."""
         mask = self.masks.get(name)
         mask = None if mask is None else _mask(name, mask, p)
         if self.pull is None or not self.pull.pulls(name):
@@ -143,6 +143,6 @@ def _broadcasting(label: str, factors: Tensor, p: Tensor, keep: torch.dtype = to
 
 
 def _range(factors: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value on this rank; NaN if there is one."""
+    """Smallest and largest value on this rank; NaN if there is one."""
     values = local(factors)
     return tuple(x.item() for x in torch.aminmax(values)) if values.numel() else (0.0, 0.0)

@@ -1,7 +1,7 @@
-"""The parameters that step together, and all that a step needs of them but the gradients, kept ready from step to step.
+"""Parameters that step together, with everything that a step needs except the gradients, kept from step to step.
 
-With hundreds of small tensors the time goes into Python. So tensors are checked when they are first seen or have moved;
-a step compares addresses and looks at the gradients alone.
+With hundreds of small tensors most of the time would be spent in Python. So tensors are checked only when they are new
+or have moved. An ordinary step compares addresses and looks only at the gradients.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from .sharding import distributed, first_element, local, spread
 class Batch:
     """Parameters of one group and storage, at the same step, on one device and one device mesh.
 
-    names, params, states: lists of one length; a state is as `state.new` makes it. factors: by name, shared with the
-    optimizer; written to where a parameter has moved. pull_kind: of all their pulls.
+    names, params, states: lists of one length. A state is made by `state.new`.
+    factors: name -> factors, shared with the optimizer. An entry is replaced if its parameter has moved.
+    pull_kind: the kind of all pulls.
     """
 
     def __init__(self, names: list[str], params: list[Tensor], states: list[dict[str, Any]],
@@ -50,13 +51,13 @@ class Batch:
         self._table: tuple[list[int], ...] | None = None
 
     def count_on_device(self) -> None:
-        """Let the parameters share a count of steps that lies on their device: int64, 0-d."""
+        """Make the parameters share one count of steps on their device, int64 0-d."""
         step = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
         for state in self.states:
             state["step"] = step
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of the parameters, or of their part on this rank: contiguous, of the parameters' form."""
+        """Check and return the gradients, or their parts on this rank, contiguous."""
         grads = [p.grad for p in self.params]
         for name, grad in zip(self.names, grads, strict=True):
             if grad is None:
@@ -75,7 +76,7 @@ class Batch:
         return grads
 
     def step(self, group: dict[str, Any], grads: list[Tensor], clip: Tensor, zero_grad: bool, backend: str) -> None:
-        """One fused pass over all of them, counted in their states."""
+        """Run one fused pass over all parameters, and count it in their states."""
         count, lr = self.states[0]["step"], group["lr"]
         on_device = isinstance(count, Tensor)
         if not isinstance(lr, Tensor):  # a fill on the device: a CUDA graph cannot capture a copy from the host
@@ -137,5 +138,5 @@ def _forms(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
 
 
 def _random_offset(name: str) -> int:
-    """A parameter's place in the 64-bit space of random counters, from its name: the same in every region and order."""
+    """First 64-bit random counter of a parameter. It depends on the name alone, not on region or order."""
     return (int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 2) << 32

@@ -146,8 +146,14 @@ class MaskedAdamW(Optimizer):
         """The global L2 norm of the gradients as they are now (float32, 0-d, on the device), before clipping.
 
         The next `step` clips by this norm instead of measuring again: for training loops that log it beforehand.
+        `zero_grad` and `load_state_dict` forget it.
         """
         return self._measure(self._ready())
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as torch's optimizers do, and forget the norm measured for the next step."""
+        super().zero_grad(set_to_none)
+        self._measured["clip"] = None
 
     def _measure(self, ready: list[tuple[dict[str, Any], Batch, list[torch.Tensor]]]) -> torch.Tensor:
         by_spread = defaultdict(list)
@@ -201,8 +207,11 @@ class MaskedAdamW(Optimizer):
         Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not part of it: give them to the
         constructor. For DTensor parameters states are DTensors, as torch.distributed.checkpoint takes them.
         """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
         state = {name: self._entry(name, self.state[p]) for name, p in self._by_name().items() if p in self.state}
-        return {"state": state, "param_groups": list(map(states.options, self.param_groups))}
+        state_dict = {"state": state, "param_groups": list(map(states.options, self.param_groups))}
+        return self._through(self._optimizer_state_dict_post_hooks, state_dict)
 
     def _entry(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
         anchor = self._anchor(name)
@@ -223,6 +232,7 @@ class MaskedAdamW(Optimizer):
             CofituneError: groups, names, shapes or storages are not those of this optimizer; nothing has been changed
                 then.
         """
+        state_dict = self._through(self._optimizer_load_state_dict_pre_hooks, dict(state_dict))
         saved, by_name = state_dict["state"], self._by_name()
         states.check_groups(state_dict["param_groups"], self.param_groups)
         unknown = sorted(set(saved) - set(by_name))
@@ -242,8 +252,31 @@ class MaskedAdamW(Optimizer):
         for name, state in own.items():
             self.state[by_name[name]] = state
             states.fill(state, self._anchor(name), saved.get(name))
+        self._measured["clip"] = None
         if not self.capturable:  # steps may differ now
             self._batches = [(None, [])] * len(self.param_groups)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _through(self, hooks: Mapping[int, Callable[..., Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state dict after registered hooks, each of which may return another one, as in torch."""
+        for hook in hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a deep copy takes along: all but hooks, wrappers that a scheduler has put over methods, and a measured
+        norm, whose gradients are not copied either."""
+        kept = {key: value for key, value in vars(self).items()
+                if not key.startswith("_optimizer_") and not hasattr(type(self), key)}
+        return {**kept, "_measured": {**self._measured, "clip": None}, "_batches": []}
+
+    @torch.no_grad()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._batches = [(None, self._make_batches(group, _pairs(group)) if self.capturable else [])
+                         for group in self.param_groups]
 
 
 def _pairs(group: dict[str, Any]) -> Iterable[_Named]:

@@ -1,4 +1,4 @@
-"""MaskedAdamW one parameter at a time, for those who update a parameter as soon as its gradient is there."""
+"""Steps of MaskedAdamW one parameter at a time, for updates as soon as a gradient is complete."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class OneByOne:
-    """Steps of single parameters of a MaskedAdamW, by a clip factor that the caller has measured.
+    """Steps of single parameters of a MaskedAdamW, with a clip factor that the caller has measured.
 
-    Given the same gradients and factor, all parameters one by one have the bits of one `MaskedAdamW.step`. Options of
-    their groups, masks, pull and states are the optimizer's; its own `step` may follow at any time.
+    With the same gradients and factor, stepping all parameters one by one gives the bits of one `MaskedAdamW.step`.
+    Options, masks, pull and states are those of the optimizer. Its own `step` may be called at any time.
 
     Raises:
         CofituneError: the optimizer counts its steps on the device, for all parameters together.
@@ -35,14 +35,14 @@ class OneByOne:
 
     @torch.no_grad()
     def gradient(self, p: Tensor) -> Tensor:
-        """p's gradient, checked and contiguous, as `ops.grad_norm` takes it."""
+        """Gradient of p, checked and contiguous, for `ops.grad_norm`."""
         return self._batch(p)[1].gradients()[0]
 
     @torch.no_grad()
     def step(self, p: Tensor, clip: Tensor) -> None:
-        """Update p by its gradient, which stays as it is, and count it as a step of p.
+        """Update p by its gradient, and count a step of p. The gradient is not changed.
 
-        clip: float32 [2] on p's device, as `GradNorm.clip`; with the skip flag p and its states keep their bytes.
+        clip: float32 [2] on p's device, see `GradNorm`. With the skip flag set, p and its states keep their bytes.
         """
         group, batch = self._batch(p)
         batch.step(group, batch.gradients(), clip, False, self.optimizer.backend)
@@ -50,11 +50,11 @@ class OneByOne:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a norm has been measured and `MaskedAdamW.step` not been called since."""
+        """True if a norm was measured, and `MaskedAdamW.step` was not called after it."""
         return self.optimizer._measured["clip"] is not None
 
     def finish(self, measured: GradNorm) -> None:
-        """Hand the norm of all gradients over to the optimizer; with no gradient left its next `step` does nothing."""
+        """Give the norm of all gradients to the optimizer. Without gradients its next `step` does nothing."""
         self.optimizer._measured.update(norm=measured.norm, clip=measured.clip)
 
     def _batch(self, p: Tensor) -> tuple[dict[str, Any], Batch]:

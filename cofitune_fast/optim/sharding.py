@@ -1,7 +1,7 @@
-"""DTensors (FSDP2, fully_shard): the rows of a parameter that lie on this rank, and what goes with them.
+"""DTensors (FSDP2, fully_shard): the rows of a parameter on this rank, with their states, masks and pulls.
 
-Each rank updates its own rows. States, masks and pulls are placed like their parameter, and random numbers are
-counted from the first element of the whole, so that a sharded run gives the bits of an unsharded one.
+Each rank updates its own rows. States, masks and pulls are placed like their parameter. Random numbers are counted from
+the first element of the whole tensor. So a sharded run has the same bits as an unsharded one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..ops import GradNorm, grad_norm
 from ..ops._checks import require
 from ..ops._storage import SCALE_BLOCK, STORAGES
 
-Spread = tuple[Any, Any] | None  # of a parameter: its device mesh and placements; None: it is no DTensor
+Spread = tuple[Any, Any] | None  # device mesh and placements of a parameter; None: it is not a DTensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; asked so that a run without one need not import torch.distributed.tensor."""
+    """True for a DTensor. The check does not import torch.distributed.tensor."""
     return hasattr(tensor, "device_mesh")
 
 
@@ -30,27 +30,27 @@ def spread(p: Tensor) -> Spread:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part on this rank: no copy. To be called without grad mode."""
+    """Part of a tensor on this rank, without a copy. Call it without grad mode."""
     if not is_sharded(tensor):
         return tensor
     part = tensor.to_local()
-    return part.wait() if hasattr(part, "wait") else part  # the collective that makes it may still run
+    return part.wait() if hasattr(part, "wait") else part  # its collective may still be running
 
 
 def rows(tensor: Tensor) -> tuple[int, int]:
-    """The first row of a DTensor on this rank, and how many lie here. A row is an index of the first dimension."""
+    """First row of a DTensor on this rank, and the number of rows here. Rows are along the first dimension."""
     first, count = 0, tensor.shape[0] if tensor.dim() else 1
     mesh = tensor.device_mesh
     for ranks, rank, placement in zip(mesh.shape, mesh.get_coordinate(), tensor.placements, strict=True):
         if placement.is_shard():
-            chunk = -(-count // ranks)  # as torch.chunk: the last ranks may have fewer or none
+            chunk = -(-count // ranks)  # as in torch.chunk, the last ranks may have fewer rows or none
             skipped = min(rank * chunk, count)
             first, count = first + skipped, min(chunk, count - skipped)
     return first, count
 
 
 def first_element(p: Tensor) -> int:
-    """Where the part on this rank begins in the whole tensor, in elements."""
+    """Index in the whole tensor of the first element on this rank."""
     return rows(p)[0] * math.prod(p.shape[1:]) if is_sharded(p) else 0
 
 
@@ -73,7 +73,7 @@ def check_placement(op: str, name: str, p: Tensor, storage: str) -> None:
 
 
 def check_like(op: str, label: str, tensor: Tensor, p: Tensor) -> None:
-    """Refuse a DTensor whose rows do not lie where p's do. A whole tensor fits any placement."""
+    """Refuse a DTensor whose rows are placed unlike those of p. A tensor that is not sharded always fits."""
     if not is_sharded(tensor):
         return
     require(is_sharded(p), f"{op}: {label} is a DTensor, but its parameter is not; pass its full_tensor().")
@@ -87,16 +87,17 @@ def check_like(op: str, label: str, tensor: Tensor, p: Tensor) -> None:
 
 
 def like(tensor: Tensor, p: Tensor) -> Tensor:
-    """A tensor that broadcasts to p, on p's device; for a DTensor p a DTensor whose rows, if p's, lie where p's do.
+    """Move a tensor that broadcasts to p to p's device. For a DTensor p the result is a DTensor too.
 
-    To be called without grad mode, and after `check_like`.
+    A tensor with p's rows is placed like p; other tensors are replicated. Call it without grad mode, and after
+    `check_like`.
     """
     if not is_sharded(p):
         return tensor.to(p.device)
     if is_sharded(tensor):
         if tensor.placements == p.placements and tensor.device == p.device:
             return tensor
-        tensor = local(tensor)  # replicated: the whole
+        tensor = local(tensor)  # it is replicated, so this is the whole tensor
     if _same_rows(tensor, p):
         first, count = rows(p)
         mine = tensor[first : first + count] if tensor.dim() else tensor
@@ -107,7 +108,7 @@ def like(tensor: Tensor, p: Tensor) -> Tensor:
 
 
 def distributed(part: Tensor, p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor of the global `shape`, placed like p, of which `part` lies here; `part` itself if p is no DTensor."""
+    """Make a DTensor of the global `shape`, placed like p, from its `part` here. If p is none, `part` is returned."""
     if not is_sharded(p):
         return part
     from torch.distributed.tensor import DTensor
@@ -119,9 +120,9 @@ def distributed(part: Tensor, p: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def global_grad_norm(grads: Mapping[Spread, list[Tensor]], max_norm: float | None, backend: str) -> GradNorm:
-    """`ops.grad_norm` over the gradients of all ranks, replicas counted once. Nothing waits for it.
+    """Compute `ops.grad_norm` over the gradients of all ranks, without a host sync. Replicas count once.
 
-    grads: this rank's parts, by the `spread` of their parameters.
+    grads: `spread` of the parameters -> this rank's parts of their gradients.
     """
     if set(grads) <= {None}:
         return grad_norm(grads.get(None, []), max_norm, backend=backend)

@@ -1,4 +1,4 @@
-"""The states of MaskedAdamW: made, and taken over from a saved run bit for bit or refused with the parameter's name."""
+"""States of MaskedAdamW: make new ones, and restore saved ones bit for bit, or refuse with the parameter's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = ("step", "storage")
 
 
 def new(p: Tensor, storage: str) -> dict[str, Any]:
-    """{"step": 0, "storage": its name, and the tensors of `ops._storage.new_state`, DTensors like p if p is one}."""
+    """Make a new state: "step" 0, "storage", and the tensors of `ops._storage.new_state`; DTensors if p is one."""
     part = local(p.detach())
     shapes = {key: tensor.shape for key, tensor in new_state(torch.empty(p.shape, device="meta"), storage).items()}
     tensors = new_state(part, storage)
@@ -25,7 +25,7 @@ def new(p: Tensor, storage: str) -> dict[str, Any]:
 
 
 def options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group as it is saved: with names in place of parameters."""
+    """Convert a parameter group for saving, with names in place of parameters."""
     kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     return {**kept, "params": list(group["param_names"])}
 
@@ -47,7 +47,7 @@ def check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, 
 
 
 def check_entry(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Whether the saved state of one parameter can become `own` without a change of a bit."""
+    """Refuse the saved state of one parameter unless it can be copied to `own` without changing a bit."""
     for key in _NUMBERS:
         require(key in saved, f"{NAME}: {key} of {name} is missing in the state.")
     require(
@@ -69,7 +69,7 @@ def check_entry(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> 
 
 
 def check_steps(batches: Iterable[Sequence[str]], saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """With capturable=True the parameters of a batch share their count of steps."""
+    """Refuse states with different steps in a batch: with capturable=True its parameters share one count."""
     for first, *others in batches:
         steps = {name: int(saved[name]["step"]) if name in saved else 0 for name in (first, *others)}
         for name in others:
@@ -79,7 +79,7 @@ def check_steps(batches: Iterable[Sequence[str]], saved: Mapping[str, Mapping[st
 
 
 def fill(own: dict[str, Any], anchor: Tensor | None, saved: Mapping[str, Any] | None) -> None:
-    """Copies a saved state, or zeros for None, into the own tensors: compiled steps and graphs hold these."""
+    """Copy a saved state, or zeros for None, into the own tensors, as compiled steps and graphs refer to these."""
     step = 0 if saved is None else int(saved["step"])
     own["step"] = own["step"].fill_(step) if isinstance(own["step"], Tensor) else step
     for key, ours in own.items():
@@ -90,7 +90,7 @@ def fill(own: dict[str, Any], anchor: Tensor | None, saved: Mapping[str, Any] | 
 
 
 def take_options(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Options of the saved group but its storage; an lr that is a tensor stays that tensor."""
+    """Copy the options of the saved group, except its storage. An lr that is a tensor is filled in place."""
     for key, value in saved.items():
         if key in ("params", "storage"):
             continue

@@ -1,4 +1,4 @@
-"""Planning: what a run will need in memory and time, from a model's configuration alone."""
+"""Planning: predict memory and time of a run from a model's configuration alone."""
 
 from .plan import MemoryPlan
 from .planner import fake_model, plan_memory

@@ -1,12 +1,14 @@
-"""The cheapest settings under which a training run fits into a budget of device memory.
+"""Find the cheapest settings with which a training run fits into a budget of device memory.
 
-Cheapest means: first, the numbers of training stay what they are. Checkpointing, exact gradient release, optimizer
-states on the host, the prefix cache and micro-batches do not change them (but for roundings in sums). Where that is not
-enough, what does change them comes in the order of LOSSES, a combination counting by its worst. What the configuration
-asks for itself is no loss, and nothing finer than that is tried. Among equals the least predicted time decides; what
-cannot be predicted (the way to the host, where its rate is not given) comes last.
+The first criterion is that the numbers of training do not change. Checkpointing, exact gradient release, optimizer
+states on the host, the prefix cache and micro-batches do not change them, apart from the rounding of sums. If these are
+not enough, settings that change the numbers follow in the order of LOSSES; a combination ranks by its worst member. The
+settings of the configuration itself are no loss, and no finer ones are tried.
 
-Lagged clipping is not in the list: its first step is an exact one, so it needs no less memory than exact release.
+The second criterion is the predicted time. Settings whose time cannot be predicted come last: those that need the
+transfer to the host if its rate is not known.
+
+Lagged clipping is not tried. Its first step is an exact one, so it needs as much memory as exact release.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from .step_time import Rates, StepTime, step_time
 
 _STORAGES = ("bf16_split", "bf16_sr", "bf16", "int8")
 LOSSES = (*(f"storage {name}" for name in _STORAGES[1:]), *(f"quantize {name}" for name in QUANTIZE[1:]))
-"""What changes the numbers, from the least to the worst."""
+"""Settings that change the numbers of training, from the least harmful to the most."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A set of settings: its plan, its step's time, and by what it differs from the numbers asked for."""
+    """Settings with their plan, the time of a step, and the members of LOSSES that they add to the asked ones."""
 
     plan: MemoryPlan
     time: StepTime
@@ -34,14 +36,14 @@ class Choice:
 
     @property
     def need(self) -> int:
-        """The most that the run ever takes, while its prefix cache is filled too."""
+        """Peak bytes of the whole run, including the filling of the prefix cache."""
         return max(self.plan.peak, self.plan.filling)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """chosen: the cheapest set that fits, or None; runner_up: the next one, if there is one; nearest: the set that
-    takes least, where nothing fits."""
+    """Result of `fit`. chosen: the cheapest settings that fit, or None. runner_up: the second cheapest, or None.
+    nearest: if nothing fits, the settings with the lowest peak."""
 
     chosen: Choice | None
     runner_up: Choice | None
@@ -49,9 +51,9 @@ class Fit:
 
 
 def fit(planner: Planner, settings: Settings, budget: int, rates: Rates) -> Fit:
-    """Find the cheapest set that fits into `budget` bytes; model, region, batch and length stay as in `settings`.
+    """Find the cheapest settings that fit into `budget` bytes. Model, region, batch size and length stay the same.
 
-    The prefix cache is used if `settings` has it, which with a layer below the region is the fastest in any case.
+    The prefix cache is used if `settings` has it. It is always the fastest way if a layer lies below the region.
     """
     fitting: list[Choice] = []
     nearest: Choice | None = None
@@ -68,14 +70,14 @@ def fit(planner: Planner, settings: Settings, budget: int, rates: Rates) -> Fit:
             if nearest is None or choice.need < nearest.need:
                 nearest = choice
         fitting += sorted(found, key=lambda choice: (choice.time.optimizer is None, choice.time.total, choice.need))
-        if len(fitting) > 1:  # what follows changes the numbers more
+        if len(fitting) > 1:  # the groups that follow change the numbers more
             break
     chosen, runner_up = (*fitting, None, None)[:2]
     return Fit(chosen, runner_up, None if fitting else nearest)
 
 
 def longest_that_fits(planner: Planner, settings: Settings, budget: int, rates: Rates) -> int | None:
-    """The length, halved until the given settings fit; None where not even 32 tokens do."""
+    """Halve the length until the given settings fit; None if even 32 tokens do not."""
     length = settings.length // 2
     while length >= 32:
         shorter = replace(settings, length=length, response_length=max(1, settings.response_length * length
@@ -102,8 +104,10 @@ def _candidates(settings: Settings) -> Iterator[Settings]:
 
 
 def _gradients(settings: Settings) -> Iterator[tuple[str, str, int]]:
-    """(gradient_release, optimizer_states, micro-batches) that go together: released gradients do not accumulate, and
-    with states on the host gradients are released anyway."""
+    """Yield the possible combinations of (gradient_release, optimizer_states, micro-batches).
+
+    Released gradients cannot be accumulated, and states on the host release gradients anyway.
+    """
     for count in _divisors(settings.batch_size):
         yield "off", "device", count
         yield "off", "host", count
@@ -126,5 +130,5 @@ def _losses(candidate: Settings, asked: Settings) -> tuple[str, ...]:
 
 
 def _harm(losses: tuple[str, ...]) -> list[int]:
-    """Combinations are compared by their worst loss, then by the next; fewer are better."""
+    """Sort key of a combination: its worst loss first, then the next. Fewer losses are better."""
     return sorted((LOSSES.index(loss) for loss in losses), reverse=True)

@@ -1,4 +1,4 @@
-"""One part of a model through forward and backward on fake tensors, under a tracker."""
+"""Run one part of a model forward and backward on fake tensors, and track its memory and work."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ GRADIENTS, ACTIVATIONS, INPUT = "gradients", "activations", "input"
 
 @dataclass(frozen=True)
 class Step:
-    """How a step runs, as far as memory and work of its parts depend on it.
+    """Properties of a step on which memory and work of its parts depend.
 
-    [rows, length] tokens go through the model at once, of which `responses` are predicted. checkpointing: trained
-    layers and those above keep their input alone. release: a gradient is freed as soon as it is made. twice: the
-    backward runs twice over one graph. accumulate: gradients of earlier micro-batches are there already. quantize: of
-    the frozen projections, "none", "nf4" or "int8".
+    rows, length: shape of the tokens that go through the model at once.
+    responses: number of predicted tokens among them.
+    checkpointing: trained layers, and the layers above them, keep only their input.
+    release: each gradient is freed as soon as it is made.
+    twice: the backward runs twice over one graph.
+    quantize: quantisation of the frozen projections, "none", "nf4" or "int8".
     """
 
     rows: int
@@ -38,13 +40,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes and work of one part.
+    """Bytes and work of one part of a model.
 
-    forward: the most that lives while it runs, without its input [rows, length, hidden]. saved: kept for the backward,
-    with the input where `keeps_input`. shared: the numbers of the tensors all layers are given that are kept, too.
-    backward: {kind: bytes} at the most that lives in its backward; first_backward the same for the first of two.
-    gradients: left afterwards; stale: activations that stay until the whole graph goes, because a function of autograd
-    keeps them itself. backward_work: of one backward, what checkpointing computes again included.
+    forward: peak of the forward, without the part's input [rows, length, hidden].
+    saved: bytes kept for the backward. They include the input if `keeps_input`.
+    shared: numbers of the tensors shared by all layers that this part also keeps.
+    backward: {kind: bytes} at the peak of the backward. first_backward: the same for the first of two backwards.
+    gradients: bytes of gradients that remain afterwards.
+    stale: bytes of activations that remain until the whole graph is freed, as an autograd function holds them itself.
+    forward_work, backward_work: work of one pass; the backward includes the recomputation by checkpointing.
     """
 
     forward: int
@@ -63,11 +67,14 @@ def follow(
     module: nn.Module, run: Callable[[list[Tensor], list, LiveBytes], Tensor], given: list, like: Tensor, step: Step,
     shared: Sequence[tuple[int, weakref.ref]] = (), *, grad_input: bool = True, graph: bool = True,
 ) -> Piece:
-    """Run a part forward and backward between an input and an output gradient that nobody else holds.
+    """Run a part forward and backward, with an input and an output gradient that nothing else references.
 
-    module: the part, whose gradients count. run: takes the input, in a list, `given`, which nobody else may hold
-    either, and the tracker. like: a tensor of the input's shape and dtype. shared: numbers and storages of tensors in
-    `given`. grad_input: the input requires a gradient. graph: the part runs with one.
+    module: the part. The gradients of its parameters are counted.
+    run: function of the input (in a list), `given` and the tracker; returns the output. Nothing else may reference the
+        tensors of either list.
+    like: a tensor of the input's shape and dtype.
+    shared: numbers and storages of tensors in `given`.
+    grad_input: True if the input requires a gradient. graph: True if the part runs with a graph.
     """
     module.train()
     with LiveBytes() as live, Work() as work:
@@ -101,7 +108,7 @@ def follow(
 
 
 def _backward(module: nn.Module, end: Tensor, live: LiveBytes, step: Step, *, retain: bool) -> dict[str, int]:
-    """{kind: bytes} at the peak of a backward."""
+    """Run a backward; returns {kind: bytes} at its peak."""
     def made(parameter: Tensor) -> None:
         live.count([parameter.grad], GRADIENTS)
         if step.release:
@@ -116,7 +123,7 @@ def _backward(module: nn.Module, end: Tensor, live: LiveBytes, step: Step, *, re
 
 
 class _Begin(torch.autograd.Function):
-    """A fresh tensor of the shape, whose gradient is dropped."""
+    """Make a new tensor of a shape. Its gradient is dropped."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -128,7 +135,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """A scalar, whose backward makes a gradient of the output's shape that nobody else holds."""
+    """Make a scalar whose backward creates a gradient of the output's shape that nothing else references."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What to say when memory runs out: the largest parts of the run, and the setting that takes most off them."""
+"""Advice for a run that is out of memory: its largest parts, and the setting that saves most."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .planner import PARTS, Planner, Settings, fake_model
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation of a device or of the host failed; PyTorch's CPU allocator raises a plain RuntimeError."""
+    """True if an allocation on a device or the host failed. PyTorch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def advice(model: nn.Module, region: Region, settings: Settings) -> str:
-    """Two sentences: what the run of `settings` needs and for what, and what would take it down.
+    """Two sentences: how much memory the run of `settings` needs, with its largest parts, and what would reduce it.
 
-    Predicted from the model's configuration (planner.py), for the longest rows.
+    The figures are predicted from the model's configuration (planner.py), for the longest rows.
     """
     planner = Planner(fake_model(model.config, model.dtype), region)
     settings = replace(settings, quantize=quantization(model))

@@ -1,9 +1,9 @@
-"""What one part of a model holds and does in a training step, measured on PyTorch's fake tensors.
+"""Memory and work of the parts of a model in a training step, measured on PyTorch's fake tensors.
 
-A model is its decoder layers, with the embeddings before them and final norm, head and loss behind. Layers of one kind
-behave alike, so one of each kind runs forward and backward, under a tracker, on tensors that have shapes and no values:
-a model of 80 layers costs no more than one of 8. Masks, rotary tables and whatever else a family hands to its layers
-come from the model's own forward, with stubs in the place of its layers.
+The parts are the embeddings, each decoder layer, and the final norm with head and loss. Layers of one kind behave the
+same, so only one of each kind runs forward and backward under a tracker. Fake tensors have shapes but no values. So a
+model of 80 layers costs no more than one of 8. Masks, rotary tables and other arguments of the layers come from the
+model's own forward, with stubs in place of its layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch._guards import detect_fake_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from ..memory.response_loss import response_loss, takes_chunks
+from ..losses.chunked import response_loss, takes_chunks
 from ..regions import resolve_layout
 from .follow import Piece, Step, follow
 from .quantized_layers import quantized_forward
@@ -30,11 +30,13 @@ from .tracker import LiveBytes
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the model's forward holds around its layers.
+    """Tensors that the model's forward holds besides those of its layers.
 
-    arguments: of each layer besides its input. shared: {number: bytes} of the tensors in them, numbers: those of each
-    layer. states: bytes of [rows, length, hidden]. The embeddings' output stays until the forward has ended; it is the
-    first layer's input itself, or another tensor where `embeddings_apart`.
+    arguments: (args, kwargs) of each layer, without its input.
+    shared: {number: bytes} of the tensors among the arguments. numbers: for each layer the numbers of its tensors.
+    states: bytes of one [rows, length, hidden].
+    embeddings_apart: True if the embeddings' output is another tensor than the first layer's input. It is held until
+        the forward has ended.
     """
 
     arguments: list[tuple[tuple, dict[str, Any]]]
@@ -45,7 +47,7 @@ class Surroundings:
 
 
 class Pieces:
-    """The parts of `model`, whose parameters are fake tensors with the region's requires_grad flags."""
+    """Parts of `model`, each measured once. The parameters are fake tensors with the region's requires_grad flags."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -66,21 +68,21 @@ class Pieces:
         return self._once(("surroundings", step.rows, step.length), lambda: self._surroundings(step))
 
     def layer(self, index: int, step: Step) -> Piece:
-        """Decoder layer `index`, as it is below, in or above the region."""
+        """Measure decoder layer `index`. Its cost depends on whether it lies below, in or above the region."""
         around = self.surroundings(step)
         kind = (self._flags[index], index < self.first, self._needs_gradient(index), around.numbers[index])
         return self._once((kind, step), lambda: self._layer(index, around, step))
 
     def loss(self, step: Step) -> Piece:
-        """Final norm, head and loss; its input is the last layer's output."""
+        """Measure final norm, head and loss. The input is the last layer's output."""
         return self._once(("loss", step), lambda: self._loss(step))
 
     def embedding(self, step: Step) -> Piece:
-        """The trained input embeddings. Their output is the first layer's input and counts there."""
+        """Measure the trained input embeddings. Their output is the first layer's input and counts there."""
         return self._once(("embedding", step), lambda: self._embedding(step))
 
     def _needs_gradient(self, index: int) -> bool:
-        """Whether the backward goes on below layer `index`."""
+        """True if the backward continues below layer `index`."""
         return index > self.first or self.trains_embedding
 
     def _once(self, key: Any, measure: Callable[[], Any]) -> Any:
@@ -90,7 +92,7 @@ class Pieces:
 
     @contextmanager
     def _with_stubs(self, stub: Callable[[int, Tensor, tuple], Tensor]) -> Iterator[None]:
-        """Inside the block layer i gives stub(i, its input, its other arguments), on fake tensors, in training."""
+        """Context in which layer i returns stub(i, its input, its other arguments), on fake tensors in training."""
         for index, layer in enumerate(self.layers):
             layer.forward = lambda states, *args, index=index, **kwargs: stub(index, states, (args, kwargs))
         self.model.train()
@@ -103,7 +105,7 @@ class Pieces:
                 del layer.forward
 
     def _batch(self, step: Step) -> dict[str, Tensor]:
-        """A mask is given, as every padded batch has one; fake tensors cannot show that one would need none."""
+        """Make a batch with a mask, as every padded batch has one. Fake tensors cannot show that it is not needed."""
         ids = torch.zeros(step.rows, step.length, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -122,7 +124,7 @@ class Pieces:
             with LiveBytes() as live:
                 self.model.get_decoder()(**batch, use_cache=False)
         shared: dict[int, int] = {}
-        storages: dict[int, int] = {}  # the arguments keep them alive, so an id is nobody else's
+        storages: dict[int, int] = {}  # the arguments keep the storages alive, so their ids are unique
         numbers = []
         for _, arguments in calls:
             tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -130,7 +132,8 @@ class Pieces:
                 number = storages.setdefault(id(storage), len(storages))
                 shared[number] = storage.nbytes()
             numbers.append(tuple(storages[id(tensor.untyped_storage())] for tensor in tensors))
-        # The second layer's input has taken the place of the first's, unless that is the embeddings' output itself.
+        # Equal live bytes at the second layer mean that the first layer's input was freed in between. So it is another
+        # tensor than the embeddings' output, which is still held.
         apart = len(calls) > 1 and calls[1][0] == calls[0][0]
         return Surroundings([arguments for _, arguments in calls], shared, numbers, states, apart)
 
@@ -141,7 +144,7 @@ class Pieces:
             args, kwargs = given[0]
             if step.checkpointing and not below:
                 return checkpoint(partial(layer, **kwargs), entered[0], *args, use_reentrant=False)
-            return layer(entered[0], *args, **kwargs)  # the model's loop holds the input, too
+            return layer(entered[0], *args, **kwargs)  # the model's loop also holds the input
 
         with self._mode, quantized_forward(layer.modules(), step.quantize):
             given = [tree_map_only(Tensor, torch.clone, around.arguments[index])]
@@ -153,7 +156,7 @@ class Pieces:
     def _loss(self, step: Step) -> Piece:
         entered: list[Tensor] = []
         counted: list[LiveBytes] = []
-        # What the model's forward holds around its layers is told apart (`surroundings`), and what layer 0 keeps, too.
+        # Tensors that `surroundings` counts, and the input that layer 0 keeps, must not be counted a second time.
         kept = not self.surroundings(step).embeddings_apart and self.layer(0, step).keeps_input
 
         def stub(index: int, states: Tensor, arguments: tuple) -> Tensor:

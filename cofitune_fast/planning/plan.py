@@ -1,4 +1,4 @@
-"""What is asked of a plan, and what it says."""
+"""Input and output of the planner: settings, and the predicted memory plan."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ PHASES = ("forward", "loss", "backward", "step")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides about memory and time besides model and region; names and values are those of the configuration.
+    """Settings that determine memory and time besides model and region, named as in the configuration.
 
-    batch_size: rows of a step, in `accumulation` micro-batches of equal size, with each of which `anchor_rows` of an
-    anchor come, counted as long as the others. response_length: of `length`, predicted.
-    masked: one float32 factor per row of each matrix. prefix: the states below the region are "computed", or "filled"
-    into the cache too, or read, "cached". prefix_weights "host": the layers below the region are not on the device.
+    batch_size: rows of a step, in `accumulation` micro-batches of equal size.
+    anchor_rows: rows of an anchor that are added to each micro-batch; they count with the full length.
+    response_length: number of predicted tokens among the `length` tokens of a row.
+    masked: one float32 factor per row of each matrix.
+    prefix: the states below the region are "computed", are computed and stored in the cache ("filled"), or are read
+        from it ("cached").
+    prefix_weights: "host" if the layers below the region are not on the device.
     """
 
     batch_size: int = 8
@@ -40,11 +43,11 @@ class Settings:
 
     @property
     def rows(self) -> int:
-        """Of a micro-batch, without the anchor's."""
+        """Rows of a micro-batch, without those of the anchor."""
         return -(-self.batch_size // self.accumulation)
 
     def step(self) -> Step:
-        """The first step of "lagged" is an exact one, so both have the same peak."""
+        """Properties of a step for the tracker. The first step of "lagged" is an exact one, so both have one peak."""
         release = self.gradient_release != "off" or self.optimizer_states == "host" or self.accumulation > 1
         rows = self.rows + self.anchor_rows
         return Step(rows, self.length, rows * min(self.response_length, self.length - 1),
@@ -53,13 +56,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Predicted bytes of a training step. `parts` at the peak, which they sum up to, and `phases` {phase: its peak}.
+    """Predicted memory of a training step, in bytes of the device if not said otherwise.
 
-    host: bytes of the host beside them ("optimizer", "prefix_weights"). cache_per_row: bytes that a row of full length
-    takes in the prefix cache, on disk. filling: where the prefix is cached, the peak of a step that computes it, too;
-    with prefix_weights "host" what it takes that these weights are on the device before and after the training, for a
-    pass without gradients that fills the cache. work: of a whole step, the optimizer's left out; optimizer_bytes: its
-    traffic.
+    parts: bytes by part at the peak; their sum is the peak. phases: {phase: its peak}.
+    host: bytes on the host ("optimizer", "prefix_weights").
+    cache_per_row: bytes on disk of a row of full length in the prefix cache.
+    filling: peak while the prefix cache is filled; 0 without a cache. With prefix_weights "host" the cache is filled by
+        a pass without gradients, and the prefix's weights are on the device before and after training.
+    work: work of a whole step without the optimizer. optimizer_bytes: memory traffic of the optimizer.
     """
 
     region: str
@@ -80,7 +84,7 @@ class MemoryPlan:
 
     @property
     def phase(self) -> str:
-        """The phase of the peak."""
+        """Phase in which the peak occurs."""
         return max(self.phases, key=self.phases.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:

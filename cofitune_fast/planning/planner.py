@@ -1,17 +1,17 @@
-"""What a training run will need, predicted from a model's configuration alone.
+"""Predict the memory of a training run from a model's configuration alone.
 
-A step is followed through its phases with what the parts of the model hold in each (pieces.py):
+The planner goes through the phases of a step, and adds up the memory of the parts of the model in each (pieces.py):
 
-forward    the layers in turn: what those before it have saved, and what the layer at hand needs for its time. Below the
-           first trained layer nothing is saved; with the states there read from the cache, nothing runs.
+forward    for each layer: the activations saved by the layers before it, and the temporary memory of the layer. Below
+           the first trained layer nothing is saved. If its input is read from the cache, those layers do not run.
 loss       all saved activations, and final norm, head and loss.
-backward   loss and layers in turn, from the last to the first trained one: the activations that are left, the gradients
-           that are made, and what the layer at hand needs for its time.
-step       all gradients, and no activation any more.
+backward   for the loss and then each layer, from the last to the first trained one: the remaining activations, the
+           gradients made so far, and the temporary memory of the layer.
+step       all gradients, and no activations.
 
-Weights, optimizer states and the batch are there throughout. The peak is the largest moment of all phases, not the sum
-of the largest parts. Sizes are those that tensors ask for: a GPU's allocator rounds up, keeps free blocks (reserved
-memory) and lends cuBLAS its workspace, and all that comes on top.
+Weights, optimizer states and the batch are in memory all the time. The peak is the largest moment of all phases, not
+the sum of the largest parts. Sizes are the requested sizes of tensors. A GPU's allocator adds to them: it rounds up,
+keeps free blocks (reserved memory), and holds the workspace of cuBLAS.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from .work import WorkCount
 def fake_model(
     source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
 ) -> nn.Module:
-    """The model of a config, folder or hub id without its weights (fake tensors).
+    """Build the model of a config, folder or hub id on fake tensors, without its weights.
 
-    attention: "eager" for that implementation. Any other is planned as sdpa, whose kernels keep what flash-attn keeps:
-    the output and one number per token and head.
+    attention: "eager" for that implementation. All others are planned as sdpa. Its kernels save the same as flash-attn:
+    the output, and one number per token and head.
     """
     if not isinstance(source, PretrainedConfig):
         try:
@@ -71,7 +71,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """Predict the memory of training `region` on batches of [batch_size, length] tokens.
 
-    model: as `fake_model` gives it; its requires_grad flags are set to the region's. response_length: response tokens
+    model: from `fake_model`. Its requires_grad flags are set to those of the region. response_length: response tokens
     per row (default: half of `length`); only these need logits. Further settings: see `Settings`.
     """
     return Planner(model, region).plan(Settings(
@@ -81,7 +81,7 @@ def plan_memory(
 
 
 class Planner:
-    """Plans of one model and region under many settings; what they have in common is measured once."""
+    """Plans of one model and region under different settings. Parts that they share are measured once."""
 
     def __init__(self, model: nn.Module, region: Region):
         self.region, self.model = region, model
@@ -94,7 +94,7 @@ class Planner:
 
     @property
     def prefix_layers(self) -> int:
-        """How many layers lie below the first trained one."""
+        """Number of layers below the first trained one."""
         return self.pieces.first
 
     def plan(self, settings: Settings) -> MemoryPlan:
@@ -133,10 +133,10 @@ class Planner:
             return there.total() + max(moment.total() for _, moment in self._moments(before))
         weights = there.total() - there["gradients"] - there["optimizer"]
         layers = islice(self._moments(before), self.prefix_layers)
-        # After the run the weights come back, and the optimizer is still there.
+        # After the run the weights return to the device while the optimizer is still there.
         return weights + max([there["optimizer"], *(moment.total() for _, moment in layers)])
 
-    # What is there throughout ---------------------------------------------------------------------------------------
+    # Memory that is held all the time ------------------------------------------------------------------------------
 
     def _there(self, settings: Settings) -> Counter[str]:
         step, largest = settings.step(), max(parameter.nbytes for parameter in self.trained)
@@ -145,7 +145,7 @@ class Planner:
         if settings.masked:
             optimizer += sum(4 * parameter.shape[0] for parameter in self.trained)
         if settings.optimizer_states == "host":
-            # Two wait for the end of their copy (host_states.py), and one more is there while they are added up.
+            # Two gradients wait for the end of their copy (host_states.py), and accumulation needs one more.
             gradients, optimizer = largest * (3 if accumulating else 2), 0
         frozen, prefix = self._frozen[settings.quantize]
         return Counter(
@@ -158,17 +158,17 @@ class Planner:
         )
 
     def _frozen_bytes(self, quantize: str) -> tuple[int, int]:
-        """Of all that is frozen, and of the layers below the first trained one."""
+        """Bytes of all frozen weights, and of those in the layers below the first trained one."""
         layers = [_layer_bytes(layer, quantize) for layer in self.pieces.layers]
         inside = {id(p) for layer in self.pieces.layers for p in layer.parameters()}
         outside = [p for p in self.model.parameters() if id(p) not in inside and not p.requires_grad]
         return (sum(layers) + sum(tensor.nbytes for tensor in (*outside, *self.model.buffers())),
                 sum(layers[: self.prefix_layers]))
 
-    # What comes and goes --------------------------------------------------------------------------------------------
+    # Memory that changes during a step -----------------------------------------------------------------------------
 
     def _moments(self, settings: Settings) -> Iterator[tuple[str, Counter[str]]]:
-        """(phase, {part: bytes}) of every layer in every phase, beyond what is there throughout."""
+        """Yield (phase, {part: bytes}) of every layer in every phase, without the memory that is held all the time."""
         step, pieces = settings.step(), self.pieces
         around = pieces.surroundings(step)
         cached = settings.prefix == "cached"
@@ -179,7 +179,7 @@ class Planner:
         embeddings = 0 if cached or (same_input and layers[start].keeps_input) else around.states
         holding = sum(around.shared.values()) + embeddings
 
-        saved: list[tuple[int, Piece]] = []  # what each part keeps for the backward
+        saved: list[tuple[int, Piece]] = []  # (activations after the part, the part) in the order of the forward
         kept: set[int] = set()
         activations = 0
         for index, piece in layers.items():
@@ -201,7 +201,7 @@ class Planner:
             left, piece = saved[number]
             if not piece.backward:
                 break
-            both = tied if number == 0 else 0  # autograd makes a third tensor of both gradients of a tied weight
+            both = tied if number == 0 else 0  # autograd sums both gradients of a tied weight into a third tensor
             below = left - piece.saved
             for peak, stays in ((piece.backward, below + stale), (piece.first_backward, everything - piece.saved)):
                 if peak:
@@ -209,12 +209,12 @@ class Planner:
                                               gradients=gradients + peak.get(GRADIENTS, 0),
                                               workspace=shared + peak.get(MADE, 0) + both)
             gradients, stale = gradients + piece.gradients, stale + piece.stale
-            if piece is loss and step.release:  # the head's half is complete only with that of the embeddings
+            if piece is loss and step.release:  # a tied head's gradient waits for the embeddings'
                 gradients += tied
         yield "step", Counter(gradients=0 if step.release else self._region_bytes)
 
     def _work(self, settings: Settings) -> WorkCount:
-        """Of a whole step. Of the two backwards of "exact" both count; "lagged" has two in the first step only."""
+        """Work of a whole step. "exact" counts two backwards; "lagged" counts one, as only its first step has two."""
         step, pieces = settings.step(), self.pieces
         parts = [pieces.layer(index, step)
                  for index in range(pieces.first if settings.prefix == "cached" else 0, len(pieces.layers))]
@@ -227,7 +227,7 @@ class Planner:
 
 
 def _layer_bytes(layer: nn.Module, quantize: str) -> int:
-    """The frozen parameters of a decoder layer."""
+    """Bytes of the frozen parameters of a decoder layer."""
     packed = {module.weight for module in layer.modules() if is_quantizable(module)}
     return sum(quantized_bytes(p, quantize if p in packed else "none")
                for p in layer.parameters() if not p.requires_grad)

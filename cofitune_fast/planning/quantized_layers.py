@@ -1,6 +1,6 @@
-"""What bitsandbytes' linear layers hold, as stand-ins in plain operators, and how many bytes their weights take.
+"""Memory of bitsandbytes' linear layers: stand-ins in plain operators, and the bytes of quantised weights.
 
-The kernels themselves make their temporaries out of sight of PyTorch, and fake tensors run none of them.
+The stand-ins are needed as fake tensors do not run the real kernels, and PyTorch does not see their temporaries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BLOCK, _OUTER_BLOCK = 64, 256  # of QLoRA's double quantisation (arXiv 2305.14314)
+_BLOCK, _OUTER_BLOCK = 64, 256  # QLoRA's double quantisation (arXiv 2305.14314)
 _CODES = (16 + 256) * 4  # the two tables of values, float32
 
 
@@ -30,13 +30,13 @@ def quantized_bytes(weight: Tensor, method: str) -> int:
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """A projection without a trained part; embeddings, norms and the head are no concern of the caller's layers."""
+    """True for a linear layer without trained parameters. Callers pass the modules of decoder layers only."""
     return isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters())
 
 
 @contextmanager
 def quantized_forward(modules: Iterable[nn.Module], method: str) -> Iterator[None]:
-    """Inside the block those of `modules` that can be quantised hold what bitsandbytes' layers hold."""
+    """Context in which the quantisable ones of `modules` use as much memory as bitsandbytes' layers."""
     stand_in = {"nf4": _Nf4, "int8": _Int8}.get(method)
     changed = [module for module in modules if stand_in is not None and is_quantizable(module)]
     for module in changed:
@@ -57,9 +57,10 @@ def _dequantized(weight: Tensor) -> Tensor:
 
 
 class _Nf4(torch.autograd.Function):
-    """bitsandbytes.autograd.MatMul4Bit: the weight in full precision for the time of each product, nothing saved.
+    """Stand-in for bitsandbytes.autograd.MatMul4Bit: a full-precision copy of the weight during each product, nothing
+    saved.
 
-    Its fused kernel for few tokens, which makes no such copy, is left out: never less than what it takes.
+    Its fused kernel for few tokens makes no such copy. It is left out, so the plan is an upper bound.
     """
 
     @staticmethod
@@ -76,8 +77,11 @@ class _Nf4(torch.autograd.Function):
 
 
 class _Int8(torch.autograd.Function):
-    """bitsandbytes.autograd.MatMul8bitLt without outliers: the input in 8 bits and the product in int32 and float16 for
-    its time; the input stays for the backward, which wants the weight in full precision."""
+    """Stand-in for bitsandbytes.autograd.MatMul8bitLt without outliers.
+
+    The forward holds the input in 8 bits and the product in int32 and float16. It saves the input for the backward,
+    which makes a full-precision copy of the weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How long a training step takes, from what it does and how fast a machine is."""
+"""Predict the time of a training step from its work and the rates of a machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import torch
 
 from .plan import MemoryPlan
 
-_PRODUCT_FLOPS = 2e10  # at most of one product on a CPU, which manages some 1e11 in a second
+_PRODUCT_FLOPS = 2e10  # upper bound for a measured product on a CPU, which does some 1e11 in a second
 _COPY_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Rates:
-    """flops: per second, of the model's matrix products. bandwidth: bytes per second, read and written, of the device's
-    memory, host_bandwidth of the host's, transfer of the way between them; None: not known. source: in words."""
+    """Rates of a machine; None: not known.
+
+    flops: floating-point operations per second in the model's matrix products.
+    bandwidth: bytes per second read and written in the device's memory. host_bandwidth: the same on the host.
+    transfer: bytes per second between device and host.
+    source: where the rates come from, in words.
+    """
 
     flops: float
     bandwidth: float
@@ -28,8 +33,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step. products: matrix products and attention. rest: all other operators of forward and backward, by
-    their memory traffic. optimizer: its pass; on the host with the way there and back, None where that is not known."""
+    """Predicted seconds of a step.
+
+    products: matrix products and attention.
+    rest: all other operators of forward and backward, from their memory traffic.
+    optimizer: the optimizer's pass; on the host it includes both transfers. None if a rate is not known.
+    """
 
     products: float
     rest: float
@@ -37,7 +46,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Without what is not known."""
+        """Sum of the known parts."""
         return self.products + self.rest + (self.optimizer or 0.0)
 
     def to_dict(self) -> dict[str, float | None]:
@@ -45,10 +54,9 @@ class StepTime:
 
 
 def step_time(plan: MemoryPlan, rates: Rates) -> StepTime:
-    """The time of the planned step: each kind of work at its rate, one after the other, nothing else in between.
+    """Predict the time of the planned step: each kind of work at its rate, one after the other.
 
-    Data loading, the launching of small kernels and the reading of cached states, which runs beside the step, do not
-    count.
+    Data loading, kernel launches and the reading of cached states, which overlaps with the step, are not counted.
     """
     if plan.settings.optimizer_states == "device":
         optimizer = plan.optimizer_bytes / rates.bandwidth
@@ -63,10 +71,11 @@ def measure_rates(
     hidden: int, intermediate: int, tokens: int, dtype: torch.dtype, *, flops: float | None = None,
     bandwidth: float | None = None, transfer: float | None = None, seconds: float = 0.4,
 ) -> Rates:
-    """The rates of this machine's first GPU, else of its CPU, in about three times `seconds`; given ones stay.
+    """Measure the rates of this machine's first GPU, else of its CPU, in about three times `seconds`.
 
-    A product [tokens, hidden] x [hidden, intermediate] in `dtype`, with fewer tokens on a CPU so that it ends, and
-    a copy of 256 MiB; the best of those that fit into the time. Between CPU memory and itself `transfer` is that copy.
+    Rates that are given are not measured. flops is measured by a product [tokens, hidden] x [hidden, intermediate] in
+    `dtype`, with fewer tokens on a CPU. bandwidth is measured by a copy of 256 MiB. The best of the repetitions counts.
+    Without a GPU `transfer` is the rate of that copy.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -95,7 +104,7 @@ def _copy_rate(device: torch.device, seconds: float) -> float:
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:
-    """The shortest time of as many calls as fit into `seconds`, after one that does not count."""
+    """Shortest time of the calls that fit into `seconds`, after a warm-up call."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
     synchronize()

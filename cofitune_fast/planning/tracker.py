@@ -1,4 +1,4 @@
-"""Live bytes of tensors during a piece of work, real tensors or fake ones: what predictions are held against."""
+"""Track the live bytes of tensors, real or fake, during a block of code."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from torch.utils._pytree import tree_leaves
 MADE = "made"
 BEFORE = "before"
 
-# Kernels that need more for themselves than their result, as a function of their first argument. The others need
-# little beside their operands: what attention holds per thread, for example.
+# Temporary memory of kernels that need much of it, as a function of their first argument. Other kernels need little
+# beside operands and result, such as the per-thread buffers of attention.
 _WORKSPACE = {torch.ops.aten.logsumexp.default: lambda x: x.nbytes}  # exp(x - maximum)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside the block it follows every storage that an operator makes, until the storage is freed.
+    """Context that tracks every storage made by an operator, until the storage is freed.
 
-    A storage counts once, in full, however many views of it there are. What stood before the block is not counted
-    unless `count` is told to; nor is what a kernel makes for itself and frees before it returns, but for those kernels
-    where it is large. Fake tensors have storages of the size they stand for, so a model of 70 billion parameters can be
-    followed without its memory.
-    The backward of CPU and fake tensors runs in the calling thread and is followed too.
+    A storage counts once and in full, however many views it has. Storages from before the block count only if `count`
+    is called for them. Temporary memory inside a kernel does not count, except for the kernels in _WORKSPACE. Fake
+    tensors have storages of their nominal size, so a model of 70 billion parameters can be tracked without its memory.
+    The backward of CPU and fake tensors runs in the calling thread, so it is tracked too.
 
-    live: bytes now. peak: the largest `live` since the block began or `restart` was called. at_peak: {kind: bytes} at
-    that moment; a kind is what `count` called it, "made" otherwise.
+    live: bytes now. peak: the largest `live` since the block began or since `restart`. at_peak: {kind: bytes} at the
+    peak. A kind is the name given by `count`, or "made".
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, tuple[weakref.ref, str, int]] = {}
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count the storages of `tensors` as `kind`: those from before the block too, those made in it anew."""
+        """Count the storages of `tensors` as `kind`, whether they were made before the block or in it."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             known = self._known.get(id(storage))
@@ -55,13 +54,13 @@ class LiveBytes(TorchDispatchMode):
         self.count(tensors, BEFORE)
 
     def rename(self, kind: str, new: str) -> None:
-        """What counts as `kind` counts as `new` from now on."""
+        """Move everything that counts as `kind` to the kind `new`."""
         self._known = {key: (ref, new if known == kind else known, size)
                        for key, (ref, known, size) in self._known.items()}
         self.kinds[new] += self.kinds.pop(kind, 0)
 
     def restart(self) -> None:
-        """Forget the peak: it becomes what lives now."""
+        """Reset the peak to the bytes that are live now."""
         self.peak = 0
         self._note()
 
@@ -104,4 +103,4 @@ class LiveBytes(TorchDispatchMode):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, value, traceback)
-        self._known.clear()  # the callbacks go with the references: nothing is counted after the block
+        self._known.clear()  # drops the callbacks too, so nothing is counted after the block

@@ -1,4 +1,4 @@
-"""Floating-point operations and memory traffic of a piece of work, real tensors or fake ones."""
+"""Count floating-point operations and memory traffic of a block of code, on real or fake tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 
 
 class WorkCount(NamedTuple):
-    """flops: of matrix products and attention, a multiplication and an addition counting two. moved: bytes read and
-    written by all other operators, each by itself as in eager mode."""
+    """Amount of work.
+
+    flops: operations in matrix products and attention; a multiplication with an addition counts as two.
+    moved: bytes read and written by all other operators, without fusion, as in eager mode.
+    """
 
     flops: int = 0
     moved: int = 0
@@ -28,8 +31,10 @@ class WorkCount(NamedTuple):
 
 
 class Work(TorchDispatchMode):
-    """Inside the block it counts what operators do. Attention counts in full, causal or not: with a padded batch it
-    takes an explicit mask, and a kernel skips nothing then."""
+    """Context that counts the work of operators.
+
+    Attention counts in full, also if it is causal: a padded batch has an explicit mask, and then kernels skip nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +52,7 @@ class Work(TorchDispatchMode):
         elif not (getattr(func, "is_view", False) or packet.__name__ in _ALLOCATIONS):
             read, made = (sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
                           for tree in ((args, kwargs), result))
-            self.count += (0, read + made if made else 0)  # fake tensors ask for devices and the like, too
+            self.count += (0, read + made if made else 0)  # fake tensors also dispatch queries, such as for the device
         return result
 
 

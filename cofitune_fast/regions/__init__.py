@@ -4,8 +4,9 @@ from .delta import BaseInfo, DeltaInfo, load_delta, merge, read_delta, restore, 
 from .frozen import FrozenProof, FrozenSummary
 from .region import DEFAULT_REGION, LayerSet, Region
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
+from .trainable import Trainable
 
 __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary", "LayerSet",
-    "Layout", "Region", "load_delta", "merge", "read_delta", "resolve_layout", "restore", "save_delta",
+    "Layout", "Region", "Trainable", "load_delta", "merge", "read_delta", "resolve_layout", "restore", "save_delta",
 ]  # fmt: skip

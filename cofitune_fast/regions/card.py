@@ -12,10 +12,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def model_card(info: Mapping[str, Any]) -> str:
-    """Markdown with hub metadata, from the content of cofitune.json."""
+    """Write the model card, Markdown with hub metadata, from the content of cofitune.json."""
     base = info["base"]
     is_path = Path(base["model"]).exists() or not _HUB_ID.fullmatch(base["model"])
-    # the hub refuses a base_model that is no hub id, and the author's folders are no one's business
+    # The hub refuses a base_model that is not a hub id, and a local path should not be published.
     name = Path(base["model"]).name if is_path else base["model"]
     metadata = ["library_name: cofitune-fast", "tags:", "- cofitune"] + ([] if is_path else [f"base_model: {name}"])
     shown = f"fingerprint `{base['fingerprint'][:16]}`" if base["fingerprint"] else "fingerprint not recorded"
@@ -40,7 +40,7 @@ def model_card(info: Mapping[str, Any]) -> str:
 
 
 def _table(scores: Mapping[str, Any]) -> str:
-    """{name: number} as two columns; {row: {column: number}} as one row each."""
+    """Markdown table of {name: number}, in two columns, or of {row: {column: number}}."""
     if not all(isinstance(value, Mapping) for value in scores.values()):
         rows = [("score", "value"), *((name, _number(value)) for name, value in scores.items())]
     else:

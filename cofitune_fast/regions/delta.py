@@ -1,4 +1,4 @@
-"""Deltas: a region's tensors as safetensors, bound to their base; saved, loaded into it, and merged for good."""
+"""Deltas: the tensors of a region as safetensors, bound to their base. Save, load and merge them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """The base of an artefact: hub id or folder, fingerprint (sha256 hex; "" if unknown), dtype such as "bfloat16".
+    """Base model of an artefact: hub id or folder, fingerprint (sha256 hex; "" if unknown), dtype such as "bfloat16".
 
-    The base is always in full precision: beside a quantised part (`load_model(quantize=...)`) it is what was quantised.
+    It is always the full-precision base, also for a model with a quantised part (`load_model(quantize=...)`).
     """
 
     model: str
@@ -50,16 +50,17 @@ class BaseInfo:
 
     @classmethod
     def of(cls, model: nn.Module, source: str | None = None) -> BaseInfo:
-        """Describe `model` as it is now, before training; reads all its bytes."""
+        """Describe `model` as it is now. Call it before training; it reads all bytes of the model."""
         return cls(source or _model_name(model), base_fingerprint(model), dtype_name(model))
 
 
 @dataclass(frozen=True)
 class DeltaInfo:
-    """What a delta says about itself: the content of cofitune.json.
+    """Description of a delta: the content of cofitune.json.
 
-    `parameters` maps each tensor's name to its digest. `frozen_fingerprint` covers the tensors outside the region; it
-    stands in for the base's own fingerprint where that was not recorded ("" where it was).
+    parameters: tensor name -> digest.
+    frozen_fingerprint: fingerprint of the tensors outside the region. It identifies the base if the base's own
+        fingerprint was not recorded, and is "" otherwise.
     """
 
     format: int
@@ -81,13 +82,14 @@ def save_delta(
     settings: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the folder `path` with delta.safetensors (the region's tensors, in the model's dtype), cofitune.json and a
-    model card.
+    """Write a delta: the folder `path` with the region's tensors (delta.safetensors), cofitune.json and a model card.
 
-    `base` describes the model before training (BaseInfo.of). Without it the tensors outside the region, which training
-    left alone, identify the base. `scores` is {name: number} or {row: {column: number}}; both it and `settings` must be
-    JSON. A delta that is already there is replaced: a killed process leaves the old one or the new one.
-    Of a sharded model all ranks call it, and rank 0 writes the same files as one process would.
+    The tensors keep the model's dtype. A delta that exists at `path` is replaced; a killed process leaves either the
+    old one or the new one. All ranks of a sharded model call it, and rank 0 writes the same files as a single process.
+
+    base: the model before training, see BaseInfo.of. Without it the tensors outside the region identify the base, as
+        training does not change them.
+    settings: JSON values. scores: {name: number} or {row: {column: number}}.
 
     Raises:
         CofituneError: `path` holds something else, or the settings or scores are not JSON.
@@ -115,7 +117,7 @@ def _save(
     )
     content = asdict(info)
     try:
-        # the tensors carry the text too, so that one rename replaces both and they can never disagree
+        # The description is also in the tensors' file, so that one rename replaces both together.
         metadata = {"format": "pt", "cofitune": json.dumps(content, ensure_ascii=False)}
     except (TypeError, ValueError) as error:
         raise CofituneError(
@@ -131,10 +133,10 @@ def _save(
 
 
 def read_delta(path: str | Path) -> DeltaInfo:
-    """What the delta at `path` says about itself, read from the header of its safetensors file.
+    """Read the description of the delta at `path` from the header of its safetensors file.
 
     Raises:
-        CofituneError: no delta is there, it is damaged, or a newer version wrote it.
+        CofituneError: there is no delta, it is damaged, or a newer version wrote it.
     """
     with _opened(path) as file:
         content = (file.metadata() or {}).get("cofitune")
@@ -155,13 +157,14 @@ def read_delta(path: str | Path) -> DeltaInfo:
 def load_delta(
     model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None, keep_base: bool = False
 ) -> dict[str, torch.Tensor] | None:
-    """Copy a delta's tensors into `model`, in place; nothing is copied unless everything fits.
+    """Copy a delta's tensors into `model`, in place. Nothing is copied unless everything fits.
 
-    The base is checked first by reading all bytes of the model as it is now; pass its `base_fingerprint` where that is
-    already known to save the time. With `keep_base` the tensors that were replaced are returned, for `restore`.
+    base_fingerprint: fingerprint of the model as it is now, if it is known. Without it all bytes of the model are read
+        to check that it is the delta's base.
+    keep_base: return the tensors that are replaced, for `restore`.
 
     Raises:
-        CofituneError: `path` is no delta or is damaged, the model is not the delta's base, or a tensor does not fit.
+        CofituneError: `path` is not a delta or is damaged, the model is not the delta's base, or a tensor does not fit.
     """
     info = read_delta(path)
     _check_base(model, info, path, base_fingerprint)
@@ -191,8 +194,8 @@ def load_delta(
 
 
 def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors back that load_delta(..., keep_base=True) replaced."""
-    reshard(model)  # whole copies of the weights, which an error in a forward may have left, are not what counts
+    """Copy back the tensors that load_delta(..., keep_base=True) has replaced."""
+    reshard(model)  # an error in a forward may have left gathered copies, which would hide the restored weights
     targets = dict(named_parameters(model))
     for name, tensor in tensors.items():
         copy_whole(targets[name], tensor)
@@ -206,17 +209,17 @@ def merge(
     *,
     tokenizer: Any = None,
 ) -> Path:
-    """Write base + delta as an ordinary save_pretrained folder `out`, complete or not at all.
+    """Write base + delta as an ordinary save_pretrained folder `out`. The folder appears only when it is complete.
 
     Args:
-        base: a folder or hub id (loaded in the dtype of the delta's base), what load_model returned, or a model, which
-            comes back as it was.
+        base: a folder or hub id (loaded in the dtype of the delta's base), the result of load_model, or a model. A
+            given model is restored afterwards.
         delta: the delta's folder.
         dtype: dtype of the written weights; by default the base's.
-        tokenizer: written beside the model; by default the one that came with `base`.
+        tokenizer: written beside the model; by default the tokenizer of `base`.
 
     Raises:
-        CofituneError: as load_delta does, or `out` is not empty.
+        CofituneError: as in load_delta; or `out` is not empty.
     """
     out, info = Path(out), read_delta(delta)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -278,7 +281,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]) -> None:
-    """Put the three files into `folder`, each replaced whole; the tensors, which count, come first."""
+    """Write the three files into `folder`, each atomically. The tensors come first, as they define the delta."""
     with atomic_path(folder / TENSORS) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     write_json(folder / INFO, content)

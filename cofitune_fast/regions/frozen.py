@@ -1,4 +1,4 @@
-"""Proof that training left everything outside the region alone, byte for byte."""
+"""Proof that training changed no byte outside the region."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.fingerprint import digest_all, named_tensors
 
 
 class FrozenSummary(NamedTuple):
-    """How much was proven unchanged."""
+    """Number of tensors, and their bytes, that were proven unchanged."""
 
     tensors: int
     bytes: int
@@ -21,9 +21,9 @@ class FrozenSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class FrozenProof:
-    """The digests of every parameter and persistent buffer that is not trained, taken before training.
+    """Digests of all parameters and persistent buffers that are not trained, taken before training.
 
-    Of a quantised weight the packed bytes count, and its scales and codes with them.
+    A quantised weight counts with its packed bytes, its scales and its codes.
     """
 
     trained: frozenset[str]
@@ -31,10 +31,10 @@ class FrozenProof:
 
     @classmethod
     def of(cls, model: nn.Module, trained_names: Iterable[str]) -> FrozenProof:
-        """Record the frozen part of `model`; `trained_names` are names as Region.apply returns them.
+        """Record the frozen part of `model`. trained_names: as Region.apply returns them.
 
         Raises:
-            CofituneError: a trained name is no tensor of the model.
+            CofituneError: a trained name is not a tensor of the model.
         """
         trained, tensors = frozenset(trained_names), dict(named_tensors(model))
         if unknown := sorted(trained - tensors.keys()):
@@ -47,7 +47,7 @@ class FrozenProof:
         """Digest the frozen part again and compare; returns the number of tensors and their bytes.
 
         Raises:
-            CofituneError: a frozen tensor changed, vanished or came in since; the sentence names it.
+            CofituneError: a frozen tensor has changed, is gone or is new; the message names it.
         """
         frozen = {name: tensor for name, tensor in named_tensors(model) if name not in self.trained}
         now = digest_all(frozen)

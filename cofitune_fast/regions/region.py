@@ -1,22 +1,23 @@
-"""Regions: which roles of which layers are trained, written as text such as `ffn.up+ffn.down@25%-50%`."""
+"""Regions: the roles and layers to train, written as text such as `ffn.up+ffn.down@25%-50%`."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CofituneError
 from ..models.fingerprint import element_count, named_parameters
 from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 
 DEFAULT_REGION = "ffn@40%-75%"
-"""What is trained where nobody says otherwise, from the measurements in docs/comparison.md."""
+"""Region that is trained by default; docs/comparison.md has the measurements behind it."""
 
 _GROUPS = {**GROUPS, "all": ROLES}
 _FORM = "write ROLES@LAYERS, for example 'ffn.up+ffn.down@25%-50%', 'mha@all' or 'ffn@3,5,8-15'"
@@ -25,7 +26,10 @@ _PERCENT = r"(\d{1,9}(?:\.\d{1,12})?)\s*%"
 
 @dataclass(frozen=True)
 class LayerSet:
-    """Layers in canonical form: all of them, or merged inclusive ranges of numbers and half-open ranges of percents."""
+    """A set of layers in canonical form: all, or merged ranges.
+
+    ranges: inclusive ranges of layer numbers. percents: half-open ranges of percents.
+    """
 
     everything: bool = False
     ranges: tuple[tuple[int, int], ...] = ()
@@ -33,7 +37,7 @@ class LayerSet:
 
     @classmethod
     def parse(cls, text: str, where: str) -> LayerSet:
-        """Read `all`, `8`, `8-15`, `25%-50%`, or a comma list of these; `where` is the region named in errors."""
+        """Parse `all`, `8`, `8-15`, `25%-50%`, or a comma list of these. where: the region to name in errors."""
         result = cls()
         for part in (part.strip() for part in text.split(",")):
             result |= cls._parse_part(part, where)
@@ -81,11 +85,13 @@ class LayerSet:
         return ",".join(numbers + [f"{_plain(low)}%-{_plain(high)}%" for low, high in self.percents])
 
     def indices(self, num_layers: int, where: str) -> set[int]:
-        """The layers selected in a model of `num_layers`. A percent range lo-hi selects floor(N lo) .. floor(N hi) - 1,
-        as the paper counts (arXiv 2404.10306), in exact arithmetic.
+        """Numbers of the selected layers in a model with N = num_layers layers.
+
+        A percent range lo-hi selects floor(N lo) .. floor(N hi) - 1, as in the paper (arXiv 2404.10306), in exact
+        arithmetic.
 
         Raises:
-            CofituneError: a layer beyond the model, or a percent range in which no layer of this model lies.
+            CofituneError: a layer is beyond the model, or a percent range selects no layer of it.
         """
         if self.everything:
             return set(range(num_layers))
@@ -109,10 +115,10 @@ class LayerSet:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of (layer, role) cells, not yet tied to a model. Equal regions have equal text; `parse` has the grammar.
+    """A set of (layer, role) cells, independent of a model. Equal regions have equal text; `parse` has the grammar.
 
-    `layers` maps, in the order of ROLES, each role to the layers where it is trained. `is_full` is every parameter of
-    the model, embeddings and norms too; its text is `full`.
+    layers: (role, the layers where it is trained), in the order of ROLES.
+    is_full: True for all parameters of the model, including embeddings and norms; its text is `full`.
     """
 
     layers: tuple[tuple[str, LayerSet], ...] = ()
@@ -120,12 +126,12 @@ class Region:
 
     @classmethod
     def full(cls) -> Region:
-        """Every parameter of the model: full fine-tuning."""
+        """Region of all parameters of the model, for full fine-tuning."""
         return cls(is_full=True)
 
     @classmethod
     def parse(cls, text: str | Region) -> Region:
-        """Read `ROLES@LAYERS(;ROLES@LAYERS)*` or `full`; a Region passes through.
+        """Parse `ROLES@LAYERS(;ROLES@LAYERS)*` or `full`. A Region is returned as it is.
 
         ROLES: roles (attn.q attn.k attn.v attn.o ffn.gate ffn.up ffn.down) and groups (mha, ffn, all) joined by `+`.
         LAYERS: `all`, `8`, `8-15` (inclusive), `25%-50%` (half-open), or a comma list. Case and blanks do not matter.
@@ -152,7 +158,7 @@ class Region:
 
     @classmethod
     def from_cells(cls, cells: Iterable[Cell | tuple[int, str]]) -> Region:
-        """The region of the given cells, or (layer, role) pairs, by layer number."""
+        """Make a region of cells or (layer, role) pairs, by layer number."""
         by_role: dict[str, LayerSet] = {}
         for cell in cells:
             layer, role = (cell.layer, cell.role) if isinstance(cell, Cell) else cell
@@ -166,18 +172,18 @@ class Region:
         return cls(tuple((role, by_role[role]) for role in ROLES if role in by_role))
 
     def __str__(self) -> str:
-        """Canonical text; Region.parse reads it back to an equal region."""
+        """Canonical text. Region.parse makes an equal region of it."""
         return "full" if self.is_full else ";".join(f"{roles}@{layers}" for roles, layers in self._terms())
 
     def _terms(self) -> list[tuple[str, LayerSet]]:
-        """(roles text, layers) with the roles of equal layers together, groups by their names."""
+        """(text of the roles, layers) pairs. Roles with equal layers share a pair, and whole groups have their name."""
         together: dict[LayerSet, list[str]] = {}
         for role, layers in self.layers:
             together.setdefault(layers, []).append(role)
         return [(_roles_text(roles), layers) for layers, roles in together.items()]
 
     def cells(self, layout: Layout) -> list[Cell]:
-        """The region's cells in a model, sorted by layer and then role; of `full`, all cells that have a role.
+        """Cells of the region in a model, sorted by layer and then role. For `full`, all cells that have a role.
 
         Raises:
             CofituneError: the model lacks a role or a layer, or a percent range selects none of its layers.
@@ -194,7 +200,7 @@ class Region:
         return [layout.cells[layer, ROLES[index]] for layer, index in sorted(pairs)]
 
     def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The (name, parameter) pairs the region trains: weights [out, in] and their biases [out]; tied ones once.
+        """(name, parameter) pairs that the region trains: weights [out, in] and their biases [out], tied ones once.
 
         Names are those of `model.named_parameters()` without wrapper prefixes.
         """
@@ -209,16 +215,16 @@ class Region:
         return pairs
 
     def modules(self, model: nn.Module) -> list[str]:
-        """The full names of the projections the region trains; `model` may lie on the meta device."""
+        """Full names of the projections that the region trains. `model` may lie on the meta device."""
         return [cell.parameter.removesuffix(".weight") for cell in self.cells(resolve_layout(model))]
 
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Freeze everything else: requires_grad is True for the region's parameters and False for all others.
+        """Set requires_grad to True for the region's parameters, and to False for all others.
 
         Returns the trained (name, parameter) pairs.
 
         Raises:
-            CofituneError: as `cells` does, or a weight of the region is quantised and so cannot be trained.
+            CofituneError: as in `cells`; or a weight of the region is quantised and cannot be trained.
         """
         pairs = self.parameters(model)
         for name, parameter in pairs:
@@ -233,12 +239,31 @@ class Region:
             parameter.requires_grad_(True)
         return pairs
 
+    @property
+    def changes(self) -> Region:
+        """The region itself, as a `Trainable`."""
+        return self
+
+    @property
+    def cached_below(self) -> Region | None:
+        """The region itself, or None for `full`, which changes the embeddings too."""
+        return None if self.is_full else self
+
+    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A block that does nothing, for a region's parameters are the model's own."""
+        return nullcontext()
+
+    def endpoint(self, model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+        """f(name, base value) is the value that the model holds now; the tensors are copied."""
+        trained = {name: parameter.detach().clone() for name, parameter in self.parameters(model)}
+        return lambda name, base: trained[name]
+
     def count(self, model: nn.Module) -> int:
-        """How many numbers the region trains in `model`."""
+        """Number of trained parameters in `model`."""
         return sum(element_count(parameter) for _, parameter in self.parameters(model))
 
     def describe(self, model: nn.Module) -> str:
-        """One line for people, such as "ffn.up+ffn.down, layers 7-14 of 30, 14.2 M of 134.5 M parameters (10.5 %)"."""
+        """One line of text, e.g. "ffn.up+ffn.down, layers 7-14 of 30, 14.2 M of 134.5 M parameters (10.5 %)"."""
         trained, total = self.count(model), sum(element_count(parameter) for parameter in model.parameters())
         amount = f"{_amount(trained)} of {_amount(total)} parameters ({trained / total:.1%})".replace("%", " %")
         if self.is_full:
@@ -280,7 +305,7 @@ def _roles_text(roles: list[str]) -> str:
 
 
 def _merged(ranges: tuple[tuple, ...], gap: int) -> tuple[tuple, ...]:
-    """Sorted ranges; those that overlap, or start at most `gap` after another's end, become one."""
+    """Sort ranges, and merge those that overlap or start at most `gap` after another's end."""
     merged: list[tuple] = []
     for low, high in sorted(ranges):
         if merged and low <= merged[-1][1] + gap:

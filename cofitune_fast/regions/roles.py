@@ -1,4 +1,4 @@
-"""What each weight of a decoder does: the layout of a model, resolved from its structure."""
+"""Layout of a decoder: the role of each weight, resolved from the model's structure."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SUPPORTED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One role of one layer: the whole of `parameter`, or its part `index` along `dim` where roles share a tensor.
+    """One role of one layer: all of `parameter`, or its part `index` along `dim` if roles share a tensor.
 
-    The bias of the projection, if it has one, belongs to the cell too.
+    The projection's bias, if it has one, belongs to the cell too.
     """
 
     layer: int
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the roles of a model live. Sizes are counts of columns, rows or heads of the unsharded weights."""
+    """Modules and parameters of a model by layer and role. Sizes are those of the unsharded weights."""
 
     model_type: str
     num_layers: int
@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that occur in this model, in the order of ROLES."""
+        """Roles that occur in this model, in the order of ROLES."""
         present = {role for _, role in self.cells}
         return tuple(role for role in ROLES if role in present)
 
@@ -63,35 +63,35 @@ class Layout:
         return self._layers[layer]
 
     def attention(self, layer: int) -> nn.Module:
-        """The attention module of a layer: the parent of q, k, v and o."""
+        """Attention module of a layer: the parent of q, k, v and o."""
         return _parent(self._layers[layer], GROUPS["mha"])
 
     def ffn(self, layer: int) -> nn.Module:
-        """The feed-forward module of a layer: the parent of gate, up and down."""
+        """Feed-forward module of a layer: the parent of gate, up and down."""
         return _parent(self._layers[layer], GROUPS["ffn"])
 
     def module(self, layer: int, role: str) -> nn.Module:
-        """The projection of a role; its output is [..., out_features]."""
+        """Projection of a role. Its output is [..., out_features]."""
         return self._modules[layer, role]
 
     def parameter(self, cell: Cell) -> nn.Parameter:
-        """The weight of a cell, [out_features, in_features]."""
+        """Weight of a cell, [out_features, in_features]."""
         return self._parameters[cell.parameter]
 
     def bias(self, cell: Cell) -> tuple[str, nn.Parameter] | None:
-        """The bias of the cell's projection, [out_features], with its name; None where there is none."""
+        """Name and bias [out_features] of the cell's projection; None if it has no bias."""
         name = cell.parameter.removesuffix("weight") + "bias"
         return (name, self._parameters[name]) if name in self._parameters else None
 
 
 def resolve_layout(model: nn.Module) -> Layout:
-    """Find the decoder layers of `model` and the role of each projection, and verify them by their shapes.
+    """Find the decoder layers of `model` and the role of each projection, and check all shapes.
 
-    Rows of k and v must be num_key_value_heads * head_dim, columns of o num_heads * head_dim, and no further matrix may
-    stand in a layer, for its role would be unknown.
+    k and v must have num_key_value_heads * head_dim rows, and o must have num_heads * head_dim columns. A layer must
+    have no other matrix, as its role would be unknown.
 
     Raises:
-        CofituneError: the layout is not a supported one; the sentence lists what was found.
+        CofituneError: the layout is not supported; the message lists the matrices of the layer.
     """
     inner = getattr(model, "module", model)  # out of DistributedDataParallel
     config = getattr(inner, "config", None)
@@ -139,7 +139,7 @@ def resolve_layout(model: nn.Module) -> Layout:
 
 
 def _decoder_layers(model: nn.Module, model_type: str, text: Any) -> list[nn.Module]:
-    """The outermost list in the decoder that is as long as the config's number of layers."""
+    """Outermost module list of the decoder that has as many entries as the config has layers."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
     for candidate in lists:
@@ -152,27 +152,27 @@ def _decoder_layers(model: nn.Module, model_type: str, text: Any) -> list[nn.Mod
 
 
 def _parent(layer: nn.Module, roles: tuple[str, ...]) -> nn.Module | None:
-    """The one child of a layer that holds a projection for each of `roles`."""
+    """Child of a layer that holds a projection for each of `roles`; None unless there is exactly one."""
     parents = [child for child in layer.children() if all(hasattr(child, _CHILD[role]) for role in roles)]
     return parents[0] if len(parents) == 1 else None
 
 
 def _projections(layer: nn.Module) -> dict[str, nn.Module] | None:
-    """role -> projection, or None if a role is missing or a matrix is left whose role is unknown."""
+    """Role -> projection; None if a role is missing, or if a matrix has no known role."""
     parents = {group: _parent(layer, roles) for group, roles in GROUPS.items()}
     if None in parents.values():
         return None
     found = {role: getattr(parents[group], _CHILD[role]) for group, roles in GROUPS.items() for role in roles}
     if not all(hasattr(module, "in_features") and hasattr(module, "weight") for module in found.values()):
         return None
-    # what stands inside a projection (an adapter, say) is part of it
+    # Parameters inside a projection, such as an adapter's, belong to it.
     known = {id(parameter) for module in found.values() for parameter in module.parameters()}
     unknown = any(parameter.dim() > 1 and id(parameter) not in known for parameter in layer.parameters())
     return None if unknown else found
 
 
 def _verified_sizes(found: dict[str, nn.Module], attention: nn.Module, text: Any, model_type: str, index: int) -> tuple:
-    """(hidden, intermediate, heads, key-value heads, head size) of a layer whose seven shapes agree with them."""
+    """Check a layer's seven shapes; returns (hidden, intermediate, heads, key-value heads, head size)."""
     hidden, heads = text.hidden_size, text.num_attention_heads
     key_value_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(attention, "head_dim", None) or getattr(text, "head_dim", None) or hidden // heads
@@ -192,7 +192,7 @@ def _verified_sizes(found: dict[str, nn.Module], attention: nn.Module, text: Any
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a projection; a quantised weight is packed, so only its module knows."""
+    """Shape (out, in) of a projection. A quantised weight is packed, so its module is asked."""
     if module.weight.is_floating_point():
         return tuple(module.weight.shape)
     return module.out_features, module.in_features

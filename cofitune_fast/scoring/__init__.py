@@ -1,4 +1,4 @@
-"""Spec, Vers and Uni: how well a model does its speciality, and what it kept of everything else."""
+"""Spec, Vers and Uni: scores of a model's speciality, and of the versatility it has kept."""
 
 from .answers import answer_scores
 from .bootstrap import resampled_figures, resampled_score, resampled_together

@@ -1,4 +1,4 @@
-"""What a model gives to the answers of rows: their negative log-likelihoods, and whether it would write them."""
+"""Score answers of rows: their negative log-likelihood, and exact match under greedy decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches, collate_trie, plan_packs
+from ..data import Encoded, collate_trie, pad_rows, padded_places, plan_batches, plan_packs, row_predictors
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.prefix_cache import PlacedRow, row_keys
@@ -20,18 +20,18 @@ from .results import ItemScore
 
 CHUNK_BYTES = 256 * 2**20
 """Bound on the fp32 values [positions, vocabulary] alive at once: logits and their log-softmax."""
-_PACKED, _PADDED, _ROW = -1, -2, -3  # in the keys of batches, where all else is token ids
+_PACKED, _PADDED, _ROW = -1, -2, -3  # markers in the keys of batches, beside token ids
 
 
 def answer_scores(
     model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, max_tokens_per_batch: int = 4096, *,
     prefix: CachedPrefix | None = None,
 ) -> list[ItemScore]:
-    """For each row: summed NLL of its response, number of response tokens, and whether all are the most probable.
+    """Compute for each row the summed NLL of its response, its number of tokens, and if all are the most probable.
 
-    What rows share from their begin on is computed once (`data.packing`) where the attention takes rows apart, else
-    rows are padded. prefix: an entered one of `model`; the layers below it run only for batches that are not in its
-    cache. The cache holds batch by batch, so a score is the same to the bit whatever is in it.
+    Common beginnings of rows are computed once (`data.packing`) if the model's attention takes tries; else rows are
+    padded. prefix: a prefix of `model`, entered as a context. The layers of the prefix run only for batches that are
+    not in its cache. The cache stores whole batches, so a score has the same bits with and without it.
     """
     packed = takes_tries(model, max(len(row.input_ids) for row in rows))
     planned = (_packed(rows, max_tokens_per_batch) if packed else
@@ -51,11 +51,15 @@ def answer_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """call: what the model's forward takes. answers: (index of the row, the places in the flattened [batch, tokens]
-    where its answer is predicted, the answer's ids). states: the places whose states the prefix cache keeps."""
+    """A batch of answers.
+
+    call: arguments of the model's forward.
+    answers: (index of the row, places in the flattened [batch, tokens] that predict its answer, ids of the answer).
+    states: places whose states the prefix cache stores, with the batch's key.
+    """
 
     call: dict[str, Tensor]
-    answers: list[tuple[int, list[int], list[int]]]
+    answers: list[tuple[int, Sequence[int], list[int]]]
     states: PlacedRow
 
 
@@ -66,19 +70,17 @@ def _packed(rows: Sequence[Encoded], max_tokens: int) -> Iterator[_Batch]:
 
 
 def _padded(rows: Sequence[Encoded], pad_token_id: int, max_tokens: int) -> Iterator[_Batch]:
-    for indices, batch in batches(rows, pad_token_id, max_tokens=max_tokens):
-        del batch["labels"]
-        chosen, length = [rows[index] for index in indices], batch["input_ids"].shape[1]
-        answers, states = [], []
-        for number, (index, row) in enumerate(zip(indices, chosen, strict=True)):
-            begin, end, start = number * length, number * length + len(row.input_ids) - 1, max(row.response_start, 1)
-            answers.append((index, list(range(begin + start - 1, end)), row.input_ids[start:]))
-            states.append(torch.arange(begin, end))
-        yield _Batch(batch, answers, PlacedRow(_key(_PADDED, chosen), torch.cat(states)))
+    for indices in plan_batches([len(row.input_ids) for row in rows], max_tokens=max_tokens):
+        chosen = [rows[index] for index in indices]
+        batch = pad_rows(chosen, pad_token_id)
+        places = padded_places(chosen, batch["input_ids"].shape[1])
+        answers = [(index, *row_predictors(rows[index], path)) for index, path in zip(indices, places, strict=True)]
+        states = torch.cat([torch.arange(path.start, path.stop) for path in places])
+        yield _Batch(batch, answers, PlacedRow(_key(_PADDED, chosen), states))
 
 
 def _key(form: int, rows: Sequence[Encoded]) -> bytes:
-    """Of all rows of a batch together: the same row differs in the last bit from one batch to another."""
+    """Key of a whole batch. States of a row can differ in the last bit from one batch to another."""
     content = [form]
     for row in rows:
         content += [_ROW, *row.input_ids[:-1]]
@@ -86,7 +88,7 @@ def _key(form: int, rows: Sequence[Encoded]) -> bytes:
 
 
 def _forward(model: nn.Module, batch: _Batch, prefix: CachedPrefix | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """NLLs (float64) of the tokens of each answer, and whether each is the most probable."""
+    """NLLs (float64) of the tokens of each answer, and for each token True if it is the most probable one."""
     device = model.get_input_embeddings().weight.device
     call = {name: tensor.to(device) for name, tensor in batch.call.items()}
     places = torch.tensor([place for _, predictors, _ in batch.answers for place in predictors])
@@ -96,18 +98,19 @@ def _forward(model: nn.Module, batch: _Batch, prefix: CachedPrefix | None) -> tu
     given = prefix.forward(call, [batch.states]) if prefix is not None else nullcontext(call)
     with select_positions(model, mask), given as call:
         logits = model(**call, use_cache=False).logits[0]
-    # The same place may predict the first token of several answers, so places are looked up, not walked through.
+    # One place can predict the first token of several answers, so each place is mapped to its row of logits.
     nlls, hits = token_scores(logits, targets, (mask.flatten().cumsum(0) - 1)[places])
     sizes = [len(answer) for _, _, answer in batch.answers]
     return nlls.split(sizes), hits.split(sizes)
 
 
 def token_scores(logits: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL (float64 [N]) of targets [N] under logits[places], and whether each is the most probable; both on the CPU.
+    """Compute NLL (float64 [N]) of targets [N] under logits[places], and True where it is the most probable token.
 
-    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order.
+    logits: [positions, vocabulary], normalised in fp32 in chunks. places: [N], rows of logits, in any order. Results
+    are on the CPU.
     """
-    chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two of fp32: the logits and their log-softmax
+    chunk = max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))  # two fp32 tensors: the logits and their log-softmax
     nlls, hits = [], []
     for rows, wanted in zip(places.to(logits.device).split(chunk), targets.to(logits.device).split(chunk), strict=True):
         part = logits[rows]

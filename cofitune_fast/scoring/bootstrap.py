@@ -1,8 +1,8 @@
 """Bootstrap resamples of a suite's figures (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6).
 
-The items of each task are drawn anew with replacement, tasks independently, as the standard errors of `results` assume.
-The draws depend on the seed and the task alone: figures of several models on the same items are resampled together, so
-that the draws of their difference are those of the paired difference.
+The items of each task are drawn with replacement, independently for each task, as the standard errors of `results`
+assume. The draws depend only on the seed and the task. So figures of several models on the same items use the same
+draws, and the difference of their draws is the paired difference.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from . import metrics
 from .results import Score, SuiteScores
 from .suite import VERSATILITY
 
-_AT_ONCE = 2**22  # counts of items in memory
+_AT_ONCE = 2**22  # item counts in memory at a time
 
 
 def resampled_figures(scores: SuiteScores, resamples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
-    """spec, knowledge, reasoning, instruction, vers and uni of `resamples` draws, float64 [resamples] each.
+    """Resample spec, knowledge, reasoning, instruction, vers and uni; float64 [resamples] each.
 
-    scores: with the items of each task.
+    scores: must have the items of each task.
     """
     return {figure: drawn[:, 0] for figure, drawn in resampled_together([scores], resamples, seed).items()}
 
@@ -31,7 +31,7 @@ def resampled_figures(scores: SuiteScores, resamples: int = 2000, seed: int = 0)
 def resampled_together(
     suites: Sequence[SuiteScores], resamples: int = 2000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The same for several models' scores on the same items, float64 [resamples, models]: the items are drawn once."""
+    """Resample the figures of several models with the same draws of items, float64 [resamples, models] each."""
     groups = {
         "spec" if group == "speciality" else group:
             np.mean([_resampled(name, [suite.tasks[group][name] for suite in suites], resamples, seed)
@@ -43,12 +43,12 @@ def resampled_together(
 
 
 def resampled_score(name: str, score: Score, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """The value of `resamples` draws, float64 [resamples], of the items of a score; `name` is its task's."""
+    """Resample the value of one score, float64 [resamples]. name: that of its task."""
     return _resampled(name, [score], resamples, seed)[:, 0]
 
 
 def _resampled(name: str, scores: Sequence[Score], resamples: int, seed: int) -> np.ndarray:
-    """Of several models' scores on the same items, float64 [resamples, models]."""
+    """Resample the values of several models' scores with the same draws, float64 [resamples, models]."""
     size = len(scores[0].items)
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
     of_counts = [_of_counts(score.metric, score.items) for score in scores]
@@ -60,7 +60,7 @@ def _resampled(name: str, scores: Sequence[Score], resamples: int, seed: int) ->
 
 
 def _of_counts(metric: str, items: Sequence[Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """The metric [draws] of draws in which the items come so often: counts, float64 [draws, items]."""
+    """Make a function from item counts, float64 [draws, items], to the metric of each draw, [draws]."""
     if metric in metrics.METRICS:
         statistics = metrics.sum_statistics(metric, items)
         return lambda counts: metrics.METRICS[metric].value(counts @ statistics)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data import Encoded, batches
+from ..data import Encoded, batches, label_predictors
 from ..errors import CofituneError
 from ..models.head import head_weight, hidden_states
 from ..models.mode import evaluation_mode
@@ -18,17 +18,19 @@ from .metrics import DriftItem
 from .results import Score, score_of
 
 CHUNK_BYTES = 256 * 2**20
-"""Bound on the float32 logits of both sides and what the divergence takes beside them."""
+"""Bound on the float32 logits of both sides and the temporary tensors of the divergence."""
 _BATCH_TOKENS = 4096
-_TENSORS_AT_ONCE = 8  # of float32 [tokens, vocabulary], in `kl_of_logits` with its arguments
+_TENSORS_AT_ONCE = 8  # float32 tensors [tokens, vocabulary] in `kl_of_logits`, with its arguments
 
 
 @dataclass(frozen=True, eq=False)
 class BaseStates:
-    """What the base gives at every place that predicts a response token: its states before the head, and its head.
+    """The base's side of the drift: its states before the head, at the places that predict a response, and its head.
 
-    rows: as given to `base_states`. states: [N, hidden] in the model's dtype, on the CPU, in the order of `places`:
-    2 bytes times the hidden size per token in bfloat16. head: the base's weight [vocabulary, hidden] on the CPU.
+    rows: as given to `base_states`.
+    states: for each batch [N, hidden] on the CPU, in the model's dtype: in bfloat16 2 bytes times the hidden size per
+        response token.
+    head: the base's weight [vocabulary, hidden] on the CPU. softcap: the soft cap of its logits, or None.
     """
 
     rows: Sequence[Encoded] = field(repr=False)
@@ -38,10 +40,10 @@ class BaseStates:
     softcap: float | None
 
     def drift(self, model: nn.Module) -> Score:
-        """Mean KL(base || model) per response token in nats, with its standard error over rows (a ratio estimator).
+        """Compute the mean KL(base || model) per response token in nats, with its standard error over rows.
 
-        model: the one that was the base, as it is now; its weights may have changed, the head too. Products and
-        logarithms are in float32, so a model that is still the base has drift 0 exactly. The items are DriftItem.
+        The mean is a ratio estimator, and its items are DriftItem. model: the former base; its weights and its head may
+        have changed. Products and logarithms are in float32, so an unchanged model has a drift of exactly 0.
         """
         weight, softcap = head_weight(model)
         if weight.shape != self.head.shape or softcap != self.softcap:
@@ -64,11 +66,10 @@ class BaseStates:
 
 
 def base_states(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> BaseStates:
-    """Compute the base's side once, while `model` holds the base's weights; later drifts need no second model.
+    """Compute the base's side once, while `model` holds the base's weights. Later drifts need no second model.
 
-    rows: at least 2; their responses are where the distributions are compared, in the words they hold. The copy of
-    the head takes 2 bytes times vocabulary times hidden size on the CPU (bfloat16): a tied head changes with the
-    embedding, and once it has, the base's is nowhere else.
+    rows: at least 2; the distributions are compared on their responses. The head is copied to the CPU, in bfloat16
+    2 bytes times vocabulary times hidden size. The copy is needed as a tied head is trained with the embedding.
     """
     if len(rows) < 2:
         raise CofituneError(f"The drift is to be measured on {len(rows)} row(s); a standard error needs at least 2.")
@@ -81,21 +82,21 @@ def base_states(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) ->
 def _states(
     model: nn.Module, rows: Sequence[Encoded], pad_token_id: int
 ) -> Iterator[tuple[list[int], list[int], Tensor]]:
-    """Per batch: the rows in it, how many response tokens each has, and the states [tokens, hidden] that predict them.
+    """Yield per batch: its rows, their numbers of response tokens, and the states [tokens, hidden] that predict these.
 
-    The batches are the same in every call, and so are the states of an unchanged model, to the bit.
+    The batches are the same in every call, so the states of an unchanged model are the same to the bit.
     """
     device = model.get_input_embeddings().weight.device
     with evaluation_mode(model):
         for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
             hidden = hidden_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            chosen = batch["labels"][:, 1:] != -100
-            yield indices, chosen.sum(1).tolist(), hidden[:, :-1][chosen.to(hidden.device)]
+            mask, _ = label_predictors(batch["labels"])
+            yield indices, mask.sum(1).tolist(), hidden[mask.to(hidden.device)]
 
 
 @torch.no_grad()
 def _token_kl(base: Tensor, states: Tensor, base_weight: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
-    """KL(p || q) of each token, float64 [N] on the CPU; p from base [N, hidden] and base_weight, q from the others."""
+    """KL(p || q) of each token, float64 [N] on the CPU. p is from base [N, hidden] and base_weight, q from the rest."""
     chunk = max(1, CHUNK_BYTES // (4 * _TENSORS_AT_ONCE * weight.shape[0]))
     parts = [torch.empty(0, dtype=torch.float64)]
     for ours, theirs in zip(base.split(chunk), states.split(chunk), strict=True):

@@ -1,4 +1,4 @@
-"""Scores of what the model writes itself: greedy decoding, then metrics against references or instructions."""
+"""Scores of generated text: greedy decoding, then metrics against references or instructions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .tasks import METRICS, Task
 from .text_metrics import marked_answer, text_scorer
 
 GENERATION_TOKENS = 16384
-"""Tokens of a batch that is generated together, prompts, responses and padding counted."""
-_MAX_NEW_TOKENS = {"response": 256, "instruction": 1280}  # the second is that of lm-eval's ifeval
+"""Bound on the tokens of a batch in generation, including prompts, responses and padding."""
+_MAX_NEW_TOKENS = {"response": 256, "instruction": 1280}  # 1280 as in lm-eval's ifeval
 
 
 def generation_score(
@@ -32,14 +32,14 @@ def generation_score(
 ) -> Score:
     """Score a task of kind response or instruction by greedy decoding from its prompts.
 
-    - response: bleu, chrf and rouge_l against the references (a row without them has its response as the only one);
-      where every response has an answer after ####, as in GSM8K, also exact_answer, the fraction of texts whose number
-      after the first #### is that answer, and last_number, the fraction whose last number is.
-    - instruction (IFEval): prompt_strict, the fraction of prompts all of whose instructions are followed, and
-      instruction_strict, the fraction of instructions, as lm-eval's checkers see it.
+    - response: bleu, chrf and rouge_l against the references, or against the response of a row without references. If
+      every response has an answer after ####, as in GSM8K, there are two more: exact_answer is the fraction of texts
+      whose number after the first #### is that answer, and last_number the fraction whose last number is.
+    - instruction (IFEval): prompt_strict is the fraction of prompts whose instructions are all followed, and
+      instruction_strict the fraction of instructions that are followed, by lm-eval's checkers.
 
-    All in [0, 1]. The value is the task's metric where it is one of these, else bleu. max_new_tokens: over the task's.
-    The items keep the texts. The model and the tokenizer are left as they were: see `left_as_found`.
+    All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else bleu. max_new_tokens replaces
+    that of the task. The items keep the texts. Model and tokenizer are restored, see `left_as_found`.
     Raises CofituneError for other kinds, a missing package, a prompt that leaves no room, an unknown instruction.
     """
     if task.kind not in _MAX_NEW_TOKENS:
@@ -70,11 +70,11 @@ def generate_texts(
     model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], *, max_new_tokens: int,
     max_tokens_per_batch: int = GENERATION_TOKENS, where: Sequence[str] = (),
 ) -> list[str]:
-    """The greedy response to each prompt, without its end of turn and special tokens.
+    """Generate the greedy response to each prompt, without end of turn and special tokens.
 
-    A response ends at the chat template's end of turn, at the end of sequence, at `max_new_tokens`, or where the
-    model's longest input is reached. Prompts of like length are decoded together, padded on the left. The model's own
-    generation settings (penalties, temperature) play no part.
+    A response ends at the chat template's end of turn, at the end of sequence, after `max_new_tokens`, or at the
+    model's maximum length. Prompts of similar length are decoded together, padded on the left. The model's own
+    generation settings (penalties, temperature) are not used.
     """
     encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -101,11 +101,11 @@ def generate_texts(
 
 
 def _wrote(tokenizer: Any, end: str, start: int) -> Callable[..., Tensor]:
-    """A stopping criterion: of each row, whether its text after token `start` ends with `end`.
+    """Make a stopping criterion: a row stops once its text after token `start` contains `end`.
 
-    (transformers' own stop_strings also match what stands half in the prompt.)
+    transformers' own stop_strings would also match a text that begins in the prompt.
     """
-    most = len(end.encode())  # tokens that can hold it
+    most = len(end.encode())  # tokens that `end` can have at most
 
     def criterion(input_ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
         return torch.tensor([end in tokenizer.decode(ids[start:][-most:]) for ids in input_ids],
@@ -115,7 +115,7 @@ def _wrote(tokenizer: Any, end: str, start: int) -> Callable[..., Tensor]:
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> tuple[str | None, set[int]]:
-    """The chat template's end of turn where it is more than one token, and the tokens that end a response."""
+    """The chat template's end of turn if it has more than one token, else None; and the tokens that end a response."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = {own} if isinstance(own, int) else set(own or ())
     end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
@@ -125,12 +125,12 @@ def _ends(model: nn.Module, tokenizer: Any) -> tuple[str | None, set[int]]:
 
 
 def most_new_tokens(task: Task) -> int:
-    """Tokens that a response of the task may have."""
+    """Maximum number of tokens of a response of the task."""
     return task.max_new_tokens or _MAX_NEW_TOKENS[task.kind]
 
 
 def generation_tokens(task: Task, tokenizer: Any) -> tuple[int, int]:
-    """(tokens of the prompts and of responses of full length, those of the responses alone)."""
+    """Count (tokens of prompts and responses, tokens of responses), with responses of maximum length."""
     responses = len(task.items) * most_new_tokens(task)
     return responses + sum(len(encode_prompt(tokenizer, _prompt(item))) for item in task.items), responses
 

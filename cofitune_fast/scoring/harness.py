@@ -1,4 +1,4 @@
-"""EleutherAI's lm-eval on the live model: its own tasks by name, and local files of our forms as its tasks."""
+"""Run EleutherAI's lm-eval on the live model: its own tasks by name, and local data files as its tasks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ def harness_scores(
     model: nn.Module, tokenizer: Any, tasks: Sequence[str | Path | Task], *, limit: int | None = None,
     batch_size: int = 8, chat: bool = False, max_new_tokens: int | None = None, items: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """lm-eval's figures of `model` as it is now: {task: {"metric": value, "metric_stderr": ..., "n": items}}.
+    """Score `model` as it is now by lm-eval: {task: {"metric": value, "metric_stderr": ..., "n": items}}.
 
-    tasks: names of lm-eval's own tasks, groups and tags, whose data it loads from the hub; paths of local data files
-    of the kinds choice, continuation and instruction (IFEval), or such tasks that are read already. limit: the first
-    items of each task. chat: render prompts through the chat template (lm-eval's apply_chat_template).
-    max_new_tokens: over that of tasks which generate. items: also "items", lm-eval's samples as plain values.
+    tasks: names of lm-eval's tasks, groups and tags, whose data lm-eval loads from the hub; paths of local data files
+        of the kinds choice, continuation and instruction (IFEval); or such tasks, already read.
+    limit: use only the first items of each task.
+    chat: render prompts through the chat template (lm-eval's apply_chat_template).
+    max_new_tokens: replaces that of tasks that generate.
+    items: add "items", lm-eval's samples as plain values.
 
-    A choice is scored like our own (query and answer joined by a space, or by the newline that ends the query): acc by
-    summed log-likelihood, acc_norm by log-likelihood per character. A continuation: acc (greedy decoding writes it) and
-    perplexity per item, not per token. Instructions: lm-eval's ifeval as it is, on the file's prompts. The model is
-    left as it was: see `left_as_found`. Raises CofituneError if lm-eval is missing or a task cannot be loaded.
+    Choice: query and answer are joined by a space, or by the newline that ends the query, as in our own scores. acc is
+    by summed log-likelihood, acc_norm by log-likelihood per character. Continuation: acc is exact match under greedy
+    decoding, and perplexity is per item, not per token. Instruction: lm-eval's ifeval on the file's prompts.
+
+    The model is restored, see `left_as_found`. Raises CofituneError if lm-eval is missing or a task cannot be loaded.
     """
     try:
         from lm_eval import simple_evaluate
@@ -40,7 +43,7 @@ def harness_scores(
         raise CofituneError(f"The limit of lm-eval's items is {limit}; it must be at least 1.")
     read = [_read(task, limit) for task in tasks]
     level = logging.getLogger("lm_eval").level
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every live model, and tells of each task
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about live models, and logs every task
     try:
         with left_as_found(model, tokenizer):
             loaded = _load(read)
@@ -55,7 +58,7 @@ def harness_scores(
 
 
 def _read(task: str | Path | Task, limit: int | None) -> str | Task:
-    """A file as a task; a name of lm-eval's as it is."""
+    """Read a file as a task. A name of an lm-eval task is returned as it is."""
     if isinstance(task, Task):
         return task
     if Path(task).suffix or Path(task).exists():
@@ -78,7 +81,7 @@ def _load(tasks: Sequence[str | Task]) -> list[Any]:
                                 "its names.")
         try:
             loaded.extend(manager.load([task])["tasks"].values())
-        except Exception as error:  # whatever the hub, its client or a task's own code raises
+        except Exception as error:  # any error of the hub, its client or a task's own code
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise CofituneError(f"lm-eval cannot load the task {task!r}, whose data come from the hub ({reason}); "
                                 "without a network name local data files.") from None
@@ -86,7 +89,7 @@ def _load(tasks: Sequence[str | Task]) -> list[Any]:
 
 
 def _config(task: Task) -> dict[str, Any]:
-    """lm-eval's configuration of a task whose rows are in memory."""
+    """lm-eval's configuration for a task whose rows are in memory."""
     if any(getattr(item, "chat", task.chat) for item in task.items):
         raise CofituneError(f"The task {task.name} asks for the chat template row by row; with lm-eval it is all or "
                             "nothing: leave `chat` out of the rows and score with chat=True.")
@@ -107,7 +110,7 @@ def _in_memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _choice(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     texts = [item.query.rstrip(" ") for item in task.items]
     spaces = ["" if text[-1:].isspace() else " " for text in texts]
-    # acc_norm counts an answer's characters without the delimiter; only where rows differ it becomes part of the answer
+    # acc_norm counts an answer's characters without the delimiter. If rows differ, it must be part of the answers.
     delimiter = spaces[0] if len(set(spaces)) == 1 else ""
     rows = [{"text": text, "choices": [space.removeprefix(delimiter) + choice for choice in item.choices],
              "gold": item.gold} for item, text, space in zip(task.items, texts, spaces, strict=True)]
@@ -155,7 +158,7 @@ _CONFIGS = {"choice": _choice, "continuation": _continuation, "instruction": _in
 def _figures(name: str, found: Mapping[str, Any], items: bool) -> dict[str, Any]:
     figures = {}
     for key, value in found["results"][name].items():
-        metric, comma, _ = key.partition(",")  # "acc,none": the second word is the filter of the answers
+        metric, comma, _ = key.partition(",")  # in "acc,none" the second word is the filter of answers
         if comma and isinstance(value, int | float):
             figures[metric] = float(value)
     counted = found.get("n-samples", {}).get(name)

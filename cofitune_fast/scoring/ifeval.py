@@ -1,4 +1,4 @@
-"""IFEval (Zhou et al., arXiv 2311.07911): whether a response follows instructions, by the checkers of lm-eval."""
+"""IFEval (Zhou et al., arXiv 2311.07911): check that a response follows instructions, with lm-eval's checkers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NEED_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_
 
 
 def known_instructions(items: Sequence[InstructionItem]) -> list[InstructionItem]:
-    """The items whose instructions can be checked here.
+    """Select the items whose instructions can be checked here.
 
-    Two kinds of instruction count sentences or split words by nltk's data punkt_tab, which nltk loads from its site;
-    where it is missing, items with one of them are left out, with a warning. Raises CofituneError for an
-    instruction that lm-eval does not know, or where lm-eval or what its checkers need is missing.
+    Two kinds of instruction count sentences or split words with nltk's data punkt_tab, which nltk downloads. If it is
+    missing, items with such an instruction are left out, with a warning. Raises CofituneError for an instruction
+    unknown to lm-eval, or if lm-eval or a package of its checkers is missing.
     """
     checkers, has_punkt = _checkers()
     for item in items:
@@ -43,15 +43,15 @@ def known_instructions(items: Sequence[InstructionItem]) -> list[InstructionItem
 
 
 def followed_instructions(items: Sequence[InstructionItem], texts: Sequence[str]) -> list[tuple[bool, ...]]:
-    """For each item, whether its text follows each of its instructions, strictly (the text as it is)."""
+    """For each item and each of its instructions: True if the text follows it. Strict: the text is taken as it is."""
     from langdetect import DetectorFactory
 
     checkers, _ = _checkers()
     followed = []
     state, seed = random.getstate(), DetectorFactory.seed
     try:
-        DetectorFactory.seed = 0  # the language is told by sampling, else another time another answer
-        random.seed(0)  # an instruction without its arguments draws them
+        DetectorFactory.seed = 0  # langdetect samples, so without a seed its answer can vary
+        random.seed(0)  # an instruction without arguments draws them at random
         for item, text in zip(items, texts, strict=True):
             example = checkers.InputExample(0, list(item.instructions), item.prompt, list(map(dict, item.arguments)))
             outcome = checkers.test_instruction_following_strict(example, text)
@@ -64,12 +64,12 @@ def followed_instructions(items: Sequence[InstructionItem], texts: Sequence[str]
 
 @cache
 def _checkers() -> tuple[Any, bool]:
-    """lm-eval's module with the checkers, and whether nltk's data are there."""
+    """lm-eval's module with the checkers, and True if nltk's data are installed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             import langdetect  # noqa: F401
             import nltk
-            from lm_eval.tasks.ifeval import utils  # tells on the screen that it tries to load punkt_tab
+            from lm_eval.tasks.ifeval import utils  # prints that it tries to load punkt_tab
     except ImportError as error:
         raise CofituneError(f"IFEval needs {error.name}: pip install 'cofitune-fast[eval]'.") from None
     try:

@@ -1,9 +1,9 @@
-"""Metrics that are a function of sums over the items, so that one table serves value, error and bootstrap.
+"""Metrics that are functions of sums over the items. One table serves value, standard error and bootstrap.
 
-An item contributes a vector of statistics, and the metric is a function of the sum of these vectors. Leaving one item
-out, or drawing items anew, only changes the sum. Standard errors are the jackknife's: with theta_i the metric
-without item i, the influence of item i is d_i = (n - 1) (mean(theta) - theta_i), and se^2 = sum_i d_i^2 / (n (n - 1))
-(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). For a mean, d_i = x_i - mean exactly.
+Each item contributes a vector of statistics, and the metric is a function of the sum of these vectors. Leaving out an
+item, or resampling items, only changes the sum. Standard errors are from the jackknife: with theta_i the metric without
+item i, the influence of item i is d_i = (n - 1) (mean(theta) - theta_i), and se^2 = sum_i d_i^2 / (n (n - 1))
+(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11). For a mean, d_i = x_i - mean.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 class GeneratedItem(NamedTuple):
     """A generated response and its statistics against the references; see `text_metrics`.
 
-    bleu: hypothesis and reference length, then 4 matches and 4 totals of word n-grams. chrf: for the 6 orders of
-    character n-grams their number in hypothesis, reference and both. rouge_l: F1 of the longest common subsequence.
-    exact_answer, last_number: whether the answer is right, read in two ways; None where the task has no such answers.
+    bleu: length of hypothesis and reference, then 4 matches and 4 totals of word n-grams.
+    chrf: for each of the 6 orders of character n-grams their number in the hypothesis, in the reference and in both.
+    rouge_l: F1 of the longest common subsequence.
+    exact_answer, last_number: True if the answer is right, read in two ways; None if the task has no such answers.
     """
 
     text: str
@@ -32,14 +33,14 @@ class GeneratedItem(NamedTuple):
 
 
 class FollowedItem(NamedTuple):
-    """A generated response, and for each instruction of its prompt whether the response follows it."""
+    """A generated response, and for each instruction of its prompt True if the response follows it."""
 
     text: str
     followed: tuple[bool, ...]
 
 
 class DriftItem(NamedTuple):
-    """Summed KL in nats over the response tokens of a row, and their number."""
+    """Summed KL over the response tokens of a row, in nats, and the number of these tokens."""
 
     kl: float
     tokens: int
@@ -47,7 +48,7 @@ class DriftItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """item: the type of its items. statistics(item) -> k numbers; value(sums [..., k]) -> [...], float64."""
+    """One metric. item: the type of its items. statistics(item) -> k numbers; value(sums [..., k]) -> float64 [...]."""
 
     item: type
     statistics: Callable[[Any], Sequence[float]]
@@ -55,7 +56,7 @@ class Metric:
 
 
 def estimate(metric: str, items: Sequence[Any]) -> tuple[float, list[float]]:
-    """The metric of the items, and the influence of each item on it."""
+    """Compute the metric of the items, and the influence of each item on it."""
     rule, statistics = METRICS[metric], sum_statistics(metric, items)
     total = statistics.sum(0)
     without = rule.value(total - statistics)
@@ -63,12 +64,12 @@ def estimate(metric: str, items: Sequence[Any]) -> tuple[float, list[float]]:
 
 
 def sum_statistics(metric: str, items: Sequence[Any]) -> np.ndarray:
-    """float64 [items, k]."""
+    """Statistics of all items, float64 [items, k]."""
     return np.array([METRICS[metric].statistics(item) for item in items], dtype=np.float64)
 
 
 def read_item(metric: str, values: Sequence[Any]) -> Any:
-    """An item of the metric from its plain list, as JSON holds it."""
+    """Make an item of the metric from its list of plain values, as in JSON."""
     return METRICS[metric].item(*(tuple(value) if isinstance(value, list) else value for value in values))
 
 
@@ -77,8 +78,10 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """Corpus BLEU in [0, 1] (Papineni et al., ACL 2002) with sacrebleu's default smoothing "exp": the k-th order
-    without a match counts 1 / 2^k matches. sums: [..., 10], see GeneratedItem."""
+    """Corpus BLEU in [0, 1] (Papineni et al., ACL 2002), with sacrebleu's default smoothing "exp".
+
+    The smoothing counts 1 / 2^k matches for the k-th order without a match. sums: [..., 10], see GeneratedItem.
+    """
     hypothesis, reference, matches, totals = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
     none = matches == 0
     precisions = np.where(none, 0.5 ** np.cumsum(none, -1), matches) / np.maximum(totals, 1)
@@ -88,8 +91,11 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
 
 def chrf(sums: np.ndarray) -> np.ndarray:
-    """Corpus chrF2 in [0, 1] (Popovic, WMT 2015) as sacrebleu has it: precision and recall are means over the orders
-    that both sides have, and F weighs recall with beta = 2. sums: [..., 18], see GeneratedItem."""
+    """Corpus chrF2 in [0, 1] (Popovic, WMT 2015), as in sacrebleu.
+
+    Precision and recall are means over the orders that occur on both sides; beta = 2. sums: [..., 18], see
+    GeneratedItem.
+    """
     counts = sums.reshape(*sums.shape[:-1], 6, 3)
     hypothesis, reference, matches = counts[..., 0], counts[..., 1], counts[..., 2]
     counted = (hypothesis > 0) & (reference > 0)

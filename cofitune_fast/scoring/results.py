@@ -1,6 +1,6 @@
 """Scores with standard errors, from items to Spec, Vers and Uni.
 
-Every value lies in [0, 1] and larger is better, save Uni = Spec + Vers, which lies in [0, 2].
+Every value lies in [0, 1], except for Uni = Spec + Vers, which lies in [0, 2]. Larger is better.
 
 Standard errors treat the items of a task as a sample and the tasks as independent. Each metric is a smooth function of
 means over the n items, and its error follows from the influence d_i of each item on it (the delta method):
@@ -23,13 +23,14 @@ from . import metrics
 from .suite import GROUPS, VERSATILITY
 
 SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
-"""The figures of a suite; each also stands with _se in SuiteScores and its dictionary."""
+"""Figures of a suite. Each has a standard error NAME_se in SuiteScores and in its dictionary."""
 
 
 class ItemScore(NamedTuple):
-    """One item: summed negative log-likelihood in nats of its (gold) answer, that answer's tokens, and its success.
+    """Score of one item.
 
-    `correct`: the gold choice was preferred (choice), or every token of the answer was the most probable one.
+    nll: summed negative log-likelihood of its (gold) answer, in nats. tokens: number of tokens of that answer.
+    correct: the gold choice was preferred (choice), or every token of the answer was the most probable one.
     """
 
     nll: float
@@ -39,11 +40,12 @@ class ItemScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """A task's score: `value` is the metric named `metric`, `se` its standard error, from `n` items.
+    """Score of a task: `value` is the metric named `metric`, and `se` its standard error, from `n` items.
 
-    `metrics` has all metrics of the task's kind by name, each with its NAME_se. Items may be missing after reading
-    a score from a file written without them. They are ItemScore, or of the type that `metrics` names for the metric.
-    The drift, metric "kl", is the exception to values in [0, 1]: it is in nats, and smaller is better.
+    metrics: all metrics of the task's kind by name, each with its NAME_se.
+    items: ItemScore, or the type that module `metrics` has for the metric. Empty if the file was written without items.
+
+    Values lie in [0, 1], except for the drift (metric "kl"): it is in nats, and smaller is better.
     """
 
     value: float
@@ -65,12 +67,12 @@ class Score:
 
 
 def make_score(items: Sequence[ItemScore], metric: str, success: str) -> Score:
-    """The score of at least 2 items by `metric`; `success` names the fraction of correct items (accuracy or exact)."""
+    """Score at least 2 items by `metric`. success: name of the fraction of correct items, "accuracy" or "exact"."""
     return score_of(items, metric, (success, "likelihood", "nll"))
 
 
 def score_of(items: Sequence[Any], metric: str, names: Sequence[str]) -> Score:
-    """The score of at least 2 items by `metric`, with all the metrics `names`."""
+    """Score at least 2 items by `metric`, and compute all the metrics in `names`."""
     figures: dict[str, float] = {}
     for name in names:
         figures[name], influences = _estimate(name, items)
@@ -79,10 +81,10 @@ def score_of(items: Sequence[Any], metric: str, names: Sequence[str]) -> Score:
 
 
 def paired_difference(first: Score, second: Score) -> tuple[float, float]:
-    """The difference first - second of two models' scores on the same items, and its standard error.
+    """Difference first - second of two models' scores on the same items, and its standard error.
 
-    What the items have in common cancels, so the error is often far below that of two independent scores. Raises
-    CofituneError unless both have per-item values of the same items by the same metric.
+    The difficulty of the items cancels, so the error is often far below that of two independent scores. Raises
+    CofituneError unless both scores have per-item values, of the same items and the same metric.
     """
     if not first.items or not second.items:
         raise CofituneError("A paired comparison needs the per-item values of both scores; save them with items=True.")
@@ -98,7 +100,7 @@ def paired_difference(first: Score, second: Score) -> tuple[float, float]:
 
 
 def _estimate(metric: str, items: Sequence[Any]) -> tuple[float, list[float]]:
-    """The metric of the items, and the influence of each item on it."""
+    """Compute the metric of the items, and the influence of each item on it."""
     if metric in metrics.METRICS:
         return metrics.estimate(metric, items)
     return {"likelihood": _likelihood, "nll": _nll}.get(metric, _fraction_correct)(items)
@@ -128,11 +130,12 @@ def _standard_error(influences: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """Spec, Vers and Uni, each with its standard error, and the tasks they come from: {group: {task: Score}}.
+    """Spec, Vers and Uni with their standard errors, and the scores of the tasks: {group: {task: Score}}.
 
-    Spec and each of the three groups is the mean of its k tasks, se^2 = sum of se^2 / k^2; Vers is the mean of
-    knowledge, reasoning and instruction likewise; Uni = Spec + Vers with se^2 = se(Spec)^2 + se(Vers)^2.
-    drift: from the base, where it was measured; it is part of none of them.
+    Spec and each of the three groups is the mean of its k tasks, with se^2 = sum of se^2 / k^2. Vers is the mean of
+    knowledge, reasoning and instruction, with its error likewise. Uni = Spec + Vers, with
+    se^2 = se(Spec)^2 + se(Vers)^2.
+    drift: drift from the base, if it was measured. It is part of none of the figures.
     """
 
     spec: float
@@ -167,8 +170,10 @@ class SuiteScores:
         return cls(**values, **errors, tasks=tasks)
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
-        """Plain numbers for JSON: the figures, each with NAME_se, "tasks" and, if measured, "drift"; per-item values
-        only on demand."""
+        """Plain values for JSON: the figures, each with NAME_se, "tasks" and, if measured, "drift".
+
+        items: True adds the per-item values.
+        """
         figures = {key: getattr(self, key) for name in SUMMARY for key in (name, f"{name}_se")}
         tasks = {
             group: {name: score.to_dict(items) for name, score in scores.items()}
@@ -179,7 +184,7 @@ class SuiteScores:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> SuiteScores:
-        """The scores of a dictionary made by `to_dict`; other keys beside them are passed over."""
+        """Read the scores from a dictionary made by `to_dict`. Other keys in it are ignored."""
         keys = [key for name in SUMMARY for key in (name, f"{name}_se")]
         missing = [key for key in keys if key not in entry]
         if missing:

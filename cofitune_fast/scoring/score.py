@@ -1,6 +1,6 @@
-"""Scoring by teacher forcing: the probabilities a model gives to answers that are already written.
+"""Scoring by teacher forcing: the probabilities that a model gives to given answers.
 
-Tasks whose metric asks for generated text are handed on to `generation`.
+Tasks whose metric needs generated text are passed on to `generation`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def score_suite(
     prefix: CachedPrefix | None = None,
     on_task: Callable[[str, Score], None] | None = None,
 ) -> SuiteScores:
-    """Score every task of a suite; `on_task(name, score)` is called after each. Else as `score_task`."""
+    """Score every task of a suite, and call `on_task(name, score)` after each. Other options: see `score_task`."""
     options = {"max_tokens_per_batch": max_tokens_per_batch, "max_length": max_length, "prefix": prefix}
     scores: dict[str, dict[str, Score]] = {}
     for group, tasks in suite.groups().items():
@@ -50,19 +50,20 @@ def score_task(
     model: nn.Module, tokenizer: Any, task: Task, *, max_tokens_per_batch: int = BATCH_TOKENS,
     max_length: int | None = None, prefix: CachedPrefix | None = None,
 ) -> Score:
-    """Score a task; unless its metric needs generated text (then see `generation_score`), without generating: the model
-    reads each answer and tells its probability.
+    """Score a task from the probabilities of its answers, without generating.
 
-    - choice: the choice with the least mean NLL per token is the model's answer (normalised by length);
+    A task whose metric needs generated text is scored by `generation_score`.
+
+    - choice: the model's answer is the choice with the lowest mean NLL per token (normalised by length). Metrics are
       accuracy, and likelihood of the gold choices.
-    - continuation, response: likelihood = exp(-sum of NLL / sum of tokens) over the answers' tokens, and exact, the
-      fraction of items whose every answer token, of a response the end of turn too, is the most probable one: greedy
-      decoding would write precisely that answer, so this is exact match under greedy decoding.
+    - continuation, response: likelihood = exp(-sum of NLL / sum of tokens) over the answers' tokens. exact is the
+      fraction of items of which every answer token is the most probable one, a response's end of turn included. This is
+      exact match under greedy decoding.
 
-    Batches of at most `max_tokens_per_batch` tokens, padding counted, run under no_grad in evaluation mode; the
-    training mode of each module is restored. Only positions that predict an answer token reach the head, and their
-    logits [positions, vocabulary] are normalised in fp32, at most 256 MiB at once. Rows above `max_length` tokens
-    (default: the model's max_position_embeddings) lose the begin of a query or context, or the end of a response.
+    Batches have at most `max_tokens_per_batch` tokens, padding included. They run under no_grad in evaluation mode, and
+    the training mode of each module is restored. Only positions that predict an answer token go through the head. Their
+    logits are normalised in fp32, at most 256 MiB at a time. Rows above `max_length` tokens (default: the model's
+    max_position_embeddings) lose the beginning of a query or context, or the end of a response.
     prefix: see `answer_scores`.
 
     Raises CofituneError for an answer longer than `max_length` or without tokens, and for log-likelihoods that are
@@ -85,7 +86,7 @@ def score_task(
 
 
 def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encoded]:
-    """The rows a task is scored by: one for each answer, so several for an item with choices."""
+    """Encode the rows of a task: one per answer, so an item with choices has several."""
     if task.kind == "response":
         return encode_examples(task.items, tokenizer, max_length)
     if task.kind == "choice":
@@ -99,7 +100,7 @@ def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encode
 
 
 def drift_rows(model: nn.Module, tokenizer: Any, suite: Suite, count: int) -> list[Encoded]:
-    """The first `count` rows of the suite's instruction tasks that have a response, each task's share of them."""
+    """Select the first `count` rows from the suite's instruction tasks with responses, in equal shares per task."""
     tasks = [task for task in suite.instruction if task.kind == "response"]
     share = math.ceil(count / max(1, len(tasks)))
     return [row for task in tasks for row in task_rows(task, tokenizer, _longest(model))[:share]][:count]
@@ -110,8 +111,10 @@ def _longest(model: nn.Module) -> int | None:
 
 
 def suite_tokens(model: nn.Module, tokenizer: Any, suite: Suite) -> tuple[int, int]:
-    """(tokens that a scoring of the suite computes, what rows of a batch share counted once; answer tokens). Generated
-    responses count in full length."""
+    """Count (tokens computed in a scoring of the suite, answer tokens).
+
+    Tokens that rows of a batch share count once. Generated responses count with their maximum length.
+    """
     tokens = responses = 0
     for task in (task for tasks in suite.groups().values() for task in tasks):
         if task.is_generated:
@@ -131,12 +134,12 @@ def _encode_choices(item: ChoiceItem, tokenizer: Any, chat: bool, max_length: in
 def _encode_answers(
     query: str, answers: Sequence[str], tokenizer: Any, chat: bool, max_length: int | None, where: str
 ) -> list[Encoded]:
-    """The query with each answer; in plain text a space joins them, unless the query ends with a newline or tab."""
+    """Encode the query with each answer. In plain text a space joins them, unless the query ends with whitespace."""
     if chat:
         messages = [{"role": "user", "content": query}]
         text, query_ids = prompt_text(tokenizer, messages), encode_prompt(tokenizer, messages)
     else:
-        # a space belongs to the token after it in the tokenizers of the field
+        # In most tokenizers a space belongs to the token after it.
         text = query.rstrip(" ")
         answers = [answer if text[-1:].isspace() else f" {answer}" for answer in answers]
         query_ids = encode_text(tokenizer, text)

@@ -1,4 +1,4 @@
-"""The tasks of a run in their groups: one speciality, and the three groups of versatility."""
+"""Suites: the tasks of a run in four groups, the speciality and the three groups of versatility."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.rows import SUFFIXES
 from ..errors import CofituneError
+from ..yaml_text import read_yaml
 from .tasks import NeedsGeneration, Task, needs_packages, read_task
 
 VERSATILITY = ("knowledge", "reasoning", "instruction")
@@ -22,7 +23,7 @@ _TASK_KEYS = {"path": (str, Path), "name": str, "limit": (int, NoneType), "chat"
 
 @dataclass(frozen=True)
 class Suite:
-    """Each group holds at least one task and no two tasks share a name; `notes` tell of files passed over."""
+    """Tasks by group. Each group has at least one task, and names are unique. notes: about files that were skipped."""
 
     speciality: Sequence[Task]
     knowledge: Sequence[Task]
@@ -54,24 +55,24 @@ def read_suite(
 ) -> Suite:
     """Read a suite from a folder, a YAML or JSON file, or such a file's mapping.
 
-    - A folder holds a folder per group: knowledge/*.jsonl, reasoning/*.jsonl, instruction/*.jsonl and, unless
+    - A folder has one subfolder per group: knowledge/*.jsonl, reasoning/*.jsonl, instruction/*.jsonl and, unless
       `speciality` is given, speciality/*.jsonl.
-    - A mapping names the groups' data files: the keys speciality, knowledge, reasoning and instruction, each with a
-      path, a mapping (path, and optionally name, limit, chat, metric, max_new_tokens: see Task) or a list of these; a
-      path may be a folder of data files. The key versatility, a folder as above or a mapping, may stand for the last
-      three. Paths are relative to `root`: by default the YAML file's folder, or the working directory.
+    - A mapping has the keys speciality, knowledge, reasoning and instruction. Each value is a path, a mapping (path,
+      and optionally name, limit, chat, metric, max_new_tokens: see Task) or a list of these. A path may be a folder of
+      data files. The key versatility, a folder as above or a mapping, can replace the last three keys. Paths are
+      relative to `root`: by default the YAML file's folder, or the working directory.
 
-    `limit` (or the mapping's key limit) takes the first rows of each file that has no limit of its own. `speciality`,
-    relative to the working directory, takes the place of that key.
-    Files that need generation (IFEval) are passed over with a note, unless `generate` (or the mapping's key generate)
-    is true. Raises CofituneError for what is missing.
+    speciality: replaces that key; relative to the working directory.
+    limit: take the first rows of each file without a limit of its own; also a key of the mapping.
+    generate: read files that need generation (IFEval) instead of skipping them with a note; also a key of the mapping.
+    Raises CofituneError if data are missing or an entry is malformed.
     """
     if isinstance(source, Mapping):
         entries, origin, root = dict(source), "The suite", Path(root or ".")
     elif Path(source).is_dir():
         entries, origin, root = _folder_groups(Path(source)), f"The suite folder {source}", Path(root or ".")
     else:
-        entries, origin, root = _read_yaml(Path(source)), f"The suite {source}", Path(root or Path(source).parent)
+        entries, origin, root = _read(Path(source)), f"The suite {source}", Path(root or Path(source).parent)
     _refuse_unknown(entries, _SUITE_KEYS, origin)
     entries = _with_versatility(entries, root, origin)
     roots = dict.fromkeys(GROUPS, root)
@@ -96,9 +97,9 @@ def tasks_to_write(
     speciality: str | Path, versatility: str | Path | None = None, *, limit: int | None = None,
     versatility_limit: int | None = None,
 ) -> list[Task]:
-    """The tasks that `generation_score` can score: the speciality, and what of a versatility suite is generated.
+    """Read the tasks for `generation_score`: the speciality, and the generated tasks of a versatility suite.
 
-    speciality: a data file, of which `limit` takes the first rows. versatility: a folder or file as in `read_suite`.
+    speciality: a data file; `limit` takes its first rows. versatility: a folder or file as in `read_suite`.
     """
     needs_packages("The score of generated text", "sacrebleu", "rouge_score")
     if not versatility:
@@ -113,23 +114,15 @@ def _folder_groups(folder: Path) -> dict[str, Any]:
     return {group: folder.absolute() / group for group in GROUPS if (folder / group).is_dir()}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CofituneError(f"The suite {path} does not exist; name a folder or a YAML file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise CofituneError(f"The suite {path} cannot be read as YAML or JSON ({reason}).") from None
+def _read(path: Path) -> dict[str, Any]:
+    entries = read_yaml(path, "suite")
     if not isinstance(entries, dict):
         raise CofituneError(f"The suite {path} must be a mapping with the keys {', '.join(GROUPS)}.")
     return entries
 
 
 def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[str, Any]:
-    """Put the groups under the key versatility beside speciality."""
+    """Move the groups under the key versatility to the top level."""
     nested = entries.pop("versatility", None)
     if nested is None:
         return entries

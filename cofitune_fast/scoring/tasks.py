@@ -1,4 +1,4 @@
-"""What is scored: tasks of four kinds, read from data files."""
+"""Tasks of four kinds, read from data files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ METRICS = {
     "response": ("likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"),
     "instruction": ("prompt_strict", "instruction_strict"),
 }
-"""The metrics that can be a task's value, by kind of task; the first is the primary one."""
+"""Metrics that can be a task's value, by kind of task. The first is the primary one."""
 
 GENERATED = METRICS["response"][2:] + METRICS["instruction"]
-"""The metrics for which the model has to write."""
+"""Metrics that need generated text."""
 
 _SPLITS = ("train", "valid", "validation", "dev", "test", "eval")
 
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A query and its possible answers, of which `choices[gold]` is right; `chat` as in Task."""
+    """A query and its possible answers. `choices[gold]` is the right one. chat: as in Task."""
 
     query: str
     choices: tuple[str, ...]
@@ -38,7 +38,7 @@ class ChoiceItem:
 
 @dataclass(frozen=True)
 class ContinuationItem:
-    """A text and the words that end it; `chat` as in Task."""
+    """A text and its continuation. chat: as in Task."""
 
     context: str
     continuation: str
@@ -48,7 +48,7 @@ class ContinuationItem:
 
 @dataclass(frozen=True)
 class InstructionItem:
-    """A prompt with instructions that a program can check (IFEval): their ids, and the arguments of each."""
+    """A prompt with instructions that a program can check (IFEval): their ids, and the arguments of each id."""
 
     prompt: str
     instructions: tuple[str, ...]
@@ -61,13 +61,14 @@ Item = ChoiceItem | ContinuationItem | Example | InstructionItem
 
 @dataclass(frozen=True)
 class Task:
-    """Items of one kind, to be scored together.
+    """Items of one kind that are scored together.
 
     kind: "choice" (ChoiceItem), "continuation" (ContinuationItem), "response" (Example) or "instruction"
-    (InstructionItem). With `chat` the query of a choice, or the context of a continuation, is rendered as a user turn
-    through the chat template and the answer scored as the assistant's; an item may ask for that itself. `metric` takes
-    the place of the kind's primary metric: see METRICS. max_new_tokens: of a response that is generated (None: 256,
-    and 1280 for instructions).
+        (InstructionItem).
+    chat: the query of a choice, or the context of a continuation, is rendered as a user turn through the chat template,
+        and the answer is scored as the assistant's turn. It can also be set for a single item.
+    metric: replaces the kind's primary metric, see METRICS.
+    max_new_tokens: limit for a generated response (None: 256, and 1280 for instructions).
     """
 
     name: str
@@ -104,7 +105,7 @@ class Task:
 
 
 class NeedsGeneration(CofituneError):
-    """A data file whose task cannot be scored without generating text."""
+    """Error for a data file whose task cannot be scored without generating text."""
 
 
 def read_task(
@@ -117,15 +118,15 @@ def read_task(
     max_new_tokens: int | None = None,
     generate: bool = False,
 ) -> Task:
-    """Read a task from the first `limit` rows (None: all) of a data file; its fields tell the kind:
+    """Read a task from the first `limit` rows (None: all) of a data file. The fields determine the kind:
 
-    - query, choices, gold: choice (gold is the position of the right choice, from 0);
-    - context, continuation: continuation; in both, `"chat": true` in a row is that of Task for this row;
-    - prompt, instruction_id_list, kwargs (IFEval): instruction, if `generate` allows it;
-    - any form of training data, see `cofitune_fast.data.read_examples`: response.
+    - query, choices, gold: choice (gold is the index of the right choice, from 0);
+    - context, continuation: continuation. In these two kinds a row can set `"chat": true`, see Task;
+    - prompt, instruction_id_list, kwargs (IFEval): instruction, only with `generate`;
+    - any format of training data, see `cofitune_fast.data.read_examples`: response.
 
-    The name is the file's, or folder-file for names such as test.jsonl. Raises CofituneError for bad rows, and its
-    subclass NeedsGeneration for a file (IFEval's) whose answers have to be generated, without `generate`.
+    The name is that of the file, or folder-file for names such as test.jsonl. Raises CofituneError for bad rows, and
+    its subclass NeedsGeneration for an IFEval file without `generate`.
     """
     path = Path(path)
     rows = read_rows(path, limit)
@@ -148,7 +149,7 @@ def read_task(
 
 
 def needs_packages(what: str, *names: str) -> None:
-    """Raises CofituneError, before any work is lost, unless all these packages are installed."""
+    """Raise CofituneError unless all these packages are installed. Call it before expensive work."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise CofituneError(f"{what} needs {', '.join(missing)}: pip install 'cofitune-fast[eval]'.")

@@ -1,4 +1,4 @@
-"""A generated text against its references: n-gram statistics, ROUGE-L, and the number that is the answer."""
+"""Compare a generated text with its references: n-gram statistics, ROUGE-L, and the number that is the answer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..errors import CofituneError
 from .metrics import GeneratedItem, chrf
 
 ANSWER_MARK = "####"
-# a sign after a digit or a word is an operation or a hyphen; commas count where they part thousands
+# A sign after a digit or a word is an operator or a hyphen. Commas may separate thousands.
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _CURRENCY = re.compile("[$€£]")
 
 
 def text_scorer() -> Callable[[str, Sequence[str], bool], GeneratedItem]:
-    """(text, references, whether they carry an answer after ####) -> the item's statistics.
+    """Make a function (text, references, True if these have an answer after ####) -> the item's statistics.
 
-    BLEU's are sacrebleu's, with its 13a tokeniser, letter case kept, and the reference length nearest to the text's;
-    chrF's are those of the reference with the highest chrF; ROUGE-L is rouge-score's F1 without stemming, the best
-    over the references. Raises CofituneError where one of the two packages is missing.
+    BLEU is sacrebleu's, case-sensitive, with its 13a tokeniser and the reference length closest to the text's. chrF is
+    counted against the reference with the highest chrF. ROUGE-L is rouge-score's F1 without stemming, the highest over
+    the references. Raises CofituneError if one of the two packages is missing.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -45,9 +45,9 @@ def text_scorer() -> Callable[[str, Sequence[str], bool], GeneratedItem]:
 
 
 def marked_answer(text: str) -> Decimal | None:
-    """The number after the first ####, as GSM8K writes its answers; None where there is none.
+    """Read the number after the first ####, where GSM8K has its answers; None if there is none.
 
-    1,000 and $1000.00 are equal; what follows the number, such as a full stop, % or a unit, is not read.
+    1,000 and $1000.00 are equal. Text after the number, such as a full stop, % or a unit, is ignored.
     """
     _, _, rest = text.partition(ANSWER_MARK)
     found = _NUMBER.match(_CURRENCY.sub("", rest).lstrip())
@@ -55,7 +55,7 @@ def marked_answer(text: str) -> Decimal | None:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in the text, whatever stands around it, read like `marked_answer`."""
+    """Read the last number in the text, in the notation of `marked_answer`; None if there is none."""
     found = _NUMBER.findall(_CURRENCY.sub("", text))
     return _value(found[-1]) if found else None
 
@@ -73,7 +73,7 @@ def _shared_ngrams(text: str, reference: str) -> list[int]:
     counts = []
     for order in range(1, 7):
         ours, theirs = (_ngrams("".join(part.split()), order) for part in (text, reference))
-        # an order that the reference is too short for is not held against the text
+        # An order for which the reference is too short does not count against the text.
         counts += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
     return counts
 

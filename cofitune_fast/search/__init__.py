@@ -6,10 +6,10 @@ from .journal import Journal, differences
 from .nodes import Node, Rung
 from .observer import Observer, Silent
 from .results import SearchResult
-from .run import Search, SearchSettings, node_rate, search_rate, search_work
+from .run import Search, SearchSettings, node_rate, search_work
 from .space import SPACES, Candidate, Level, children, space_levels
 from .strategy import STRATEGIES, Strategy, named_strategy
 
 __all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Node", "Observer", "Rung",
            "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children", "differences",
-           "named_strategy", "node_rate", "search_rate", "search_work", "space_levels"]
+           "named_strategy", "node_rate", "search_work", "space_levels"]

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
 
-VERSION = 2
+VERSION = 3
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""Who is told how a search goes on; the displays of the command line are such observers."""
+"""Observers of a search or a whole run; the displays of the command line are such observers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from .space import Candidate, Level
 
 
 class Observer(Protocol):
-    """level: a level begins. rung: its contenders are to be trained up to `fraction`. start: one of them begins
-    (several may run at once). finish: the last of `node.rungs` is new, `best` is the best node so far. drop:
-    `node.dropped` says why. chosen: the search is over."""
+    """Receives the progress of a run.
 
+    stage: a stage of the run begins. level: a level of the search begins. rung: its contenders are to be trained up to
+    `fraction`. start: one of them begins (several may run at once). finish: the last of `node.rungs` is new, `best` is
+    the best node so far. drop: `node.dropped` says why. chosen: the search is over. remaining: seconds left, by guess.
+    """
+
+    def stage(self, title: str) -> None: ...
     def note(self, text: str) -> None: ...
     def level(self, level: Level, candidates: list[Candidate]) -> None: ...
     def rung(self, fraction: float, candidates: list[Candidate]) -> None: ...
@@ -26,6 +30,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that says nothing."""
 
+    def stage(self, title: str) -> None: ...
     def note(self, text: str) -> None: ...
     def level(self, level: Level, candidates: list[Candidate]) -> None: ...
     def rung(self, fraction: float, candidates: list[Candidate]) -> None: ...

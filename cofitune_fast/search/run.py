@@ -13,12 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
-from ..training import planned_epochs, training_arguments, with_learning_rate
 from ..trials import TrialSetup, Workbench, clean_node
 from .budget import Budget, Work
 from .choice import choose
@@ -68,15 +65,8 @@ class SearchSettings:
             raise CofituneError(f"search.prior_keep is {self.prior_keep}; it must be above 0 and at most 1.")
 
     def identity(self) -> dict[str, Any]:
-        """What the nodes depend on; the budget may be raised later."""
-        return {**asdict(self), "budget": None, "levels": [[vars(level)[key] for key in ("name", "layers", "roles")]
-                                                           for level in self.levels]}
-
-
-def search_rate(training: Mapping[str, Any], model: nn.Module) -> float:
-    """The rate that `training` gives to a region; see `SearchSettings.learning_rate`. Raises CofituneError where its
-    arguments cannot be."""
-    return training_arguments(with_learning_rate(training, model, full=False), "rate").learning_rate
+        """What the nodes depend on: the levels, whatever the space is called; the budget may be raised later."""
+        return {**asdict(self), "budget": None, "space": None}
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:
@@ -104,15 +94,16 @@ class Search:
         self.output = Path(setup.output)
         self.nodes: dict[str, Node] = {}
         self.work = search_work(bench, setup, settings.full_training)
-        arguments = training_arguments(setup.training, self.output)
-        self._rate, self._seed = search_rate(setup.training, bench.model), arguments.seed
+        self.schedule = bench.schedule(setup.training)
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
+        self.later = 0.0  # operations that its owner will take after the search, for the time that is left
         self._seen: dict[int, float] = {}  # by lowest layer, the share of the rows with cached states
         self._seconds_per_flop = 0.0
+        walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
+        self.likely = walk[-1][0].region if walk else Region.full()  # about as large as what will be chosen
         self._left = {  # operations that each level may still take, for the time that is left
-            found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count)
-            for found in likely_walk(settings.levels, bench.layout, settings.strategy)
+            found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count) for found in walk
         }
 
     @staticmethod
@@ -152,7 +143,7 @@ class Search:
                 clean_node(self.setup, node.id, delta=True)
         self._left = {}
         self.observer.chosen(result.chosen, choice.sentence)
-        self.observer.remaining(0.0)
+        self.observer.remaining(self.later * self._seconds_per_flop)
         return result
 
     def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
@@ -171,8 +162,9 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What the nodes depend on, besides the base and the data."""
-        return {**self.settings.identity(), "training": {**self.setup.training, "learning_rate": self._rate},
-                "loss": self.setup.loss, "anchor": asdict(self.setup.anchor)}
+        training = {**self.setup.training, "learning_rate": self.schedule.learning_rate}
+        return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
+                "anchor": self.setup.anchor.identity()}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
@@ -271,17 +263,22 @@ class Search:
 
     def _node(self, level: Level, candidate: Candidate) -> Node:
         trained = self._count(candidate)
-        rate = self._rate if self.settings.learning_rate == "fixed" else node_rate(self._rate, trained, self._reference)
         factor = f" ×{candidate.rate_factor:g}" if candidate.rate_factor != 1 else ""
         return Node(
             candidate.id, candidate.parent, candidate.level, level.name,
             short_label(candidate.roles, candidate.layers) + factor, str(candidate.region), candidate.roles,
-            candidate.layers, rate * candidate.rate_factor, candidate.rate_factor, trained,
+            candidate.layers, self.rate(candidate, self.schedule.learning_rate), candidate.rate_factor, trained,
         )
+
+    def rate(self, candidate: Candidate, rate: float) -> float:
+        """The learning rate of a node where a region of the reference size has `rate`; see `SearchSettings`."""
+        if self.settings.learning_rate == "size":
+            rate = node_rate(rate, self._count(candidate), self._reference)
+        return rate * candidate.rate_factor
 
     def _job(self, node: Node, end: float) -> dict[str, Any]:
         return {"id": node.id, "region": node.region, "split": "valid", "learning_rate": node.learning_rate,
-                "seed": node.candidate.seed(self._seed), "begin": node.fraction, "end": end, "last": end == 1.0}
+                "seed": node.candidate.seed(self.schedule.seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
     def flops(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> float:
         """Of a job, where `seen` has the share of the rows whose states are cached, by a region's lowest layer."""
@@ -333,25 +330,24 @@ class Search:
         spent = self.ledger.spent()
         self._seconds_per_flop = spent["seconds"] / spent["flops"]
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
-        self.observer.remaining(self.left * self._seconds_per_flop)
+        self.observer.remaining((self.left + self.later) * self._seconds_per_flop)
 
 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:
     """The counted work of searching with these settings."""
-    layout, rows = bench.layout, bench.train_rows
+    layout, rows, schedule = bench.layout, bench.train_rows, bench.schedule(setup.training)
     per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
     embedding = bench.model.get_input_embeddings().weight
     scored = bench.suite_tokens("valid")
     anchored = {}
     if (anchor := setup.anchor).weight > 0:
         tokens, responses = bench.anchor_tokens(anchor)
-        batches = math.ceil(len(rows) / training_arguments(setup.training, "planned").per_device_train_batch_size)
-        share = batches * min(anchor.rows, anchor.texts) / anchor.texts
+        share = schedule.batches * min(anchor.rows, anchor.texts) / anchor.texts
         anchored = {"anchor_tokens": round(share * tokens), "anchor_responses": round(share * responses),
                     "anchor_texts": tokens}
     return Work(
         layout.num_layers, sum(per_layer.values()), embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
-        planned_epochs(setup.training, len(rows)), planned_epochs(full_training or setup.training, len(rows)),
+        schedule.epochs, bench.schedule(full_training or setup.training, full=True).epochs,
         *scored, cached=setup.memory.prefix_cache != "off", **anchored,
     )

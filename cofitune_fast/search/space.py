@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import CofituneError
 from ..regions import Layout, Region
+from ..yaml_text import read_yaml
 
 BROAD = ("0%-50%", "25%-75%", "50%-100%")
 _WORDS = {"layers": ("parent", "halves", "thirds"), "roles": ("parent", "each")}
@@ -93,15 +94,7 @@ def space_levels(space: str | Sequence[dict[str, Any]]) -> tuple[Level, ...]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    import yaml
-
-    try:
-        levels = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CofituneError(f"No search space at {path}: the file does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise CofituneError(f"The search space {path} cannot be read as YAML ({reason}).") from None
+    levels = read_yaml(path, "search space")
     if not isinstance(levels, list):
         raise CofituneError(f"The search space {path} must be a list of levels, each with name, layers and roles.")
     return levels

@@ -1,9 +1,13 @@
-"""Training: the trainer on top of transformers.Trainer, its checkpoints, and one run of a region."""
+"""Training: Trainer's arguments, a run's schedule, the trainer on top of transformers.Trainer, one run of a region."""
 
 from ..memory import MemorySettings
+from .arguments import check_arguments, evaluates, training_arguments
+from .options import TrainOptions
 from .rates import with_learning_rate
-from .run import TrainResult, last_complete_checkpoint, planned_epochs, train_region, training_arguments
+from .run import TrainResult, last_complete_checkpoint, train_region
+from .schedule import Schedule
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
-__all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "TrainResult", "last_complete_checkpoint",
-           "planned_epochs", "train_region", "training_arguments", "with_learning_rate"]
+__all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "Schedule", "TrainOptions", "TrainResult",
+           "check_arguments", "evaluates", "last_complete_checkpoint", "train_region", "training_arguments",
+           "with_learning_rate"]

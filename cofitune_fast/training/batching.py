@@ -12,8 +12,17 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers import TrainingArguments
 
-from ..anchor import Anchor, AnchorRow
-from ..data import IGNORED_LABEL, Encoded, collate, collate_trie, pack_rows, plan_batches
+from ..anchor import Anchor
+from ..data import (
+    IGNORED_LABEL,
+    Encoded,
+    collate_trie,
+    pack_rows,
+    pad_rows,
+    padded_places,
+    plan_batches,
+    row_predictors,
+)
 from ..errors import CofituneError
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
 from ..models.attention import takes_tries
@@ -110,8 +119,7 @@ class TrainingCollator:
         batch["placed"] = [PlacedRow(key, path) for key, path in zip(keys, places, strict=True)]
         task, anchor = [], []
         for row, path in zip(rows, places, strict=True):
-            start = max(row.response_start, 1)  # nothing predicts a row's first token
-            (anchor if isinstance(row, AnchorRow) else task).append((row, path[start - 1 :], row.input_ids[start:]))
+            (anchor if row.of_anchor else task).append((row, *row_predictors(row, path)))
         batch["predictors"] = torch.cat([path for _, path, _ in task])
         labels = torch.tensor([token for _, _, response in task for token in response])
         batch["labels"] = torch.nn.functional.pad(labels, (1, 0), value=IGNORED_LABEL)[None]
@@ -119,16 +127,17 @@ class TrainingCollator:
             batch["anchor_predictors"] = torch.cat([path for _, path, _ in anchor])
             batch["anchor_ids"] = torch.cat([row.ids for row, _, _ in anchor])
             batch["anchor_log_p"] = torch.cat([row.log_p for row, _, _ in anchor])
+        # The disk is read while earlier steps compute, so the read starts here, as early as the rows are known, and the
+        # batch carries its future. A worker process could not send one.
         if self.cache is not None and get_worker_info() is None:
             batch["states"] = self.cache.request(batch["placed"], tuple(batch["input_ids"].shape))
         return batch
 
     def _padded(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
         """The model's inputs, and of each row the places of its tokens without the last."""
-        batch = collate(rows, self.pad_token_id)
-        del batch["labels"]
-        length = batch["input_ids"].shape[1]
-        return batch, [torch.arange(len(row.input_ids) - 1) + number * length for number, row in enumerate(rows)]
+        batch = pad_rows(rows, self.pad_token_id)
+        places = padded_places(rows, batch["input_ids"].shape[1])
+        return batch, [torch.arange(path.start, path.stop) for path in places]
 
     def _packed(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
         pack = pack_rows(rows)
@@ -146,23 +155,28 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
     return padded / packed
 
 
-def training_batches(
-    model: nn.Module, data: KeyedRows, args: TrainingArguments, packing: str
-) -> tuple[FixedBatches, bool]:
-    """The batches of a run, and whether their rows are packed: with "auto" where it saves a tenth of the tokens.
-    Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
+def run_batches(
+    model: nn.Module, data: KeyedRows, evaluated: KeyedRows | None, args: TrainingArguments, packing: str
+) -> tuple[FixedBatches, FixedBatches | None, bool]:
+    """The batches of a run, those of its evaluation rows, and whether rows are packed: with "auto" where it saves a
+    tenth of the tokens. Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
     lengths = [len(row.input_ids) for row in data.rows]
     tasks = data.task_rows
     anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
     shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
     seed = args.seed if args.data_seed is None else args.data_seed
+    ranks = {"rank": args.process_index, "ranks": args.world_size}
+    longest, for_evaluation = max(lengths), None
+    if evaluated is not None:
+        eval_lengths = [len(row.input_ids) for row in evaluated.rows]
+        for_evaluation = FixedBatches(eval_lengths, args.eval_batch_size, seed, by_length=False, shuffle=False, **ranks)
+        longest = max(longest, *eval_lengths)
 
     def batches(by_length: bool) -> FixedBatches:
         return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last, rank=args.process_index, ranks=args.world_size,
-                            **anchored)
+                            drop_last=args.dataloader_drop_last, **ranks, **anchored)
 
-    possible = takes_tries(model, max(lengths))
+    possible = takes_tries(model, longest)
     if packing == "on" and not possible:
         raise CofituneError("memory.packing is on, but this model's attention is not sdpa (it is "
                             f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
@@ -170,5 +184,5 @@ def training_batches(
     at_random = batches(by_length=False)
     if packing == "on" or (packing == "auto" and possible
                            and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):
-        return at_random, True
-    return batches(by_length=True), False
+        return at_random, for_evaluation, True
+    return batches(by_length=True), for_evaluation, False

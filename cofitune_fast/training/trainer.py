@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,26 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import EvalLoopOutput
 
+from ..anchor import Anchor
 from ..data import Encoded
 from ..errors import CofituneError
+from ..losses import CrossEntropy, Term, TopKl, response_losses, takes_chunks
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
-from ..memory.objectives import LOSSES, CrossEntropy, TopKl
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
-from ..memory.response_loss import Term, response_losses, takes_chunks
 from ..memory.settings import MemorySettings
 from ..models.attention import trie_attention
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size
-from ..optim import MaskedAdamW, Pull
-from ..regions import BaseInfo, Region, load_delta, save_delta
-from .batching import KeyedRows, TrainingCollator, training_batches
+from ..optim import MaskedAdamW
+from ..regions import BaseInfo, Trainable, load_delta, save_delta
+from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
 from .callbacks import SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
+from .options import TrainOptions
 
 
 class LossNotFinite(CofituneError):
@@ -51,14 +53,12 @@ class LossNotFinite(CofituneError):
 
 
 class CoFiTuneTrainer(Trainer):
-    """Train one region of a model with a soft mask; everything else is Trainer, its arguments unchanged.
+    """Train one region of a model, held to the base by an anchor or a mask; everything else is Trainer.
 
-    region: what is trained; the rest is frozen, has no gradient and no optimizer state.
-    train_dataset: `Encoded` rows, or `KeyedRows`, which may hold an anchor besides. loss: of a response token, see
-    `memory.objectives.CrossEntropy`. masks: {parameter name: soft mask}, as `Importance.masks` makes them. pull: toward
-    the initial weights, see `optim.Pull`.
-    memory: see MemorySettings; prefix_cache: the open cache of the layers below the region, if there is to be one.
-    optimizer_kind: called in place of MaskedAdamW, with its arguments; makes a subclass of it.
+    region: what is trained; the rest is frozen, has no gradient and no optimizer state. train_dataset: `Encoded` rows,
+    or `KeyedRows`, which hold the anchor of `options` besides. options: see TrainOptions. eval_dataset: rows of which
+    `evaluate` gives the mean loss. prefix_cache: the open cache of the layers below the region, if there is to be one.
+    args: of `arguments.training_arguments`, which refuses what has no effect here.
     Differences to Trainer: a checkpoint holds the delta instead of the whole model, and no pickle; gradient clipping
     (`max_grad_norm`) happens inside the optimizer; only response positions reach the head, and their logits never stand
     all in memory; the layers below the region run without a graph, or not at all where their output is cached; rows
@@ -72,45 +72,36 @@ class CoFiTuneTrainer(Trainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        region: Region,
+        region: Trainable,
         train_dataset: Sequence[Encoded] | KeyedRows,
+        options: TrainOptions = TrainOptions(),  # noqa: B008  (frozen)
         *,
         base: BaseInfo,
         pad_token_id: int,
-        loss: str = "ce",
-        masks: Mapping[str, Tensor] | None = None,
-        mask_mode: str = "update",
-        pull: Pull | None = None,
-        storage: str = "auto",
-        memory: MemorySettings = MemorySettings(),  # noqa: B008  (frozen)
+        eval_dataset: Sequence[Encoded] | KeyedRows | None = None,
         prefix_cache: PrefixCache | None = None,
-        optimizer_kind: Callable[..., MaskedAdamW] | None = None,
         **kwargs: Any,
     ):
-        if loss not in LOSSES:
-            raise CofituneError(f"The loss is {loss!r}; choose one of {', '.join(LOSSES)}.")
-        self.loss, self.anchor_kl = loss, _Mean()
-        self.region, self.base = region, base
-        self.masks, self.mask_mode, self.pull, self.storage = masks, mask_mode, pull, storage
-        self.memory, self.prefix_cache = memory, prefix_cache
-        self.optimizer_kind = optimizer_kind
+        self.anchor_kl, self.kept_eval_loss = _Mean(), None
+        self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
-        data = train_dataset if isinstance(train_dataset, KeyedRows) else KeyedRows(train_dataset)
+        data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
         self.anchor = data.anchor
-        self.batches, packed = training_batches(model, data, args, memory.packing)
+        self.batches, self.eval_batches, packed = run_batches(model, data, evaluated, args, options.memory.packing)
         self.release: GradientRelease | None = None
-        if memory.gradient_release != "off":
+        if options.memory.gradient_release != "off":
             refuse_accumulation(args.gradient_accumulation_steps)
         if args.world_size > 1:
-            _check_sharded(model, args, memory)
-        self.chunked = False
+            _check_sharded(model, args, options.memory)
+        self.chunked: bool | None = None
         args.remove_unused_columns = False  # our collator needs what the model's forward does not name
         _refuse_reentrant(args)
         super().__init__(
             model=model,
             args=args,
             train_dataset=data,
+            eval_dataset=evaluated,
             data_collator=TrainingCollator(pad_token_id, packed, prefix_cache),
             **kwargs,
         )
@@ -119,8 +110,16 @@ class CoFiTuneTrainer(Trainer):
         self.add_callback(SameOnAllRanks())  # after all that decide
 
     def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, self.batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            raise CofituneError("CoFiTuneTrainer evaluates on the rows it was made with; give them as eval_dataset.")
+        return self._loader(self.eval_dataset, self.eval_batches)
+
+    def _loader(self, rows: KeyedRows, batches: FixedBatches) -> DataLoader:
         loader = DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
+            rows, batch_sampler=batches, collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -145,30 +144,46 @@ class CoFiTuneTrainer(Trainer):
             super()._move_model_to_device(model, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        packed = trie_attention(self.model) if self.data_collator.packed else nullcontext()
-        try:
-            with packed:
-                if self.memory.prefix_weights == "host" and self.prefix_cache is not None:
-                    self._park_prefix()
-                return super().train(*args, **kwargs)
-        finally:
-            if self.prefix is not None:
-                self.prefix.__exit__()
-                self.prefix.bring_back()
+        with self._free_prefix():
+            if self.options.memory.prefix_weights == "host" and self.prefix_cache is not None:
+                self._park_prefix()
+            return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _free_prefix(self) -> Iterator[None]:
+        """Inside the block a forward takes packed rows and runs the frozen prefix without a graph."""
+        with ExitStack() as stack:
+            if self.data_collator.packed:
+                stack.enter_context(trie_attention(self.model))
+            stack.callback(reshard, self.model)
             if self.prefix_cache is not None:
-                self.prefix_cache.flush()
-            reshard(self.model)
+                stack.callback(self.prefix_cache.flush)
+            if self.prefix is not None:
+                stack.callback(self.prefix.bring_back)
+                stack.enter_context(self.prefix)
+            yield
+
+    def settle_head(self) -> None:
+        """Find out whether the model's head allows the loss in chunks; inside `_free_prefix`, on the model's device."""
+        if self.prefix is None:
+            self.chunked = takes_chunks(self.model)
+            return
+        weight = self.model.get_input_embeddings().weight
+        states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        with self.prefix.replaced_by(states) as one_token:  # the layers below may be away
+            self.chunked = takes_chunks(self.model, one_token)
 
     def _park_prefix(self) -> None:
         """Fill the cache by a pass over all rows; if it then holds them all, the prefix's weights go to the host."""
-        with self.prefix:
-            for indices in self.batches.batches:
-                batch = self.data_collator([self.train_dataset[index] for index in indices])
+        for rows, batches in ((self.train_dataset, self.batches), (self.eval_dataset, self.eval_batches)):
+            for indices in batches.batches if batches is not None else ():
+                batch = self.data_collator([rows[index] for index in indices])
                 if not self.prefix_cache.store.has_all(row.key for row in batch["placed"]):
                     batch = self._prepare_inputs(batch)
                     self.prefix_cache.keep(batch["placed"], self.prefix.states(self.model, _call(batch)))
         self.prefix_cache.flush()
-        if self.prefix_cache.store.has_all(self.train_dataset.keys):
+        keys = [*self.train_dataset.keys, *(self.eval_dataset.keys if self.eval_dataset is not None else ())]
+        if self.prefix_cache.store.has_all(keys):
             self.prefix.park()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -179,21 +194,22 @@ class CoFiTuneTrainer(Trainer):
                  "weight_decay": self.args.weight_decay},
                 {"params": [pair for pair in self.trained if pair[0] not in decayed], "weight_decay": 0.0},
             ]
-            kind = HostMaskedAdamW if self.memory.optimizer_states == "host" else MaskedAdamW
-            self.optimizer = (self.optimizer_kind or kind)(
+            options = self.options
+            kind = HostMaskedAdamW if options.memory.optimizer_states == "host" else MaskedAdamW
+            self.optimizer = (options.optimizer_kind or kind)(
                 [group for group in groups if group["params"]],
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 max_grad_norm=self.args.max_grad_norm or None,
-                masks=dict(self.masks) if self.masks else None,
-                mask_mode=self.mask_mode,
-                pull=self.pull,
-                storage=self.storage,
+                masks=dict(options.masks) if options.masks else None,
+                mask_mode=options.mask_mode,
+                pull=options.pull,
+                storage=options.storage,
                 seed=self.args.seed,
             )
-            if self.memory.gradient_release != "off":
-                self.release = GradientRelease(self.optimizer, self.memory.gradient_release)
+            if options.memory.gradient_release != "off":
+                self.release = GradientRelease(self.optimizer, options.memory.gradient_release)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
@@ -213,7 +229,7 @@ class CoFiTuneTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """One micro-batch; where gradients leave the device as they are made, the optimizer runs the backward."""
-        if self.release is None and self.memory.optimizer_states == "device":
+        if self.release is None and self.options.memory.optimizer_states == "device":
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
@@ -234,12 +250,12 @@ class CoFiTuneTrainer(Trainer):
         """The mean loss of the response tokens, in fp32, and the anchor's weight times its mean KL. A mean is over the
         tokens of the whole step: the sum over `num_items_in_batch` where Trainer gives it."""
         if return_outputs:
-            raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; score the model with "
-                                "cofitune evaluate.")
+            raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; `evaluate` gives the loss, "
+                                "and cofitune evaluate scores the model.")
         targets = inputs["labels"][0, 1:]
         # FSDP averages the gradients over the ranks; times their number it is the sum.
         scale = world_size() / (total(len(targets)) if num_items_in_batch is None else num_items_in_batch)
-        terms = [Term(inputs["predictors"], CrossEntropy(targets, self.loss), scale)]
+        terms = [Term(inputs["predictors"], CrossEntropy(targets, self.options.loss), scale)]
         if "anchor_predictors" in inputs:
             divergence = TopKl(inputs["anchor_ids"], inputs["anchor_log_p"])
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -254,6 +270,41 @@ class CoFiTuneTrainer(Trainer):
         if model.training and not math.isfinite(value):
             raise LossNotFinite(self.state.global_step, value)
         return loss
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean cross entropy of a response token in nats, as metric `eval_loss`; there are no predictions."""
+        model, losses, tokens = self.model, 0.0, 0
+        training = self.is_in_train
+        self.callback_handler.eval_dataloader = dataloader
+        if not training:
+            self._move_model_to_device(model, self.args.device)
+        model.eval()
+        with nullcontext() if training else self._free_prefix():
+            if self.chunked is None:
+                self.settle_head()
+            for batch in dataloader:
+                inputs = self._prepare_inputs(batch)
+                targets = inputs["labels"][0, 1:]
+                terms = [Term(inputs["predictors"], CrossEntropy(targets), 1.0)]
+                with self._forward(inputs) as call:
+                    (loss,) = response_losses(model, call, terms, chunked=self.chunked, liger=True)
+                losses, tokens = losses + loss.item(), tokens + len(targets)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        mean = total(losses) / total(tokens)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics={f"{metric_key_prefix}_loss": mean},
+                              num_samples=len(dataloader.dataset))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's, on the rows the trainer was made with."""
+        if self.eval_dataset is None:
+            raise CofituneError("There are no rows to evaluate on; give CoFiTuneTrainer an eval_dataset.")
+        metrics = super().evaluate(*args, **kwargs)
+        self.kept_eval_loss = metrics["eval_loss"]
+        return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trainer's, and with an anchor the mean KL per anchor token so far, in nats."""
@@ -304,6 +355,8 @@ class CoFiTuneTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self.kept_eval_loss = next((entry["eval_loss"] for entry in self.state.log_history
+                                    if entry["step"] == self.state.best_global_step and "eval_loss" in entry), None)
 
 
 class _Mean:
@@ -341,15 +394,14 @@ class _FrozenPart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         model.disable_input_require_grads()  # does nothing where checkpointing is off
-        trainer, prefix = self._trainer, self._trainer.prefix
-        if prefix is None:
-            trainer.chunked = takes_chunks(model)
-            return
-        prefix.__enter__()
-        weight = trainer.model.get_input_embeddings().weight
-        states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        with prefix.replaced_by(states) as one_token:  # the layers below may be away
-            trainer.chunked = takes_chunks(model, one_token)
+        prefix = self._trainer.prefix
+        if prefix is not None:
+            prefix.stop_checkpointing()
+        self._trainer.settle_head()
+
+
+def _keyed(rows: Sequence[Encoded] | KeyedRows | None, anchor: Anchor | None = None) -> KeyedRows | None:
+    return rows if rows is None or isinstance(rows, KeyedRows) else KeyedRows(rows, anchor)
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,6 +2,6 @@
 
 from .job import clean_node, run_job
 from .setup import TrialSetup
-from .workbench import TrialData, Workbench
+from .workbench import BaseLost, TrialData, Workbench
 
-__all__ = ["TrialData", "TrialSetup", "Workbench", "clean_node", "run_job"]
+__all__ = ["BaseLost", "TrialData", "TrialSetup", "Workbench", "clean_node", "run_job"]

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..files import read_json
 from ..regions import Region, load_delta, save_delta
-from ..training import last_complete_checkpoint
+from ..training import TrainOptions, last_complete_checkpoint
 from .setup import TrialSetup
 from .workbench import Workbench
 
@@ -80,7 +80,7 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
         region, folder,
         {**setup.training, **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
          "save_strategy": "no", "save_total_limit": 1, "resume_from_checkpoint": checkpoint},
-        loss=setup.loss, anchor=bench.anchor(setup.anchor), storage=setup.storage, memory=setup.memory,
+        TrainOptions(loss=setup.loss, anchor=bench.anchor(setup.anchor), storage=setup.storage, memory=setup.memory),
         callbacks=[pause],
     )
     if job["last"]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..data import Encoded, collate
+from ..data import Encoded, collate, label_predictors
 from ..errors import CofituneError
-from ..models.head import response_logits, select_positions
+from ..models.head import logits_at, select_positions
 from ..models.mode import evaluation_mode
 from ..regions import Region
 from .workbench import Workbench
@@ -108,7 +108,9 @@ def _batches(bench: Workbench) -> list[list[Encoded]]:
 
 
 def _loss(bench: Workbench, rows: Sequence[Encoded]) -> Tensor:
-    logits, targets = response_logits(bench.model, _on_device(bench, rows))
+    batch = _on_device(bench, rows)
+    mask, targets = label_predictors(batch["labels"])
+    logits = logits_at(bench.model, batch, mask)
     return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device))
 
 

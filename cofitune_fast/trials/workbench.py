@@ -25,7 +25,7 @@ from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import open_prefix
 from ..models import LoadedModel, dtype_name
 from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
-from ..regions import BaseInfo, Layout, Region, resolve_layout, restore
+from ..regions import BaseInfo, Layout, Region, Trainable, resolve_layout, restore
 from ..scoring import (
     BaseStates,
     Suite,
@@ -36,7 +36,7 @@ from ..scoring import (
     score_suite,
     suite_tokens,
 )
-from ..training import MemorySettings, TrainResult, train_region
+from ..training import MemorySettings, Schedule, TrainOptions, TrainResult, evaluates, train_region
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ def content_digest(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
 
 
+class BaseLost(CofituneError):
+    """The base's bytes could not be put back; nothing may be trained from what the model holds now."""
+
+
 class Workbench:
     """The base model, its fingerprint, its training rows and its suites, each made when first asked for.
 
@@ -92,6 +96,11 @@ class Workbench:
         """The encoded training rows. Raises CofituneError when no training file is named or it is unusable."""
         path = self._file("train")
         return encode_examples(read_examples(path, self.data.limit), self.tokenizer, self.data.max_length)
+
+    @cached_property
+    def valid_rows(self) -> list[Encoded]:
+        """The encoded validation rows, for evaluations during training."""
+        return encode_examples(read_examples(self._file("valid")), self.tokenizer, self.data.max_length)
 
     @cached_property
     def data_digests(self) -> dict[str, str]:
@@ -227,13 +236,22 @@ class Workbench:
             self._with_data[data] = other
         return self._with_data[data]
 
-    def train(self, region: Region, output_dir: str | Path, training: Mapping[str, Any] | None = None,
-              *, rows: Sequence[Encoded] | None = None, **options: Any) -> TrainResult:
-        """Train `region` in place from what the model holds now, on `rows` or else the training rows; options as in
-        `training.train_region`."""
+    def schedule(self, training: Mapping[str, Any], *, full: bool = False) -> Schedule:
+        """The resolved schedule of a training on this model and these rows."""
+        return Schedule.of(training, self.model, len(self.train_rows), full=full)
+
+    def train(
+        self, region: Trainable, output_dir: str | Path, training: Mapping[str, Any] | None = None,
+        options: TrainOptions = TrainOptions(),  # noqa: B008  (frozen)
+        *, rows: Sequence[Encoded] | None = None, **watching: Any,
+    ) -> TrainResult:
+        """Train `region` in place from what the model holds now, on `rows` or else the training rows; evaluations that
+        `training` asks for are on the validation rows. watching: callbacks and the like, see `training.train_region`.
+        """
         return train_region(
-            self.model, region, self.train_rows if rows is None else rows, output_dir, training, base=self.base,
-            pad_token_id=self.pad_token_id, **options,
+            self.model, region, self.train_rows if rows is None else rows, output_dir, training, options,
+            base=self.base, pad_token_id=self.pad_token_id,
+            eval_rows=self.valid_rows if evaluates(training or {}) else None, **watching,
         )
 
     @contextmanager
@@ -251,7 +269,7 @@ class Workbench:
                 parameter.grad = None
                 parameter.requires_grad_(False)
             if tensor_digests(self.model) != self.digests:
-                raise CofituneError("The base model's bytes could not be put back after a trial; load it anew.")
+                raise BaseLost("The base model's bytes could not be put back after a trial; load it anew.")
 
     def masks(self, importance: Importance, region: Region, preset: str) -> dict[str, Tensor]:
         """The soft masks of `region`; the importance must have been measured on this base."""

@@ -13,7 +13,7 @@ from cofitune_fast.data import Encoded, encode_prompt
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.regions import BaseInfo, Region
-from cofitune_fast.training import train_region
+from cofitune_fast.training import TrainOptions, train_region
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "Tell me of the sea.", "Why?")]
 WEIGHT, ROWS = 0.7, 2
@@ -174,7 +174,8 @@ def test_a_step_is_what_plain_torch_does(tmp_path, region, packing, accumulation
         {"learning_rate": 1e-2, "per_device_train_batch_size": 4 // accumulation, "adam_epsilon": 1e-2, "seed": 3,
          "gradient_accumulation_steps": accumulation, "lr_scheduler_type": "constant", "warmup_steps": 0,
          "max_grad_norm": 0.0},
-        base=BaseInfo.of(model, "tiny"), pad_token_id=0, anchor=anchor, memory=MemorySettings(packing=packing),
+        TrainOptions(anchor=anchor, memory=MemorySettings(packing=packing)),
+        base=BaseInfo.of(model, "tiny"), pad_token_id=0,
     )
     assert result.steps == 1
     assert result.anchor_kl == pytest.approx(kl.item(), rel=1e-4)
@@ -207,17 +208,15 @@ def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path):
     for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
         model = make_tiny_model()
         train_region(model, REGIONS["region"], task_rows(), tmp_path / name,
-                     {**training, "resume_from_checkpoint": resume}, base=BaseInfo("tiny", "print", "float32"),
-                     pad_token_id=0, anchor=anchor)
+                     {**training, "resume_from_checkpoint": resume}, TrainOptions(anchor=anchor),
+                     base=BaseInfo("tiny", "print", "float32"), pad_token_id=0)
         found.append(tensor_digests(model))
     assert found[0] == found[1]
 
 
-def test_an_unknown_loss_is_refused(tmp_path):
-    model = make_tiny_model()
+def test_an_unknown_loss_is_refused():
     with pytest.raises(CofituneError, match=r"The loss is 'focal'; choose one of ce, dft, eaft\."):
-        train_region(model, REGIONS["region"], task_rows(), tmp_path, base=BaseInfo.of(model, "tiny"), pad_token_id=0,
-                     loss="focal")
+        TrainOptions(loss="focal")
 
 
 def test_the_settings_of_the_yaml_are_those_of_the_anchor():
@@ -226,3 +225,14 @@ def test_the_settings_of_the_yaml_are_those_of_the_anchor():
     from cofitune_fast.config import AnchorSection
 
     assert AnchorSection().model_dump() == asdict(AnchorSettings(weight=1.0))  # on for a run, off in a library call
+
+
+def test_a_runs_identity_has_the_prompts_content_and_not_their_path(tmp_path):
+    here, there, other = (tmp_path / name / "prompts.txt" for name in ("here", "there", "other"))
+    for file, text in ((here, "One?\nTwo?\n"), (there, "One?\nTwo?\n"), (other, "One?\nThree?\n")):
+        file.parent.mkdir()
+        file.write_text(text)
+    of_here, of_there, of_other = (settings(tmp_path, prompts=str(file)).identity() for file in (here, there, other))
+    assert of_here == of_there != of_other and str(tmp_path) not in str(of_here)
+    assert settings(tmp_path, prompts="general").identity()["prompts"] == "general"
+    assert settings(tmp_path, weight=0.0, prompts="no.txt").identity() == {"weight": 0.0}

@@ -9,10 +9,11 @@ import pytest
 from comparison_cases import Recorder, make_bench, make_setup
 from tiny import make_tiny_model, write_jsonl
 
-from cofitune_fast.compare import Comparison, ComparisonSettings, read_methods
-from cofitune_fast.compare.entries import scores_row
-from cofitune_fast.compare.folder import ComparisonFolder
+from cofitune_fast.compare import Comparison, ComparisonSettings
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.methods import read_methods
+from cofitune_fast.methods.entries import scores_row
+from cofitune_fast.methods.folder import RunFolder
 from cofitune_fast.training import MemorySettings
 
 METHODS = ["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"]
@@ -193,7 +194,7 @@ def test_a_folder_without_drift_goes_on_without(make, tmp_path):
 
 def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):
     comparison, _ = make()
-    with ComparisonFolder(tmp_path / "run", comparison.identity()), \
+    with RunFolder(tmp_path / "run", comparison.identity()), \
             pytest.raises(CofituneError, match="Another comparison is running"):
         comparison.run()
     comparison.run()

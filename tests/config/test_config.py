@@ -53,7 +53,7 @@ def test_defaults(read):
         "file": None, "samples": 64, "batch_size": 8, "dropout": 0.003, "seed": 0}
     assert (config.mask.preset, config.mask.mode, config.storage) == ("none", "update", "auto")
     assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
-    assert config.compare.full_sft == {}
+    assert (config.run.full_sft, config.run.full_sft_training) == (True, {})
 
 
 @pytest.mark.parametrize("storage", ["auto", *STORAGES])
@@ -68,6 +68,18 @@ def test_an_empty_file_is_the_defaults(read):
 def test_defaults_are_not_shared_between_configurations(read):
     read().training["max_steps"] = 3
     assert read().training == {}
+
+
+@pytest.mark.parametrize(("text", "arguments"), [
+    ("run: {full_sft_training: {learning_rate: 1e-4}}", []),
+    ("compare: {full_sft: {learning_rate: 1e-4}}", []),
+    (None, ["--compare.full_sft.learning_rate", "1e-4"]),
+])
+def test_the_arguments_of_full_sft_by_either_name(read, text, arguments):
+    config = read(text, *arguments)
+    assert config.run.full_sft_training == {"learning_rate": 1e-4} and config.compare.full_sft == {}
+    wrong(read, "compare.full_sft is the old name of run.full_sft_training, and both are given", text, *arguments,
+          "--run.full_sft_training.seed", "1", "--compare.full_sft.seed", "1")
 
 
 @pytest.mark.parametrize(("text", "section", "key", "value"), [
@@ -132,6 +144,46 @@ def test_a_name_that_looks_like_another_type_stays_a_name(read, text):
     assert read(None, "--output", text).output == text
 
 
+@pytest.mark.parametrize("text", ["off", "on", "yes", "2024-05-01"])
+def test_only_true_and_false_are_booleans_and_nothing_is_a_date(read, text):
+    assert read(f"title: {text}").title == text
+    for config in (read(f"training: {{a: [{text}]}}"), read(None, "--training.a", f"[{text}]")):
+        assert config.training == {"a": [text]}
+    assert read("training: {a: True, b: false}").training == {"a": True, "b": False}
+
+
+@pytest.mark.parametrize("text", ["2e5", "1e-4", "12", "1.5", "true", "null", "~"])
+def test_quoted_text_is_text(read, text):
+    assert read(f"title: '{text}'").title == text
+    assert read(f'training: {{a: ["{text}"]}}').training == {"a": [text]}
+    assert read(None, "--training.a", f"'{text}'").training == {"a": text}
+
+
+def test_a_word_where_training_arguments_want_true_or_false(read):
+    wrong(read, "training.bf16 is 'off'; write true or false.", "training: {bf16: off}")
+    wrong(read, "training.gradient_checkpointing is 'no'; write true or false.",
+          None, "--training.gradient_checkpointing", "no")
+    assert read("training: {save_strategy: no, bf16: false}").training == {"save_strategy": "no", "bf16": False}
+
+
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_on_and_off_are_words_in_the_memory_section(read, word):
+    for memory in (read(f"memory: {{packing: {word}, gradient_release: off}}").memory,
+                   read(None, "--memory.packing", word).memory):
+        assert (memory.packing, memory.gradient_release) == (word, "off")
+    wrong(read, "memory.prefix_cache", "memory: {prefix_cache: true}")
+
+
+def test_paths_in_the_home_folder(read, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = read("data: ~/rows.jsonl\nanchor: {prompts: ~/p.txt}\ncompare: {tasks: {a: {train: ~/a.jsonl}}}",
+                  "--output", "~/run", "--model.path=~/base", "--title", "~ 5 rows", "--region", "ffn@all")
+    assert (config.data.train, config.anchor.prompts) == ("/home/somebody/rows.jsonl", "/home/somebody/p.txt")
+    assert config.compare.tasks == {"a": {"train": "/home/somebody/a.jsonl"}}
+    assert (config.output, config.model.path) == ("/home/somebody/run", "/home/somebody/base")
+    assert (config.title, config.region) == ("~ 5 rows", "ffn@all")
+
+
 def test_values_of_other_types(read):
     config = read(None, "--training.bf16", "true", "--training.resume_from_checkpoint", "null",
                   "--search.space", "[{layers: [0-3, 8], roles: [ffn, mha]}]", "--data.limit", "7")
@@ -168,7 +220,7 @@ def test_search_levels_pass_as_they_are(read):
     ("versatility: {tset: x}", "Unknown key versatility.tset in {path}; did you mean versatility.test?"),
     ("importance: {sample: 3}", "did you mean importance.samples?"),
     ("search: {spaces: paper}", "did you mean search.space?"),
-    ("compare: {fullsft: {}}", "did you mean compare.full_sft?"),
+    ("run: {fullsft: true}", "did you mean run.full_sft?"),
     ("mask: {zzzz: 1}", "Unknown key mask.zzzz in {path}; known are mode, preset."),
     ("data: {max_lenght: 3, limit: none}", "did you mean data.max_length?"),  # before the wrong type
 ])

@@ -6,8 +6,9 @@ import json
 from collections import Counter
 
 import pytest
+from demo_data import commonsense, constraints, generate, knowledge, reasoning, speciality
 
-from cofitune_fast.demo import commonsense, constraints, data_folder, generate, knowledge, reasoning, speciality
+from cofitune_fast.demo import data_folder
 
 COUNTS = {
     "speciality/train.jsonl": 400,

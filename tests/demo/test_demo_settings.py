@@ -76,7 +76,7 @@ def test_its_training_arguments_and_space_are_accepted(no_package, tmp_path):
     from cofitune_fast.training import training_arguments
 
     config = demo_config({"model": "x"})
-    for extra in ({}, config.search.training, config.compare.full_sft):
+    for extra in ({}, config.search.training, config.run.full_sft_training):
         arguments = training_arguments({**config.training, **extra}, tmp_path)
         assert arguments.learning_rate == {**config.training, **extra}["learning_rate"]
     assert len(space_levels(config.search.space)) == 3

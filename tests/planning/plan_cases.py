@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from cofitune_fast.losses.chunked import response_loss, takes_chunks
 from cofitune_fast.memory.gradient_hooks import backward
 from cofitune_fast.memory.prefix import FrozenPrefix
-from cofitune_fast.memory.response_loss import response_loss, takes_chunks
 
 
 def make_batch(rows, length, response, *, vocabulary=200):

@@ -8,7 +8,7 @@ from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.models import load_model, response_logits
+from cofitune_fast.models import load_model, logits_at
 from cofitune_fast.models.fingerprint import fingerprint, tensor_digests
 from cofitune_fast.regions import BaseInfo, FrozenProof, Region, load_delta, merge, read_delta, save_delta
 from cofitune_fast.training import train_region
@@ -44,11 +44,10 @@ def train(model, folder, **training):
 @torch.no_grad()
 def loss(model, rows):
     ids = torch.tensor([row.input_ids for row in rows])
-    labels = ids.clone()
-    labels[:, :2] = -100
-    logits, targets = response_logits(
-        model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-    return torch.nn.functional.cross_entropy(logits.float(), targets).item()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = mask[:, -1] = False
+    logits = logits_at(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, mask)
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 2:].flatten()).item()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,8 +11,8 @@ from synthetic_report import method, node, synthetic_report
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import read_report, write_report
-from cofitune_fast.report.schema import checked
-from cofitune_fast.report.tables import TITLES, method_rows
+from cofitune_fast.report.run.schema import checked
+from cofitune_fast.report.run.tables import TITLES, method_rows
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -6,9 +6,9 @@ import pytest
 from synthetic_report import method, node, synthetic_report
 
 from cofitune_fast.report import write_report
-from cofitune_fast.report.palette import COLORS, LIGHT, STEPS, method_styles, step_of
-from cofitune_fast.report.schema import checked
-from cofitune_fast.report.tree import BOX_HEIGHT, chosen_path, layout
+from cofitune_fast.report.run.schema import checked
+from cofitune_fast.report.search.tree import BOX_HEIGHT, chosen_path, layout
+from cofitune_fast.report.style.palette import COLORS, LIGHT, STEPS, method_styles, step_of
 
 pytest.importorskip("matplotlib")
 

@@ -29,7 +29,7 @@ from cofitune_fast.models import LoadedModel, sharded
 from cofitune_fast.models.fingerprint import named_parameters, tensor_digests
 from cofitune_fast.regions import BaseInfo, FrozenProof, Region, load_delta, read_delta, restore, save_delta
 from cofitune_fast.scoring.score import answer_scores
-from cofitune_fast.training import LossNotFinite, MemorySettings, train_region
+from cofitune_fast.training import LossNotFinite, MemorySettings, TrainOptions, train_region
 from cofitune_fast.training.run import last_complete_checkpoint
 from cofitune_fast.trials import TrialData, Workbench
 
@@ -71,11 +71,13 @@ def train(folder, region, *, model=None, rows_=None, training=None, memory=None,
     """Trains with batches of `batch` rows per rank, by default 2, so that 2 ranks have 4; returns model and result."""
     model = model or model_of()
     base = base or BaseInfo.of(model, "tiny")
+    watching = {key: options.pop(key) for key in ("callbacks", "on_last_good", "interruptible", "eval_rows")
+                if key in options}
     result = train_region(
         model, Region.parse(region), rows_ or rows(), folder, {
             "learning_rate": 1e-2, "adam_epsilon": 1e-4, "per_device_train_batch_size": batch, "seed": 3,
             "num_train_epochs": 2, "logging_steps": 1, **(training or {}),
-        }, base=base, pad_token_id=0, memory=MemorySettings(**(memory or {})), **options,
+        }, TrainOptions(memory=MemorySettings(**(memory or {})), **options), base=base, pad_token_id=0, **watching,
     )
     return model, base, result
 

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.losses.chunked import response_loss
 from cofitune_fast.memory.prefix import FrozenPrefix
 from cofitune_fast.memory.prefix_store import INDEX, STATES, PrefixStore
-from cofitune_fast.memory.response_loss import response_loss
 from cofitune_fast.memory.settings import prefix_cache_folder
 from cofitune_fast.models.attention import trie_attention
 from cofitune_fast.regions import Region
@@ -218,7 +218,6 @@ def test_the_settings_of_the_yaml_are_those_of_the_run():
     from cofitune_fast.config import MemorySection
 
     assert MemorySection().model_dump() == asdict(MemorySettings())
-    assert MemorySection(packing=False, gradient_release=False).model_dump() == asdict(MemorySettings(packing="off"))
 
 
 @pytest.mark.parametrize("error", [

@@ -13,7 +13,7 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import BaseInfo, Region, read_delta
-from cofitune_fast.training import LossNotFinite, train_region
+from cofitune_fast.training import LossNotFinite, TrainOptions, train_region
 from cofitune_fast.training.checkpoint import random_states, set_random_states
 from cofitune_fast.training.run import last_complete_checkpoint
 
@@ -29,10 +29,15 @@ def rows(count=12, seed=0):
     return made
 
 
+WATCHING = ("callbacks", "on_last_good", "interruptible", "eval_rows")
+
+
 def run(model, folder, region=REGION, data=None, **options):
+    watching = {key: options.pop(key) for key in WATCHING if key in options}
     training = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "seed": 3, **options.pop("training", {})}
     return train_region(
-        model, region, data or rows(), folder, training, base=BaseInfo.of(model, "tiny"), pad_token_id=0, **options
+        model, region, data or rows(), folder, training, TrainOptions(**options), base=BaseInfo.of(model, "tiny"),
+        pad_token_id=0, **watching,
     )
 
 
@@ -109,7 +114,7 @@ def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path, storage):
     train_region(
         fresh, REGION, rows(), tmp_path / "broken",
         {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "seed": 3, **options, "resume_from_checkpoint": True},
-        base=base, pad_token_id=0, storage=storage,
+        TrainOptions(storage=storage), base=base, pad_token_id=0,
     )
     assert tensor_digests(fresh) == tensor_digests(through)
 

@@ -9,7 +9,7 @@ from tiny import make_tiny_model
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
 from cofitune_fast.regions import Region
-from cofitune_fast.training import MemorySettings
+from cofitune_fast.training import MemorySettings, TrainOptions
 from cofitune_fast.trials import TrialData, Workbench, workbench
 
 TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "no"}
@@ -127,7 +127,7 @@ def test_a_trained_region_is_scored_through_its_cached_prefix_to_the_same_bits(b
     bench.model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: ran.append(1))
     for number, region in enumerate((REGION, REGION, Region.parse("mha@2"))):
         with bench.trial(region):
-            bench.train(region, tmp_path / str(number), {**TRAINING, "seed": number}, memory=memory)
+            bench.train(region, tmp_path / str(number), {**TRAINING, "seed": number}, TrainOptions(memory=memory))
             expected = bench.score("valid").to_dict(items=True)
             ran.clear()
             assert bench.score("valid", region=region, memory=memory).to_dict(items=True) == expected

@@ -1,0 +1,1 @@
+"""The commands of the command line: one file each, named as the command; `app` finds them, `setup` serves them."""

@@ -1,0 +1,160 @@
+"""Compare methods x tasks x learning rates x seeds: curves and verdicts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..compare import Comparison, ComparisonSettings
+from ..config import Config, DataSection
+from ..display import PlainDisplay
+from ..errors import CofituneError
+from ..files import writable_folder
+from ..methods import WORK, read_methods, refuse_unknown, run_method
+from ..models.sharded import started_by_torchrun
+from ..report import comparison_table, write_report
+from ..search import Observer
+from ..search.executors import InProcess
+from ..trials import TrialData, Workbench
+from .app import AsJson, ConfigFile, command, console, emit
+from .run import do_run
+from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
+
+
+@command
+def compare(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; train none.")] = False,
+    so_far: Annotated[bool, typer.Option("--so-far", help="Compare the runs that there are; train none.")] = False,
+) -> None:
+    """Compare methods on tasks, at the learning rates of a sweep, with several seeds; resumes in the same output
+    folder.
+
+    Without compare.methods it does the job of `cofitune run`."""
+    settings = read_config(context, config)
+    if settings.compare.methods:
+        _compare(settings, as_json, dry_run, so_far)
+    elif dry_run or so_far:
+        raise CofituneError("--dry-run and --so-far are for the runs of compare.methods, and there are none; for a "
+                            "search use `cofitune search --dry-run`.")
+    else:
+        console.print("There are no compare.methods, so this does the job of `cofitune run`; use that command for it.",
+                      highlight=False)
+        do_run(settings, as_json)
+
+
+def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> None:
+    display = PlainDisplay(console)
+    display.stage(f"Loading {needed(settings, 'model').path}")
+    elsewhere = settings.compare.executor != "in-process"
+    with open_comparison(settings, needed(settings, "output"), display,
+                         lambda: make_workbench(settings, device="cpu" if elsewhere else None),
+                         dry_run=dry_run) as comparison:
+        if dry_run:
+            rows = comparison.plan()
+            emit({"runs": rows}, as_json, lambda: print(plan_table(rows)))
+            return
+        content = comparison.run(make=not so_far)
+    paths = write_report(Path(settings.output) / "comparison.json", settings.output)
+
+    def show() -> None:
+        out = Console()
+        out.print(comparison_table(content))
+        for path in (paths["html"], *paths["png"], paths["json"]):
+            out.print(str(path), highlight=False, soft_wrap=True)
+
+    emit(content, as_json, show)
+
+
+def comparison_settings(settings: Config) -> ComparisonSettings:
+    """Methods, tasks and seeds; paths are absolute, as a worker may start in another folder."""
+    section = settings.compare
+    if len(set(section.seeds)) < len(section.seeds):
+        raise CofituneError(f"compare.seeds is {section.seeds}; each seed may stand there once.")
+    methods = read_methods(section.methods, section.learning_rates, settings.region)
+    return ComparisonSettings(
+        methods, _tasks(settings), tuple(section.seeds), _absolute(section.general), settings.importance.arguments(),
+        settings.title, settings.versatility.drift_rows,
+    )
+
+
+def _tasks(settings: Config) -> dict[str, TrialData]:
+    shared, section = trial_data(settings), settings.compare
+    if section.tasks:
+        found = {name: _task(name, values, shared) for name, values in section.tasks.items()}
+    elif settings.data.train is None:
+        raise CofituneError("Nothing to compare on: set compare.tasks, or data.train, data.valid and data.test.")
+    else:
+        found = {"task": shared}
+    files = ("train", "valid", "test", "versatility_valid", "versatility_test")
+    return {name: replace(data, limit=section.limit if data.limit is None else data.limit,
+                          **{key: _absolute(getattr(data, key)) for key in files}) for name, data in found.items()}
+
+
+def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
+    where = f"The task {name} of compare.tasks"
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise CofituneError(f"{where} has a name that cannot be a file's; use letters, digits, dots and dashes.")
+    refuse_unknown(values, list(DataSection.model_fields), where)
+    for part in ("train", "valid", "test"):
+        if not values.get(part):
+            raise CofituneError(f"{where} has no {part} data; name a JSON, JSONL or CSV file.")
+    try:
+        data = DataSection.model_validate(values)
+    except ValueError as error:  # pydantic's own
+        problem = error.errors()[0]
+        raise CofituneError(f"{where} has {problem['input']!r} as {problem['loc'][0]}: {problem['msg']}.") from None
+    return replace(shared, **data.model_dump())
+
+
+@contextmanager
+def open_comparison(
+    settings: Config, output: str | Path, observer: Observer, workbench: Callable[[], Workbench], *,
+    dry_run: bool = False,
+) -> Iterator[Comparison]:
+    """The comparison of a configuration; its workers end with the block. dry_run: only to be planned, without workers
+    and an output folder."""
+    if started_by_torchrun():
+        raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
+                            "train.")
+    chosen = comparison_settings(settings)
+    first = next(iter(chosen.tasks.values()))
+    setup = replace(trial_setup(settings, os.path.abspath(output)), data=first, training=settings.training, work=WORK)
+    if not dry_run:
+        writable_folder(output)
+    bench = workbench().with_data(first)
+    work = lambda job: run_method(bench, setup, job)  # noqa: E731
+    executor = InProcess(work) if dry_run else make_workers(settings.compare, setup, work)
+    try:
+        yield Comparison(bench, setup, chosen, executor, observer)
+    finally:
+        executor.close()
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The runs of a comparison, a line each, and what those take together that are not made yet."""
+    width = max(len(row["method"]) for row in rows)
+    lines = [f"{number:5}  {row['method']:{width}}  {row['task']}  {_setting(row)}  seed {row['seed']}  "
+             + ("done" if row["done"] else f"{row['full_sft']:.2f} full SFT") for number, row in enumerate(rows, 1)]
+    done, total = sum(row["done"] for row in rows), sum(row["full_sft"] for row in rows)
+    there = f", of which {done} are done; the others take" if done else ","
+    return "\n".join([*lines, f"{len(rows)} runs{there} about as long as {total:.1f} full SFTs, without the writing of "
+                      "anchors' texts"])
+
+
+def _setting(run: Mapping[str, Any]) -> str:
+    return f"{run['learning_rate']:g}" + ("" if run["alpha"] is None else f" alpha {run['alpha']:g}")
+
+
+def _absolute(path: str | None) -> str | None:
+    return os.path.abspath(path) if path is not None else None

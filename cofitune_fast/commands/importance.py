@@ -1,0 +1,23 @@
+"""Measure the importance of attention heads and FFN neurons."""
+
+from __future__ import annotations
+
+import typer
+
+from ..files import writable_folder
+from ..regions import Region
+from .app import AsJson, ConfigFile, command, emit
+from .setup import make_workbench, needed, read_config
+
+
+@command
+def importance(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Measure the importance of attention heads and FFN neurons; writes OUTPUT/importance.safetensors."""
+    settings = read_config(context, config)
+    path = writable_folder(needed(settings, "output")) / "importance.safetensors"
+    bench = make_workbench(settings)
+    region = Region.parse(settings.region) if settings.region else None
+    measured = bench.importance(region, **settings.importance.arguments())
+    measured.save(path)
+    content = {"path": str(path), "samples": measured.samples, "layers": list(measured.layers)}
+    emit(content, as_json, lambda: print(f"{path}: {measured.samples} samples, {len(measured.layers)} layers"))

@@ -1,0 +1,53 @@
+"""Search a region, train it plainly and protected, contrast with full SFT, check and report."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from ..config import Config
+from ..display import make_display
+from ..errors import CofituneError
+from ..models.sharded import started_by_torchrun
+from ..report import methods_table, write_report
+from .app import AsJson, ConfigFile, command, console, emit
+from .setup import open_pipeline, read_config
+
+
+@command
+def run(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Do the whole job on one base: search a region (unless `region` is given), train it plainly ("coarse") and with
+    anchor or mask ("fine"), contrast with full SFT (unless `run.full_sft` is false), check the delta, and report.
+
+    The same command again goes on where it stopped. Status 1: a method or a check failed, and the report says why."""
+    do_run(read_config(context, config), as_json)
+
+
+def do_run(settings: Config, as_json: bool) -> None:
+    """Run the pipeline of a configuration and show its report.
+
+    Raises:
+        CofituneError: what a user can put right.
+    """
+    if started_by_torchrun():
+        raise CofituneError("run trains whole models too and works in one process; under torchrun use search and "
+                            "train.")
+    display = make_display(console)
+    with display.running(), open_pipeline(settings, display) as pipeline:
+        report = pipeline.run(settings.title)
+    paths = write_report(pipeline.output / "report.json", pipeline.output)
+
+    def show() -> None:
+        out = Console()
+        out.print(methods_table(report))
+        for check in report["checks"]:
+            out.print(f"{'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}", highlight=False)
+        for path in (paths["html"], *paths["png"], pipeline.output / "report.json"):
+            out.print(str(path), highlight=False, soft_wrap=True)
+
+    emit(report, as_json, show)
+    failed = [row["name"] for row in report["methods"] if row["state"] == "failed"]
+    failed += [f"the check '{check['name']}'" for check in report["checks"] if not check["passed"]]
+    if failed:
+        console.print(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red", highlight=False)
+        raise typer.Exit(1)

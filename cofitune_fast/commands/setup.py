@@ -1,0 +1,162 @@
+"""From the configuration to what the commands work with: workbench, search, pipeline, and where jobs run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..anchor import AnchorSettings
+from ..config import CompareSection, Config, SearchSection, load_config, parse_overrides
+from ..errors import CofituneError
+from ..files import writable_folder
+from ..models import load_model
+from ..models.sharded import started_by_torchrun
+from ..pipeline import Pipeline, PipelineSettings
+from ..regions import Region
+from ..search import Budget, Observer, Search, SearchSettings, named_strategy, space_levels
+from ..search.executors import Executor, InProcess
+from ..training import MemorySettings, check_arguments
+from ..trials import TrialData, TrialSetup, Workbench, run_job
+from .app import SILENT
+
+
+def read_config(context: typer.Context, file: Path | None) -> Config:
+    """The configuration of a command: a YAML file, if there is one, with the command line's keys on top."""
+    return load_config(file, parse_overrides(context.args))
+
+
+def needed(settings: Config, key: str) -> Any:
+    """The value of a key that a command cannot do without.
+
+    Raises:
+        CofituneError: it is not set.
+    """
+    value = getattr(settings, key)
+    if value is None:
+        raise CofituneError(f"This command needs {key}: give --{key} VALUE or set it in the YAML.")
+    return value
+
+
+def make_workbench(settings: Config, region: str | None = None, device: str | None = None) -> Workbench:
+    """Load the base of a run. With model.quantize all but `region` (None: the run's, if any) is quantised. device: goes
+    over model.device."""
+    section, region = needed(settings, "model"), region or settings.region
+    loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
+                        attn_implementation=section.attn_implementation, quantize=section.quantize,
+                        keep=Region.parse(region).modules if region else ())
+    return Workbench(loaded, trial_data(settings))
+
+
+def trial_data(settings: Config) -> TrialData:
+    data, versatility = settings.data, settings.versatility
+    return TrialData(
+        data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
+        versatility.limit, data.metric, versatility.generate,
+    )
+
+
+def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
+    """What the nodes need, wherever they run; search.training goes over training. Training arguments that cannot be
+    honoured are refused here, before anything is loaded."""
+    for section in (settings.training, settings.search.training, settings.run.full_sft_training):
+        check_arguments({**settings.training, **section})
+    if settings.model.quantize != "none":
+        raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
+                            "around one of them: leave model.quantize out, or use `cofitune train`.")
+    model = {key: value for key, value in settings.model.model_dump().items() if key != "quantize"}
+    return TrialSetup(
+        model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
+        MemorySettings(**settings.memory.model_dump()), settings.search.checkpoint_minutes, settings.loss,
+        AnchorSettings(**settings.anchor.model_dump()),
+    )
+
+
+def search_settings(settings: Config) -> SearchSettings:
+    section = settings.search
+    return SearchSettings(
+        levels=space_levels(section.space),
+        space=section.space if isinstance(section.space, str) else "own",
+        strategy=named_strategy(section.strategy, rungs=tuple(section.rungs) if section.rungs else None,
+                                beam=section.beam, keep=section.keep, confidence=section.confidence),
+        learning_rate=section.learning_rate,
+        rate_factors=tuple(section.rate_factors),
+        prior=section.prior,
+        prior_keep=section.prior_keep,
+        budget=Budget.parse(section.budget) if section.budget is not None else None,
+        full_training={**settings.training, **settings.run.full_sft_training},
+    )
+
+
+def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Executor:
+    """Where the nodes of a search run."""
+    section = settings.search
+    if section.ray_address is not None and section.executor != "ray":
+        raise CofituneError("search.ray_address is given, but search.executor is not ray; set --search.executor ray.")
+    if started_by_torchrun():
+        if section.executor != "in-process" or section.prior != "none":
+            raise CofituneError("Under torchrun all ranks hold one model together: leave search.executor and "
+                                "search.prior out.")
+        from ..search.executors.ranks import Ranks
+
+        return Ranks(lambda job: run_job(bench, setup, job))
+    return make_workers(section, setup, lambda job: run_job(bench, setup, job))
+
+
+def make_workers(
+    section: SearchSection | CompareSection, setup: TrialSetup, work: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Executor:
+    """The executor that a section names; work: does a job in this process."""
+    if section.executor == "processes":
+        from ..search.executors.processes import Processes
+
+        return Processes(setup, section.workers)
+    if section.executor == "ray":
+        from ..search.executors.ray_cluster import RayCluster
+
+        return RayCluster(setup, section.ray_address, workers=section.workers)
+    return InProcess(work)
+
+
+def make_search(settings: Config, bench: Workbench, output: str | Path) -> Search:
+    """The search of a configuration on `bench`; its executor is to be closed by the caller."""
+    setup, chosen = trial_setup(settings, output), search_settings(settings)
+    prior = None
+    if chosen.prior != "none":
+        from ..trials.priors import make_prior
+
+        prior = make_prior(chosen.prior, bench)
+    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior)
+
+
+@contextmanager
+def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = False) -> Iterator[Pipeline | None]:
+    """The pipeline of a configuration, with a search unless it names a region; its workers end with the block. Of the
+    ranks that torchrun starts only the first one gets it; the others follow, and get None."""
+    output, model = needed(settings, "output"), needed(settings, "model")
+    setup = trial_setup(settings, output)  # refuses what cannot be, before anything is made or loaded
+    writable_folder(output)
+    display.stage(f"Loading {model.path}")
+    # A driver that only hands out work needs the model's names and sizes; the GPUs belong to the workers.
+    elsewhere = search_alone and settings.search.executor != "in-process"
+    bench = make_workbench(settings, device="cpu" if elsewhere else None)
+    if SILENT:
+        from ..search.executors.ranks import follow
+
+        follow(lambda job: run_job(bench, setup, job))
+        yield None
+        return
+    search = None if settings.region else make_search(settings, bench, output)
+    try:
+        yield Pipeline(bench, replace(setup, training=settings.training), PipelineSettings(
+            region=settings.region, full_sft=settings.run.full_sft, full_sft_training=settings.run.full_sft_training,
+            importance=settings.importance.arguments(), importance_file=settings.importance.file,
+            preset=settings.mask.preset, mask_mode=settings.mask.mode,
+        ), display, search)
+    finally:
+        if search is not None:
+            search.executor.close()

@@ -1,0 +1,139 @@
+"""Train one region and write its delta."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from filelock import FileLock, Timeout
+from rich.console import Console
+from transformers import TrainerCallback
+
+from ..anchor import Anchor, AnchorSettings
+from ..config import Config
+from ..display import duration
+from ..errors import CofituneError
+from ..files import writable_folder
+from ..importance import Importance
+from ..models.sharded import rank
+from ..regions import DEFAULT_REGION, Region, save_delta
+from ..training import LossNotFinite, MemorySettings, TrainOptions, check_arguments, with_learning_rate
+from ..trials import Workbench
+from .app import AsJson, ConfigFile, command, console, emit
+from .setup import make_workbench, needed, read_config
+
+
+@command
+def train(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the delta of an earlier run.")] = False,
+) -> None:
+    """Train one region, held to the base by the anchor; writes OUTPUT/delta."""
+    settings = read_config(context, config)
+    result = train_delta(settings, needed(settings, "output"), overwrite=overwrite, console=console)
+
+    def show() -> None:
+        print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
+              f"{result['loss']:.3f}, {duration(result['seconds'])}; "
+              f"{result['frozen_tensors']} frozen tensors unchanged")
+
+    emit(result, as_json, show)
+    if result["interrupted"]:
+        console.print(f"Stopped after step {result['steps']}; go on with the same command and "
+                      "--training.resume_from_checkpoint true.")
+        raise typer.Exit(130)
+
+
+def train_delta(settings: Config, output: str | Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
+    """Train `settings.region`, or the default one, and write OUTPUT/delta; returns the run's figures."""
+    output = writable_folder(output)
+    settings.region = settings.region or DEFAULT_REGION  # the workbench keeps it out of a quantisation
+    region, masked = Region.parse(settings.region), settings.mask.preset != "none"
+    if settings.importance.file and not masked:
+        raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
+                            "would be made of it; set mask.preset, or leave the file out.")
+    check_arguments(settings.training)
+    lock = FileLock(output / "train.lock")
+    try:
+        if rank() == 0:  # of processes that train together one holds it
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise CofituneError(f"Another run is training in {output}; wait for it or choose another output folder.") \
+            from None
+    with lock if rank() == 0 else nullcontext():
+        delta = output / "delta"
+        if delta.exists() and not overwrite and not settings.training.get("resume_from_checkpoint"):
+            raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
+                                "--overwrite.")
+        bench = make_workbench(settings)
+        training = with_learning_rate(settings.training, bench.model, full=region.is_full)
+        console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
+                      highlight=False)
+        masks = None
+        if masked:
+            masks = bench.masks(_importance(settings, bench, region, output, console), region, settings.mask.preset)
+
+        def keep(run: dict[str, Any] | None = None) -> None:
+            save_delta(bench.model, region, delta, base=bench.base, settings={
+                "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
+                "loss": settings.loss, "anchor": settings.anchor.model_dump(), "quantize": settings.model.quantize,
+                "memory": settings.memory.model_dump(), "run": run,
+            })
+
+        arguments = {"disable_tqdm": not console.is_terminal, **training}
+        try:
+            result = bench.train(
+                region, output, arguments, TrainOptions(
+                    loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
+                    mask_mode=settings.mask.mode, storage=settings.storage,
+                    memory=MemorySettings(**settings.memory.model_dump()),
+                ),
+                callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
+            ).to_dict()
+        except LossNotFinite as error:
+            kept = f" The weights of the step before are kept in {delta}." if delta.exists() else ""
+            raise CofituneError(f"{error}{kept}") from None
+        if not result["interrupted"]:
+            keep(result)
+    return {"delta": str(delta), **result}
+
+
+class _LogLines(TrainerCallback):
+    """The progress of training as lines, where there is no terminal for a bar."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            anchor = f"KL to the base {logs['anchor_kl']:.4f}  " if logs.get("anchor_kl") is not None else ""
+            self.console.print(
+                f"step {state.global_step} of {state.max_steps}  loss {logs['loss']}  {anchor}"
+                f"gradient norm {logs.get('grad_norm', '-')}  learning rate {logs.get('learning_rate', '-')}",
+                highlight=False,
+            )
+
+
+def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | None:
+    chosen = AnchorSettings(**settings.anchor.model_dump())
+    if chosen.weight == 0:
+        return None
+    console.print(f"The anchor: {chosen.texts} texts of the base, written now unless they are in the cache",
+                  highlight=False)
+    return bench.anchor(chosen)
+
+
+def _importance(
+    settings: Config, bench: Workbench, region: Region, output: Path, console: Console
+) -> Importance:
+    if settings.importance.file:
+        return Importance.load(settings.importance.file)
+    console.print("Measuring the importance of the region's units", highlight=False)
+    importance = bench.importance(None if region.is_full else region, **settings.importance.arguments())
+    if rank() == 0:
+        importance.save(output / "importance.safetensors")
+    return importance

@@ -1,0 +1,149 @@
+"""Figures with intervals that hold both the sampling of items and the spread over seeds.
+
+A *draw* is one joint resample. Its items are drawn with replacement, once for all runs and the base
+(`scoring.resampled_together`), so that what the runs have in common cancels in their differences. Its seeds enter as
+weights: with k seeds, figures x_1 ... x_k on the drawn items, their mean xbar and standard deviation s,
+
+    draw = sum_i w_i x_i,   w_i = 1/k + (g_i - mean(g)) / sqrt(k (k - 1)) / sqrt(chi2_{k-1} / (k - 1)),   g_i ~ N(0, 1).
+
+Given the items, (draw - xbar) / (s / sqrt(k)) then has Student's t distribution with k - 1 degrees of freedom, so that
+without any noise of items the percentile interval is exactly the t interval of the mean over seeds. Plain resampling
+of seeds with replacement cannot leave the range of the seeds, which with three of them covers the mean in 3 of 4 cases
+only. Runs of the same seeds share the weights: a seed fixes the order of the rows, and a difference of two methods over
+the same seeds gets the interval of the paired t test. With one seed there is no weight to draw, and the interval is of
+items only. (Student, Biometrika 1908; the weights are those of a multiplier bootstrap: van der Vaart and Wellner, Weak
+Convergence and Empirical Processes, 1996, section 3.6.)
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import CofituneError
+from ...scoring import GROUPS, SuiteScores, resampled_score, resampled_together
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift")
+"""What is reported of a point, larger is better: the figures of a suite, and two measures of versatility that move
+before it does. instruction_likelihood: exp(-NLL per token), mean over the likelihood-scored tasks of the instruction
+group. drift: minus the KL to the base in nats per token, where it was measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its draws, float64 [RESAMPLES]."""
+
+    value: float
+    draws: np.ndarray
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value - other.value, self.draws - other.draws)
+
+    def __mul__(self, factor: float) -> Estimate:
+        return Estimate(factor * self.value, factor * self.draws)
+
+    def share_of(self, other: Estimate) -> Estimate:
+        """The quotient, for an `other` that is above 0; where a draw of it is not, the share is beyond all bounds."""
+        drawn = np.divide(self.draws, other.draws, out=np.full(len(self.draws), np.inf), where=other.draws > 0)
+        return Estimate(self.value / other.value, drawn)
+
+    def interval(self) -> tuple[float, float]:
+        """The percentiles of the draws; each is one of them, so that draws beyond all bounds do no harm."""
+        ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = np.quantile(self.draws, ends, method="inverted_cdf")
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, float]:
+        low, high = self.interval()
+        return {"value": float(self.value), "low": low, "high": high}
+
+
+def mean_over_seeds(runs: Mapping[int, Estimate]) -> Estimate:
+    """The mean over {seed: estimate}, with the draws of the formula above."""
+    seeds = sorted(runs)
+    drawn = np.stack([runs[seed].draws for seed in seeds], axis=1)
+    value = math.fsum(runs[seed].value for seed in seeds) / len(seeds)
+    return Estimate(value, np.sum(seed_weights(seeds, len(drawn)) * drawn, axis=1))
+
+
+def seed_weights(seeds: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray:
+    """float64 [resamples, seeds], rows of sum 1; the same for the same seeds."""
+    k = len(seeds)
+    if k == 1:
+        return np.ones((resamples, 1))
+    generator = np.random.default_rng(zlib.crc32(repr(tuple(seeds)).encode()))
+    normal = generator.standard_normal((resamples, k))
+    chi = np.sqrt(generator.chisquare(k - 1, (resamples, 1)) / (k - 1))
+    return 1 / k + (normal - normal.mean(axis=1, keepdims=True)) / math.sqrt(k * (k - 1)) / chi
+
+
+def suite_estimates(suites: Mapping[str, SuiteScores]) -> dict[str, dict[str, Estimate]]:
+    """{run: {figure: estimate}} of runs on the same items; a figure that a run lacks is left out.
+
+    Raises:
+        CofituneError: a run lacks its items, or the runs were scored on other items (other data, or another base).
+    """
+    names, scores = list(suites), list(suites.values())
+    for name in names:
+        _same_items(names[0], suites[names[0]], name, suites[name])
+    drawn = resampled_together(scores, RESAMPLES)
+    found = {
+        name: {figure: Estimate(getattr(suite, figure), draws[:, place]) for figure, draws in drawn.items()}
+        for place, (name, suite) in enumerate(suites.items())
+    }
+    likelihood = [_likelihood_only(suite) for suite in scores]
+    if all(likelihood):
+        draws = resampled_together(likelihood, RESAMPLES)["instruction"]
+        for place, (name, suite) in enumerate(zip(names, likelihood, strict=True)):
+            tasks = suite.tasks["instruction"].values()
+            value = math.fsum(task.value for task in tasks) / len(tasks)
+            found[name]["instruction_likelihood"] = Estimate(value, draws[:, place])
+    for name, suite in suites.items():
+        if suite.drift is not None:
+            draws = resampled_score("drift", suite.drift, RESAMPLES)
+            found[name]["drift"] = Estimate(0.0 - suite.drift.value, 0.0 - draws)
+    return found
+
+
+def suite_values(suite: SuiteScores) -> dict[str, float]:
+    """The same figures without draws."""
+    values = {figure: getattr(suite, figure) for figure in FIGURES[:6]}
+    if likelihood := _likelihood_only(suite):
+        tasks = likelihood.tasks["instruction"].values()
+        values["instruction_likelihood"] = math.fsum(task.value for task in tasks) / len(tasks)
+    return values if suite.drift is None else values | {"drift": 0.0 - suite.drift.value}
+
+
+def _likelihood_only(suite: SuiteScores) -> SuiteScores | None:
+    tasks = {name: score for name, score in suite.tasks.get("instruction", {}).items() if score.metric == "likelihood"}
+    return replace(suite, tasks={**suite.tasks, "instruction": tasks}) if tasks else None
+
+
+def _same_items(one: str, first: SuiteScores, other: str, second: SuiteScores) -> None:
+    scores = [score for group in GROUPS for score in second.tasks.get(group, {}).values()]
+    scores += [second.drift] if second.drift is not None else []
+    if not scores or not all(score.items for score in scores):
+        raise CofituneError(f"The scores {other} have no per-item values, which the intervals need; score it anew.")
+    drifts = [score.items for score in (first.drift, second.drift) if score is not None]
+    tokens = {tuple(item.tokens for item in items) for items in drifts}
+    if _items(first) != _items(second) or len(tokens) > 1:
+        raise CofituneError(
+            f"The scores {one} and {other} are of other items or of another tokenizer, and cannot stand in one table; "
+            "compare runs of one base and the same data."
+        )
+
+
+def _items(suite: SuiteScores) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """What no training changes about the scores: tasks, metrics, numbers of items, and tokens of fixed answers."""
+    return {
+        (group, name): (score.metric, len(score.items), score.metric in ("likelihood", "nll") and
+                        [item.tokens for item in score.items])
+        for group, scores in suite.tasks.items() for name, score in scores.items()
+    }  # fmt: skip

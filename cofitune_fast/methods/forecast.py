@@ -1,0 +1,71 @@
+"""The cost of runs in floating-point operations, and so the time that those still to come will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from ..anchor import AnchorSettings
+from ..regions import Layout, Trainable
+from ..search import Work, search_work
+from ..trials import TrialData, TrialSetup, Workbench
+from .catalogue import NamedMethod
+from .lora import LoraAdapter
+from .run import SPLITS, what_is_trained
+from .runs import Run
+
+
+class Forecast:
+    """Operations as `search.Work` counts them; the writing of an anchor's texts, and importance, are left out."""
+
+    def __init__(
+        self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData],
+        splits: Sequence[str] = SPLITS,
+    ):
+        self._bench, self._setup, self._tasks, self._splits = bench, setup, tasks, splits
+        self._recipes = {method.name: method.recipe for method in methods}
+        self._works: dict[tuple[str, AnchorSettings], Work] = {}
+        self._known: dict[tuple[str, str], tuple[float, float, float]] = {}
+
+    def run(self, run: Run) -> tuple[float, float, float]:
+        """Operations of a run's training, of scoring its parts once, and of one full SFT on its task."""
+        key = run.method, run.task
+        if key not in self._known:
+            recipe, layout = self._recipes[run.method], self._bench.layout
+            work = self._work(run.task, AnchorSettings(**(recipe.anchor or {})))
+            trained = what_is_trained(recipe, layout, run.seed)
+            lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
+            if not trained.is_full:
+                lowest = min(cell.layer for cell in trained.cells(layout))
+                training = work.training(lowest, _count(trained, layout), 0.0, 1.0)
+            bench = self._bench.with_data(self._tasks[run.task])
+            longer = bench.schedule({**self._setup.training, **recipe.training}).epochs / work.epochs
+            self._known[key] = (training * longer * (1 + (recipe.mix or 0.0)), work.scoring(lowest, first=False),
+                                work.full_sft)
+        return self._known[key]
+
+    def operations(self, runs: Iterable[Run], trained: Iterable[str] = ()) -> float:
+        """Of all `runs`, each training once; `trained`: digests of those that need none any more."""
+        total, seen = 0.0, set(trained)
+        for run in runs:
+            training, scoring, _ = self.run(run)
+            total += scoring + training * (run.training not in seen)
+            seen.add(run.training)
+        return total
+
+    def _work(self, task: str, anchor: AnchorSettings) -> Work:
+        key = task, anchor
+        if key not in self._works:
+            bench = self._bench.with_data(self._tasks[task])
+            tokens, responses = (sum(counts) for counts in zip(*map(bench.suite_tokens, self._splits), strict=True))
+            work = search_work(bench, replace(self._setup, anchor=anchor), {})
+            self._works[key] = replace(work, scored_tokens=tokens, scored_responses=responses)
+        return self._works[key]
+
+
+def _count(trained: Trainable, layout: Layout) -> int:
+    """How many numbers of the matrices are trained."""
+    shapes = [tuple(layout.parameter(cell).shape) for cell in trained.cells(layout)]
+    if isinstance(trained, LoraAdapter):
+        return trained.settings.rank * sum(map(sum, shapes))
+    return sum(rows * columns for rows, columns in shapes)

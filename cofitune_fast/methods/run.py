@@ -1,0 +1,253 @@
+"""One run of the comparison: train a recipe from the base, score it, interpolated too if asked for, and go back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..anchor import AnchorSettings
+from ..data import Encoded
+from ..errors import CofituneError
+from ..importance import Importance, Preset
+from ..optim import Pull
+from ..regions import GROUPS, Layout, Region, Trainable, save_delta
+from ..scoring import BaseStates
+from ..scoring.results import SUMMARY
+from ..training import LossNotFinite, TrainOptions, TrainResult
+from ..trials import TrialData, TrialSetup, Workbench
+from .interpolate import interpolate
+from .lora import LoraAdapter
+from .mofo import MoFO
+from .recipe import PullSettings, Recipe
+
+WORK = f"{__name__}:run_method"  # for TrialSetup
+SPLITS = ("valid", "test")
+
+
+def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do `job`, plain data:
+
+    id; recipe (None: score the base); data (a TrialData); learning_rate, seed; alphas to be scored (None: as trained);
+    general (a data file or None); importance (arguments of `Workbench.importance`), or importance_file, measured
+    before; drift_rows (of `Workbench.base_states`); splits to be scored (default: valid and test); data_seed (default:
+    seed); delta (default: none is kept): {"folder", "name", "settings", "scores" of the base}, saved with the scores of
+    the test part.
+
+    Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
+    list of {"alpha", and for each split SuiteScores as dictionaries with items}; training: the TrainResult, or None;
+    cost: seconds = training_seconds + scoring_seconds (of the whole list), tokens, trained_parameters,
+    peak_memory_bytes, and preparation_seconds, of importance and anchor where an earlier run did not leave them.
+    """
+    bench, clock, splits = bench.with_data(TrialData(**job["data"])), _Clock(), job.get("splits", SPLITS)
+    bases = {split: bench.base_states(split, job["drift_rows"]) for split in splits}
+    if job["recipe"] is None:
+        clock.lap("preparation_seconds")
+        return _result([{"alpha": None, **_score(bench, bases)}], clock)
+    recipe, seed = Recipe.from_dict(job["recipe"]), job["seed"]
+    trained = what_is_trained(recipe, bench.layout, seed)
+    options = _options(bench, setup, job, recipe, trained)
+    training = {**setup.training, **recipe.training, "learning_rate": job["learning_rate"], "seed": seed,
+                "data_seed": job.get("data_seed", seed), "save_strategy": "no"}
+    rows = _rows(bench, recipe, job)
+    folder, run = setup.node_folder(job["id"]), None
+    swept = [alpha for alpha in job["alphas"] if alpha is not None]
+    scores: list[dict[str, Any]] = []
+
+    def score(alpha: float | None) -> None:
+        try:
+            scores.append({"alpha": alpha, **_score(bench, bases, trained.cached_below, setup.memory)})
+        except CofituneError as error:  # the base could be scored on the same items
+            raise _Diverged(str(error)) from None
+
+    clock.lap("preparation_seconds")
+    try:
+        with bench.trial(trained.changes) as base:
+            if options.pull is not None:
+                options = replace(options, pull=replace(options.pull, initial=base))  # instead of another copy
+            with trained.attached(bench.model):
+                try:
+                    run = bench.train(trained, folder, training, options, rows=rows)
+                finally:
+                    clock.lap("training_seconds")
+                    shutil.rmtree(folder, ignore_errors=True)
+                if None in job["alphas"]:
+                    score(None)
+                endpoint = trained.endpoint(bench.model) if swept else None
+            if job.get("delta"):
+                _keep_delta(bench, trained.changes, job["delta"], scores[0], run)
+            for alpha in swept:
+                if alpha == 1 and trained.changes is trained and scores and scores[0]["alpha"] is None:
+                    scores.append({**scores[0], "alpha": alpha})  # these very weights are scored already
+                    continue
+                interpolate(bench.model, base, endpoint, alpha)
+                score(alpha)
+    except (LossNotFinite, _Diverged) as error:
+        return _result([], clock, run, why=str(error))
+    return _result(scores, clock, run)
+
+
+def _keep_delta(
+    bench: Workbench, region: Region, delta: Mapping[str, Any], scores: Mapping[str, Any], run: TrainResult
+) -> None:
+    tuned = {key: scores["test"][key] for key in SUMMARY}
+    settings = {**delta["settings"], "run": run.to_dict()}
+    save_delta(bench.model, region, delta["folder"], base=bench.base, settings=settings,
+               scores={"base": delta["scores"], delta["name"]: tuned})
+
+
+class _Diverged(Exception):
+    """The trained model has no scores."""
+
+
+def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
+    """The region or the adapters of a recipe on a model. Raises CofituneError where the model has no such part."""
+    if recipe.lora is not None:
+        trained: Trainable = LoraAdapter(recipe.lora, seed)
+    elif recipe.random_half:
+        trained = random_half(layout, seed)
+    elif recipe.frozen_bottom is not None:
+        first = round(recipe.frozen_bottom * layout.num_layers)
+        trained = Region.from_cells(cell for cell in layout.cells.values() if cell.layer >= first)
+    else:
+        trained = Region.parse(recipe.region)
+    trained.cells(layout)
+    return trained
+
+
+def random_half(layout: Layout, seed: int) -> Region:
+    """A random half of each layer's matrices: two of the four of attention, and one or two of the FFN's three, two in
+    half of the layers (after Hui et al., HFT, arXiv 2404.18466, section 3; embeddings and norms stay frozen here)."""
+    draw = random.Random(f"{seed} random half")
+    more = set(draw.sample(range(layout.num_layers), layout.num_layers // 2))
+    return Region.from_cells(
+        (layer, role) for layer in range(layout.num_layers)
+        for role in (*draw.sample(GROUPS["mha"], 2), *draw.sample(GROUPS["ffn"], 2 if layer in more else 1))
+    )
+
+
+def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float, seed: int) -> list[Encoded]:
+    """The task's rows and `ratio` general rows for each, drawn with the seed; each is drawn once before any is drawn
+    again. The batches mix them, as they shuffle."""
+    draw, wanted, drawn = random.Random(f"{seed} general rows"), round(ratio * len(task)), []
+    while len(drawn) < wanted:
+        drawn += draw.sample(general, min(len(general), wanted - len(drawn)))
+    return [*task, *drawn]
+
+
+def general_bench(bench: Workbench, general: str | None) -> Workbench:
+    """The bench whose training rows are the general ones."""
+    if general is None:
+        raise CofituneError("A method needs general rows; set compare.general to a data file.")
+    return bench.with_data(replace(bench.data, train=general, limit=None))
+
+
+def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Encoded] | None:
+    """The rows of a recipe that mixes general ones in; None: the task's."""
+    if not recipe.mix:
+        return None
+    return mixed_rows(bench.train_rows, general_bench(bench, job["general"]).train_rows, recipe.mix, job["seed"])
+
+
+def _options(
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Trainable
+) -> TrainOptions:
+    """How the recipe trains; what is measured on the base is measured now."""
+    masks = pull = None
+    if recipe.mask is not None:
+        importance = _importance(bench, setup, job, trained, recipe.mask.importance)
+        masks = bench.masks(importance, trained, recipe.mask.preset)
+    if recipe.pull is not None:
+        pull = make_pull(recipe.pull, bench, trained, lambda: _importance(bench, setup, job, trained, "task"))
+    return TrainOptions(
+        loss=recipe.loss,
+        anchor=bench.anchor(AnchorSettings(**recipe.anchor)) if recipe.anchor is not None else None,
+        masks=masks, mask_mode=recipe.mask.mode if recipe.mask is not None else "update", pull=pull,
+        # Adapters are in float32, whatever the storage of a region would be.
+        storage="auto" if recipe.lora is not None else setup.storage, memory=setup.memory,
+        optimizer_kind=partial(MoFO, share=recipe.mofo) if recipe.mofo else None,
+    )
+
+
+def make_pull(
+    settings: PullSettings, bench: Workbench, trained: Trainable, importance: Callable[[], Importance]
+) -> Pull:
+    """The `optim.Pull` of a recipe. Its units are the units' importance, or its square, over the layer's mean, so that
+    the mean pull of a layer is the same with and without; parameters without units (norms, embeddings) have 1."""
+    if settings.units == "none":
+        return Pull(settings.kind, settings.strength)
+    power = 2 if settings.units == "importance_squared" else 1
+
+    def relative(scores: Tensor) -> Tensor:
+        powered = scores.double() ** power
+        return (powered / powered.mean(-1, keepdim=True).clamp_min(1e-300)).float()
+
+    keep = bench.masks(importance(), trained, Preset(settings.units, relative, down="neuron"))
+    units = {name: torch.ones((), device=parameter.device) for name, parameter in trained.parameters(bench.model)}
+    return Pull(settings.kind, settings.strength, {**units, **{name: 1 - factors for name, factors in keep.items()}})
+
+
+def _importance(
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Trainable, source: str
+) -> Importance:
+    """Of the units that are trained, measured once per folder, task and source."""
+    if job.get("importance_file"):
+        return Importance.load(job["importance_file"])
+    if source == "contrast":
+        needed = {**job, "importance": {**job["importance"], "proxy": "task_nll"}}
+        kept, used = (_importance(bench, setup, one, trained, "task") for one in (job, needed))
+        return kept.against(used)
+    measured_on = bench if source == "task" else general_bench(bench, job["general"])
+    region = None if trained.is_full else trained
+    content = [job["data"], job["general"] if source == "general" else None, str(trained), job["importance"]]
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(setup.output) / "importance" / f"{name}.safetensors"
+    if path.is_file():
+        return Importance.load(path)
+    importance = measured_on.importance(region, **job["importance"])
+    importance.save(path)
+    return importance
+
+
+def _score(
+    bench: Workbench, bases: Mapping[str, BaseStates | None], region: Region | None = None, memory: Any = None
+) -> dict[str, Any]:
+    found = {}
+    for split, base in bases.items():
+        scores = bench.score(split, region=region, memory=memory)
+        found[split] = replace(scores, drift=base.drift(bench.model) if base else None).to_dict(items=True)
+    return found
+
+
+def _result(
+    scores: list[dict[str, Any]], clock: _Clock, run: TrainResult | None = None, why: str | None = None
+) -> dict[str, Any]:
+    clock.lap("scoring_seconds")
+    cost = {"seconds": clock.laps["training_seconds"] + clock.laps["scoring_seconds"], **clock.laps,
+            "tokens": run.tokens if run else 0, "trained_parameters": run.trained_parameters if run else 0,
+            "peak_memory_bytes": run.peak_memory_bytes if run else 0}
+    return {"state": "failed" if why else "done", "why": why, "scores": scores, "cost": cost,
+            "training": run.to_dict() if run else None}
+
+
+class _Clock:
+    """Seconds by name; each lap begins where the last one ended."""
+
+    def __init__(self) -> None:
+        self.laps = dict.fromkeys(("preparation_seconds", "training_seconds", "scoring_seconds"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] += now - self._last
+        self._last = now

@@ -1,0 +1,57 @@
+"""Checks of a finished delta: what lies on the disk is what was trained and scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import load_model
+from ..models.fingerprint import combine_digests, fingerprint, named_parameters, tensor_digests
+from ..regions import Region, load_delta, merge
+from ..trials import Workbench
+
+SCORES = ("spec", "knowledge", "reasoning", "instruction")
+
+
+def check_delta(bench: Workbench, row: dict[str, Any], delta: Path, merged: Path) -> list[dict[str, Any]]:
+    """Merge a delta (unless that is done), read the merged folder as a stranger would, and hold it against `row`.
+
+    The folder is read into the host's memory. It is scored in the live model, into which the region's tensors are put,
+    so that no second model lies on the device and both are scored under the same load options.
+
+    Returns a list of {"name", "passed", "detail"}.
+    """
+    region, run = Region.parse(row["region"]), row["run"]
+    with bench.trial(region):
+        load_delta(bench.model, delta, base_fingerprint=bench.base.fingerprint)
+        tuned = fingerprint(bench.model)
+    if not merged.is_dir():
+        merge(bench.model, delta, merged, tokenizer=bench.tokenizer)
+    stranger = load_model(merged, device="cpu").model
+    digests = tensor_digests(stranger)
+    trained = {name for name, _ in region.parameters(bench.model)}
+    outside = {name for name, digest in digests.items() if digest != bench.digests.get(name)} - trained
+    checks = [
+        _check("frozen tensors unchanged", not outside,
+               f"{run['frozen_tensors']} tensors, {run['frozen_bytes'] / 1e6:.1f} MB, same SHA-256 in the base and in "
+               "the merged model" if not outside else f"changed: {', '.join(sorted(outside))}"),
+        _check("merged model equals base + delta", combine_digests(digests) == tuned,
+               f"fingerprint {tuned[:12]} of {merged.name}/, reloaded from disk"),
+    ]
+    again = _scores_with(bench, region, dict(named_parameters(stranger)))
+    largest = max(abs(again[key] - row[key]) for key in SCORES)
+    return [*checks, _check("merged model scores the same", largest == 0.0,
+                            f"largest difference of a score on test: {largest:.1g}")]
+
+
+def _scores_with(bench: Workbench, region: Region, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    with bench.trial(region), torch.no_grad():
+        for name, parameter in region.parameters(bench.model):
+            parameter.copy_(tensors[name])
+        return bench.score("test").to_dict()
+
+
+def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": passed, "detail": detail}

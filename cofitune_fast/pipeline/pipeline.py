@@ -1,0 +1,313 @@
+"""The main job on one base: search, train the best region with and without protection, contrast, check, report.
+
+Everything is kept in one folder, and a second call with the same settings goes on where the first one stopped:
+
+    journal.jsonl            the search (see search.run)       importance.safetensors   scores of the units
+    identity.json, runs/     a finished method in each file    delta/, delta-coarse/    what was trained
+    checks.json              what was verified of the delta    merged/                  base and delta in one model
+    report.json              all of it, for the report; written anew after every method
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CofituneError
+from ..files import read_json, writable_folder, write_json
+from ..importance import Importance
+from ..methods import NamedMethod, Recipe, run_method
+from ..methods.entries import base_name, run_entry, scores_entry
+from ..methods.folder import RunFolder, folder_identity
+from ..methods.forecast import Forecast
+from ..methods.recipe import MaskSettings
+from ..methods.runs import Run, all_runs
+from ..regions import Region
+from ..scoring.results import SUMMARY
+from ..search import Journal, Observer, Search, SearchResult, Silent
+from ..trials import BaseLost, TrialSetup, Workbench
+from ..trials.head import report_head
+from ..trials.workbench import content_digest
+from .checks import check_delta
+from .clock import Clock
+from .rows import failed_row, method_row
+
+TASK, SPLITS = "task", ("test",)
+BASE, COARSE, FINE, FULL = "base", "CoFiTune coarse", "CoFiTune fine", "full SFT"
+DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a run trains, besides its setup.
+
+    region: what to train where there is no search. full_sft: whether full SFT is trained too; full_sft_training:
+    arguments over those of the setup in full SFT, and the unit of the search's costs. preset: the mask's normaliser, or
+    "none". importance: arguments of `Workbench.importance`; importance_file: measured before. preset, and the setup's
+    loss and anchor, are what CoFiTune fine has beyond coarse; coarse and full SFT are plain.
+    """
+
+    region: str | None = None
+    full_sft: bool = True
+    full_sft_training: Mapping[str, Any] = field(default_factory=dict)
+    importance: Mapping[str, Any] = field(default_factory=dict)
+    importance_file: str | None = None
+    preset: str = "none"
+    mask_mode: str = "update"
+
+
+class Pipeline:
+    """One run in one folder, that of `setup`; `run()` does everything, the other methods are its steps.
+
+    setup: of the final runs. tree_search: on the same bench and in the same folder, unless the settings have a region.
+    """
+
+    def __init__(
+        self, bench: Workbench, setup: TrialSetup, settings: PipelineSettings, observer: Observer | None = None,
+        tree_search: Search | None = None,
+    ):
+        if tree_search is None and settings.region is None:
+            raise CofituneError("Nothing to train: give a region, or a search space.")
+        self.bench, self.setup, self.settings, self.tree_search = bench, setup, settings, tree_search
+        self.output = writable_folder(setup.output)
+        self.observer = observer or Silent()
+        self.clock = Clock()
+
+    # The whole ---------------------------------------------------------------------------------------------------
+
+    def run(self, title: str = "CoFiTune run") -> dict[str, Any]:
+        """All steps; returns the report as written to report.json. A method that cannot be trained is a row that says
+        why, and the others go on."""
+        start = time.perf_counter()
+        with RunFolder(self.output, self._identity()) as folder:
+            self._plan_time()
+            search = self._search()
+            # From here on the test part is read; the search is over and has not seen it.
+            report = {
+                **self._head(title), "complete": False, "methods": [self._base_row(folder)],
+                "search": search.to_dict() if search else None, "importance": None, "checks": [], "notes": [],
+            }
+            importance = self._importance()
+            report["importance"] = self._importance_part(importance)
+            for run, method in self._methods(search):
+                report["methods"].append(self._row(folder, run, method))
+                if method.name == FINE:
+                    report["checks"] = self._checks(run, report["methods"][-1])
+                self._write(report, start)
+            report["complete"] = True
+            self._write(report, start)
+        return report
+
+    def search(self, title: str = "CoFiTune search") -> SearchResult:
+        """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part. Writes
+        search.json, a report without methods."""
+        result = self._search()
+        if result is None:
+            raise CofituneError("No search space is set; give search.space.")
+        if self.bench.data.test and self.bench.data.versatility_test:
+            self.observer.stage("Base and chosen node (test)")
+            self.tree_search.test(result)
+        write_json(self.output / "search.json", {**self._head(title), "methods": [], "search": result.to_dict()})
+        return result
+
+    # Steps ---------------------------------------------------------------------------------------------------------
+
+    def _search(self) -> SearchResult | None:
+        if self.tree_search is None:
+            return None
+        self.observer.stage("Tree search (valid)")
+        self.tree_search.observer, self.tree_search.later = self.observer, sum(self.clock.waiting.values())
+        with Journal(self.output, self._search_identity()) as journal:
+            result = self.tree_search.run(journal)
+        spent = self.tree_search.ledger.spent()
+        self.clock.learn(spent["flops"], spent["seconds"])
+        return result
+
+    def _base_row(self, folder: RunFolder) -> dict[str, Any]:
+        name = base_name(TASK)
+        if not folder.file(name).is_file():
+            self.observer.stage("Scores of the base (test)")
+            self.clock.start(BASE)
+            result = run_method(self.bench, self.setup, {**self._shared_job(name), "recipe": None})
+            folder.keep(name, {"id": name, "task": TASK, "state": "done", "why": None,
+                               **scores_entry(result["scores"][0]), "cost": result["cost"], "training": None})
+        self._finished(BASE)
+        return method_row(BASE, None, folder.read(name))
+
+    def _importance(self) -> Importance | None:
+        if self.settings.preset == "none":
+            return None
+        path = self._importance_file()
+        if self.settings.importance_file or path.is_file():
+            importance = Importance.load(path)
+            importance.check(self.bench.base.fingerprint, self.bench.base.model)
+            return importance
+        self.observer.stage("Importance of the units")
+        importance = self.bench.importance(**self.settings.importance)
+        importance.save(path)
+        return importance
+
+    def _importance_file(self) -> Path:
+        return Path(self.settings.importance_file or self.output / "importance.safetensors")
+
+    def _methods(self, search: SearchResult | None) -> list[tuple[Run, NamedMethod]]:
+        """The methods and their runs: the region plainly, the region protected, full SFT."""
+        region = search.region if search else Region.parse(self.settings.region)
+        rate = self.bench.schedule(self.setup.training, full=region.is_full).learning_rate
+        if search is not None:
+            rate = self.tree_search.rate(search.chosen.candidate, rate)
+        return _runs([
+            NamedMethod(COARSE, "", Recipe(region=str(region), learning_rates=(rate,))),
+            *self._protected(region, rate), *self._full(),
+        ], self.bench.schedule(self.setup.training).seed)
+
+    def _protected(self, region: Region, rate: float) -> list[NamedMethod]:
+        """The region with the mask, the loss and the anchor of the run, if it has any of them."""
+        setup, settings = self.setup, self.settings
+        recipe = Recipe(
+            region=str(region), loss=setup.loss, anchor=asdict(setup.anchor) if setup.anchor.weight else None,
+            mask=MaskSettings(settings.preset, settings.mask_mode) if settings.preset != "none" else None,
+            learning_rates=(rate,),
+        )
+        plain = recipe.loss == "ce" and recipe.anchor is None and recipe.mask is None
+        return [] if plain else [NamedMethod(FINE, "", recipe)]
+
+    def _full(self) -> list[NamedMethod]:
+        if not self.settings.full_sft:
+            return []
+        given = dict(self.settings.full_sft_training)
+        rate = self.bench.schedule({**self.setup.training, **given}, full=True).learning_rate
+        given.pop("learning_rate", None)
+        return [NamedMethod(FULL, "", Recipe(training=given, learning_rates=(rate,)))]
+
+    def _row(self, folder: RunFolder, run: Run, method: NamedMethod) -> dict[str, Any]:
+        """The row of a method, from its file or by training it from the base and scoring it on the test part."""
+        region = Region.parse(method.recipe.region)
+        if folder.find(run) is None:
+            self.observer.stage(f"{method.name}: {region.describe(self.bench.model)}")
+            self.clock.start(method.name)
+            try:
+                folder.keep(run.id, run_entry(run, run_method(self.bench, self.setup, self._job(folder, run, method))))
+            except BaseLost:
+                raise
+            except CofituneError as error:  # such as too little memory, which another machine may have
+                self._finished(method.name)
+                self.observer.note(f"{method.name} failed: {error}")
+                return failed_row(method.name, region, str(error))
+        self._finished(method.name)
+        return method_row(method.name, region, folder.read(run.id))
+
+    def _shared_job(self, name: str) -> dict[str, Any]:
+        return {"id": name, "data": asdict(self.bench.data), "drift_rows": 0, "splits": SPLITS}
+
+    def _job(self, folder: RunFolder, run: Run, method: NamedMethod) -> dict[str, Any]:
+        recipe = method.recipe
+        job = {
+            **self._shared_job(run.id), "recipe": recipe.to_dict(), "learning_rate": run.learning_rate,
+            "seed": run.seed, "data_seed": self.bench.schedule(self.setup.training).data_seed, "alphas": [None],
+            "general": None, "importance": dict(self.settings.importance),
+            "importance_file": str(self._importance_file()) if recipe.mask else None,
+        }
+        if method.name in DELTAS:
+            job["delta"] = {
+                "folder": str(self.output / DELTAS[method.name]), "name": method.name,
+                "scores": _summary(folder.read(base_name(TASK))["test"]),
+                "settings": {
+                    "training": {**self.setup.training, **recipe.training, "learning_rate": run.learning_rate},
+                    "mask": {"preset": recipe.mask.preset, "mode": recipe.mask.mode} if recipe.mask else None,
+                    "loss": recipe.loss, "anchor": recipe.anchor, "storage": self.setup.storage,
+                },
+            }
+        return job
+
+    def _checks(self, run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was verified of the delta of CoFiTune fine; once for each run of it."""
+        if row["state"] == "failed":
+            return []
+        path, merged = self.output / "checks.json", self.output / "merged"
+        known = read_json(path, "list of checks") if path.is_file() else {}
+        if known.get("run") != run.id:
+            self.observer.stage("Delta merged, reloaded and scored again")
+            if known and merged.is_dir():
+                shutil.rmtree(merged)  # of an earlier run
+            known = {"run": run.id, "checks": check_delta(self.bench, row, self.output / DELTAS[FINE], merged)}
+            write_json(path, known)
+        return known["checks"]
+
+    # Bookkeeping -----------------------------------------------------------------------------------------------------
+
+    def _head(self, title: str) -> dict[str, Any]:
+        return {**report_head(self.bench, title), "split": {"search": "valid", "report": "test"}}
+
+    def _write(self, report: dict[str, Any], start: float) -> None:
+        report["notes"] = [
+            "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
+            "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
+            f"This call took {time.perf_counter() - start:.0f} s; results kept from an earlier call of the same run "
+            "are not in it.",
+        ]
+        write_json(self.output / "report.json", report)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the folder's results depend on: of the runs all that `folder_identity` has, and as the folder holds one
+        delta, what that is of. Another set is refused."""
+        setup, settings, importance = self.setup, self.settings, dict(self.settings.importance)
+        if settings.importance_file:
+            importance["file"] = content_digest(Path(settings.importance_file))
+        shared = folder_identity(self.bench, setup, {TASK: self.bench.data}, importance, splits=SPLITS)
+        return {**shared, "settings": {
+            **shared["settings"], "region": settings.region, "training": dict(setup.training),
+            "full_sft_training": dict(settings.full_sft_training), "mask": [settings.preset, settings.mask_mode],
+            "loss": setup.loss, "anchor": setup.anchor.identity(),
+        }}
+
+    def _search_identity(self) -> dict[str, Any]:
+        """What the search depends on; the journal refuses another set."""
+        shared = folder_identity(self.bench, self.tree_search.setup, {TASK: self.bench.data}, {})
+        return {**shared["settings"], "data": shared["tasks"][TASK], "search": self.tree_search.identity()}
+
+    def _plan_time(self) -> None:
+        """Operations of the final runs, for the time that is left. Where a search chooses the region, a likely one
+        stands for it."""
+        region = self.settings.region or str(self.tree_search.likely)
+        methods = [NamedMethod(COARSE, "", Recipe(region=region, learning_rates=(1.0,))),
+                   *self._protected(Region.parse(region), 1.0), *self._full()]
+        forecast = Forecast(self.bench, self.setup, methods, {TASK: self.bench.data}, SPLITS)
+        for run in all_runs(methods, [TASK], [0]):
+            training, scoring, _ = forecast.run(run)
+            self.clock.waiting[run.method] = training + scoring
+            self.clock.waiting[BASE] = scoring
+
+    def _finished(self, job: str) -> None:
+        self.clock.finish(job)
+        self.observer.remaining(self.clock.remaining)
+
+    def _importance_part(self, importance: Importance | None) -> dict[str, Any] | None:
+        if importance is None:
+            return None
+        normalized = importance.normalized(self.settings.preset)
+        layers = []
+        for row, layer in enumerate(importance.layers):
+            entry: dict[str, Any] = {"layer": layer}
+            for kind, scores in importance.scores.items():  # one measured elsewhere may lack a kind
+                if kind == "attn.head":
+                    entry[kind] = normalized[kind][row].tolist()
+                    continue
+                raw = scores[row]
+                low, middle, high = raw.quantile(raw.new_tensor([0.1, 0.5, 0.9])).tolist()
+                entry[kind] = {"mean": raw.mean().item(), "p10": low, "p50": middle, "p90": high}
+            layers.append(entry)
+        return {"preset": self.settings.preset, "mask_mode": self.settings.mask_mode,
+                "samples": importance.samples, "layers": layers}
+
+
+def _runs(methods: list[NamedMethod], seed: int) -> list[tuple[Run, NamedMethod]]:
+    return list(zip(all_runs(methods, [TASK], [seed]), methods, strict=True))
+
+
+def _summary(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {key: scores[key] for key in SUMMARY}

@@ -1,0 +1,37 @@
+"""The rows of report.json: the base and each method, with scores, cost and state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..methods.entries import without
+from ..regions import Region
+
+
+def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A method as a row of report.json, from the file of its run (`methods.entries.run_entry`)."""
+    run, test = entry.get("training"), entry["test"]
+    tasks = entry["items"]["test"]["tasks"] if test else {}
+    return {
+        "name": name,
+        "region": str(region) if region is not None else None,
+        "state": entry["state"],
+        "why": entry["why"],
+        **({key: value for key, value in test.items() if key != "nll"} if test else {}),
+        "trained_parameters": run["trained_parameters"] if run else 0,
+        "seconds": run["seconds"] if run else 0.0,
+        "peak_memory_bytes": run["peak_memory_bytes"] if run else 0,
+        "learning_rate": run["learning_rate"] if run else None,
+        "epochs": run["epochs"] if run else None,
+        "run": run,
+        "details": {task: without(score) for scores in tasks.values() for task, score in scores.items()},
+    }
+
+
+def failed_row(name: str, region: Region, why: str) -> dict[str, Any]:
+    """The row of a method that could not be trained."""
+    return {
+        "name": name, "region": str(region), "state": "failed", "why": why, "trained_parameters": None,
+        "seconds": None, "peak_memory_bytes": None, "learning_rate": None, "epochs": None, "run": None, "details": {},
+    }

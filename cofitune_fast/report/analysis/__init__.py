@@ -1,0 +1,1 @@
+"""analysis.json: where the speciality enters."""

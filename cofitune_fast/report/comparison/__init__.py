@@ -1,0 +1,1 @@
+"""comparison.json: curves, verdicts and tables."""

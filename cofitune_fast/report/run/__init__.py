@@ -1,0 +1,1 @@
+"""report.json: headline, tables and pictures of one run."""

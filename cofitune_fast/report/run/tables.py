@@ -1,0 +1,143 @@
+"""The methods as a table: rows shared by terminal, plain text and page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CofituneError
+from ..differences import share
+from ..style.cell import Cell
+from ..style.numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
+from ..style.shapes import SCORES
+from .schema import BASE, checked
+from .verdict import best
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TITLES = {
+    "spec": "Spec", "vers": "Vers", "knowledge": "Knowledge", "reasoning": "Reasoning", "instruction": "Instruction",
+    "uni": "Uni", "trained": "Trained", "seconds": "Time", "memory": "Peak memory",
+}  # fmt: skip
+# Headings that let the table fit into a terminal of 80 columns.
+_HYPHENATED = {
+    "Knowledge": "Know-\nledge", "Reasoning": "Rea-\nson.", "Instruction": "In-\nstr.",
+    "Peak memory": "Peak\nmemory",
+}  # fmt: skip
+FOOTNOTE = (
+    "± is one standard error over the test items. Bold: leads every other trained method by more than the combined "
+    "standard error √(se₁² + se₂²); no bold in a column means that no such lead exists. "
+    "The base is a reference and takes no part."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    region: str
+    setting: str
+    cells: dict[str, Cell]
+
+
+def method_rows(report: dict[str, Any]) -> list[Row]:
+    """One row per method of a checked report, every number as text."""
+    methods = report["methods"]
+    leaders = {key: best(methods, key) for key in SCORES}
+    rows = []
+    for method in methods:
+        cells = {}
+        for key in SCORES:
+            error = standard_error(method[f"{key}_se"]) if finite(method[key]) else ""
+            cells[key] = Cell(score(method[key]), error, leaders[key] == method["name"])
+        trained = share(method["trained_parameters"], report["base"]["parameters"])
+        cells["trained"] = Cell(count(method["trained_parameters"]), percent(trained) if finite(trained) else "")
+        cells["seconds"] = Cell(duration(method["seconds"]))
+        cells["memory"] = Cell(byte_size(method["peak_memory_bytes"]))
+        setting = []
+        if method["name"] != BASE and finite(method["learning_rate"]):
+            setting.append(f"lr {rate(method['learning_rate'])}")
+        if method["name"] != BASE and finite(method["epochs"]):
+            setting.append(f"{method['epochs']:g} epoch{'' if method['epochs'] == 1 else 's'}")
+        rows.append(Row(method["name"], str(method.get("region") or ""), ", ".join(setting), cells))
+    return rows
+
+
+def methods_table(report: dict[str, Any]) -> Table:
+    """The comparison as a rich Table for the terminal.
+
+    Raises:
+        CofituneError: rich is not installed, or the report is malformed.
+    """
+    try:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        sentence = "The terminal table needs rich; install it with: pip install 'cofitune-fast[cli]'"
+        raise CofituneError(sentence) from None
+    report = checked(report)
+    table = Table(
+        title=escape(report["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("Method", overflow="fold", min_width=15)
+    for title in TITLES.values():
+        table.add_column(_HYPHENATED.get(title, title), justify="right", no_wrap=True)
+    for row in method_rows(report):
+        texts = []
+        for key in TITLES:
+            cell = row.cells[key]
+            text = f"[bold]{cell.text}[/bold]" if cell.best else cell.text
+            small = cell.small.replace("\u00a0", "").replace("± ", "±").replace("±0.", "±.")
+            texts.append(f"{text}\n[dim]{small}[/dim]" if small else text)
+        region = f"\n[dim]{escape(row.region).replace('@', chr(10) + '@')}[/dim]" if row.region else ""
+        table.add_row(escape(row.name) + region, *texts, end_section=True)
+    return table
+
+
+def plain_table(report: dict[str, Any]) -> str:
+    """The comparison as aligned text, without any package; a leading score is followed by an asterisk."""
+    report = checked(report)
+    lines = [["Method", "Region", *TITLES.values()]]
+    for row in method_rows(report):
+        cells = []
+        for key in TITLES:
+            cell = row.cells[key]
+            small = f" ({cell.small})" if key == "trained" and cell.small else f" {cell.small}" if cell.small else ""
+            cells.append(f"{cell.text}{small}{'*' if cell.best else ''}".replace("\u00a0", " "))
+        lines.append([row.name, row.region or "-", *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = []
+    for line in lines:
+        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        texts.append("  ".join(left + right).rstrip())
+    texts.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*texts, FOOTNOTE.replace("Bold:", "*:").replace("no bold", "no *")]) + "\n"
+
+
+@dataclass(frozen=True)
+class DetailRow:
+    task: str
+    metric: str
+    n: str
+    cells: list[Cell]
+
+
+def detail_rows(report: dict[str, Any]) -> list[DetailRow]:
+    """One row per task and metric over all methods: the main value with its error, then the other metrics."""
+    main = ("value", "se", "n", "metric")
+    rows: list[DetailRow] = []
+    tasks = dict.fromkeys(task for method in report["methods"] for task in method["details"])
+    for task in tasks:
+        found = [method["details"].get(task, {}) for method in report["methods"]]
+        first = next((detail for detail in found if detail), {})
+        size = f"{first['n']:,}" if finite(first.get("n")) else ""
+        cells = [Cell(score(detail.get("value")), standard_error(detail.get("se"))) for detail in found]
+        rows.append(DetailRow(task, str(first.get("metric") or ""), size, cells))
+        for extra in dict.fromkeys(key for detail in found for key in detail if key not in main):
+            values = [detail.get(extra) for detail in found]
+            if any(map(finite, values)):
+                rows.append(DetailRow("", extra, "", [Cell(score(value)) for value in values]))
+    return rows

@@ -1,0 +1,1 @@
+"""The search in a report: nodes, choice and cost."""

@@ -1,0 +1,1 @@
+"""What all pages share: colours, canvas, numbers and page frame."""

@@ -1,0 +1,202 @@
+"""Trainer's arguments: honoured as they are, honoured in our own way, or refused with a sentence; never ignored."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from ..errors import CofituneError
+from ..models import dtype_name
+from .rates import FULL_RATE
+
+# Trainer's own defaults except where they do not suit a command-line run or a region.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": FULL_RATE,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "adam_beta2": 0.95,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 10,
+    "disable_tqdm": True,
+}
+
+PATIENCE = "early_stopping_patience"
+"""A key of ours among Trainer's: evaluations without a better loss after which training stops."""
+
+
+class Rule(NamedTuple):
+    """An argument that Trainer would act on, but not on us. accepts: values that mean the same here."""
+
+    accepts: Callable[[Any], bool]
+    instead: str
+
+
+def _unset(value: Any) -> bool:
+    return not value
+
+
+_OWN_OPTIMIZER = "the steps are MaskedAdamW's; leave it out (`storage` chooses how large its states are)"
+_OWN_ROWS = "rows are encoded and batched by cofitune_fast itself; leave it out"
+_ONLY_THE_LOSS = ("no logits are kept during training, so that only the loss can be measured; score the result by "
+                  "`cofitune evaluate`")
+_HUB = "a checkpoint here is a delta without a model; upload the delta or the merged folder when it is done"
+_SHARDED = "leave it out and start the command under torchrun, which shares the model out by FSDP2"
+_LIGER = "the loss takes Liger's kernel by itself, on a GPU where the package is installed; leave it out"
+_COMPILED = ("a model whose frozen layers are skipped would be compiled anew at every step; leave it out (in a loop of "
+             "your own the optimizer's step may be compiled)")
+
+REFUSED: dict[str, Rule] = {
+    "optim": Rule(lambda value: str(value) in ("adamw_torch", "adamw_torch_fused"), _OWN_OPTIMIZER),
+    "optim_args": Rule(_unset, _OWN_OPTIMIZER),
+    "optim_target_modules": Rule(_unset, _OWN_OPTIMIZER),
+    "label_smoothing_factor": Rule(_unset, "the loss is the one that `loss` names; leave it out"),
+    "fp16": Rule(_unset, "float16 needs scaled gradients, which masks and clipping here do not know; load the model "
+                         "in bfloat16 by model.dtype"),
+    "fp16_full_eval": Rule(_unset, "it would change the weights' dtype; evaluation runs in model.dtype"),
+    "bf16_full_eval": Rule(_unset, "it would change the weights' dtype; evaluation runs in model.dtype"),
+    "use_liger_kernel": Rule(_unset, _LIGER),
+    "liger_kernel_config": Rule(_unset, _LIGER),
+    "torch_compile": Rule(_unset, _COMPILED),
+    "torch_compile_backend": Rule(_unset, _COMPILED),
+    "torch_compile_mode": Rule(_unset, _COMPILED),
+    "auto_find_batch_size": Rule(_unset, "`cofitune plan --fit` finds the batch size that fits; leave it out"),
+    "include_for_metrics": Rule(_unset, _ONLY_THE_LOSS),
+    "batch_eval_metrics": Rule(_unset, _ONLY_THE_LOSS),
+    "push_to_hub": Rule(_unset, _HUB),
+    "hub_always_push": Rule(_unset, _HUB),
+    "deepspeed": Rule(_unset, _SHARDED),
+    "fsdp": Rule(_unset, _SHARDED),
+    "fsdp_config": Rule(_unset, _SHARDED),
+    "parallelism_config": Rule(_unset, _SHARDED),
+    "accelerator_config": Rule(_unset, _SHARDED),
+    "label_names": Rule(_unset, _OWN_ROWS),
+    "remove_unused_columns": Rule(lambda value: True, _OWN_ROWS),  # there are no columns; Trainer must remove none
+}
+
+
+def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> TrainingArguments:
+    """Build TrainingArguments from plain values over our DEFAULTS. Needs no model, so a run can ask for it first.
+
+    Raises:
+        CofituneError: one sentence that names the first wrong argument and what to do.
+    """
+    _refuse(values)
+    patience = values.get(PATIENCE)
+    values = {**DEFAULTS, **_best_model(values), "output_dir": str(output_dir),
+              "dataloader_pin_memory": torch.cuda.is_available(),
+              **{key: value for key, value in values.items() if key not in (PATIENCE, "bf16")}}
+    try:
+        arguments = TrainingArguments(**values)
+    except ImportError as error:
+        raise CofituneError(f"Training needs accelerate: pip install 'cofitune-fast[train]' ({error}).") from None
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CofituneError(f"The training settings are not accepted by transformers: {error}") from None
+    _check_scheduler(arguments)
+    for key, wanted in ((PATIENCE, patience), ("load_best_model_at_end", arguments.load_best_model_at_end)):
+        if wanted and arguments.eval_strategy == "no":
+            raise CofituneError(f"training.{key} needs evaluations; set training.eval_strategy to steps or epoch.")
+    return arguments
+
+
+def check_arguments(training: Mapping[str, Any]) -> None:
+    """Refuse what `training_arguments` refuses, before anything is loaded."""
+    training_arguments({key: value for key, value in training.items() if key != "resume_from_checkpoint"}, "checked")
+
+
+def evaluates(training: Mapping[str, Any]) -> bool:
+    """Whether a training looks at evaluation rows."""
+    return str(training.get("eval_strategy", "no")) != "no" or bool(training.get("eval_on_start"))
+
+
+def check_precision(training: Mapping[str, Any], model: nn.Module) -> None:
+    """Hold `bf16` against the model: a bfloat16 model trains in bfloat16 as it is, no other one is made to.
+
+    Raises:
+        CofituneError: bf16 is true, and the model has another dtype.
+    """
+    if training.get("bf16") and model.dtype != torch.bfloat16:
+        raise CofituneError(f"training.bf16 is true, but the model is loaded in {dtype_name(model)}; set model.dtype: "
+                            "bfloat16, or leave training.bf16 out.")
+
+
+def _best_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of a run that ends with its best model, or early: it saves when it evaluates, and goes by the loss."""
+    defaults: dict[str, Any] = {}
+    if values.get("load_best_model_at_end"):
+        defaults = {"save_strategy": values.get("eval_strategy", "no"), "save_total_limit": 1}
+        if "eval_steps" in values:
+            defaults["save_steps"] = values["eval_steps"]
+    return {**defaults, "metric_for_best_model": "loss"} if defaults or PATIENCE in values else {}
+
+
+def _refuse(values: Mapping[str, Any]) -> None:
+    known = {field.name: field for field in fields(TrainingArguments) if field.init}
+    for key, value in values.items():
+        if key == PATIENCE:
+            _require_count(key, value)
+            continue
+        if key not in known:
+            nearest = difflib.get_close_matches(key, sorted({*known, PATIENCE}), n=1)
+            hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
+            raise CofituneError(f"Unknown key training.{key}; {hint}")
+        if key in REFUSED and not REFUSED[key].accepts(value):
+            raise CofituneError(f"training.{key} is {value!r}, which has no effect here: {REFUSED[key].instead}.")
+        _check_kind(key, value, known[key])
+    for key in ("learning_rate", "num_train_epochs"):
+        if values.get(key, 1) <= 0:
+            raise CofituneError(f"training.{key} is {values[key]!r}; it must be a number above 0.")
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        _require_count(key, values.get(key, 1))
+    _check_reports(values.get("report_to", "none"))
+
+
+def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
+    """Trainer finds out in the middle of a run that a number is a text."""
+    if str(field.type).removesuffix(" | None") == "bool":
+        right, kind = isinstance(value, bool), "true or false"
+    elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+        right, kind = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    else:
+        return
+    if not right and value is not None:
+        raise CofituneError(f"training.{key} is {value!r}; it must be {kind}.")
+
+
+def _require_count(key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CofituneError(f"training.{key} is {value!r}; it must be a whole number of at least 1.")
+
+
+def _check_reports(wanted: Any) -> None:
+    available = get_available_reporting_integrations()
+    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+        if name in ("none", "all") or name in available:
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise CofituneError(f"training.report_to names {name!r}, which transformers does not know; choose from "
+                                f"none, all, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.")
+        raise CofituneError(f"training.report_to names {name}, which is not installed; install it, or leave it out.")
+
+
+def _check_scheduler(arguments: TrainingArguments) -> None:
+    """Make the scheduler once, on an optimizer of one number, for some need arguments of their own."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(arguments.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=4,
+                      scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}))
+    except (TypeError, ValueError) as error:
+        raise CofituneError(
+            f"training.lr_scheduler_type is {arguments.lr_scheduler_type.value}, which needs other "
+            f"training.lr_scheduler_kwargs than {arguments.lr_scheduler_kwargs or 'none'}: {error}.") from None

@@ -1,0 +1,81 @@
+"""The chunked loss against plain cross entropy over all logits, in float64 and in bfloat16."""
+
+import pytest
+import torch
+from tiny import make_tiny_model
+
+from cofitune_fast.losses import chunked as module
+from cofitune_fast.losses.chunked import chunk_rows, response_loss, takes_chunks
+from cofitune_fast.regions import Region
+
+REGION = Region.parse("ffn.down@1-3")
+
+
+def case(model, count=11):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 260, (2, 15), generator=generator)
+    predictors = torch.randint(0, 30, (count,), generator=generator)  # some places predict twice
+    targets = torch.randint(0, 260, (count,), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, predictors, targets
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, [parameter for _, parameter in REGION.parameters(model)])
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("scale", [1.0, 1 / 7, torch.tensor(0.25)], ids=["one", "number", "tensor"])
+def test_chunks_give_the_loss_and_gradients_of_all_logits(monkeypatch, rows, scale):
+    model = make_tiny_model().double().train()
+    REGION.apply(model)
+    call, predictors, targets = case(model)
+    logits = model(**call, use_cache=False).logits.flatten(0, 1)[predictors]
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * scale
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 260 * rows)
+    assert chunk_rows(260) == rows
+    loss = response_loss(model, call, predictors, targets, scale, chunked=True)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for ours, theirs in zip(gradients(model, 3 * loss), gradients(model, 3 * expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bfloat16_it_rounds_where_plain_autograd_rounds():
+    model = make_tiny_model(dtype=torch.bfloat16).train()
+    REGION.apply(model)
+    call, predictors, targets = case(model)
+    found = [response_loss(model, call, predictors, targets, 1 / 11, chunked=chunked) for chunked in (True, False)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+    for ours, theirs in zip(*(gradients(model, loss) for loss in found), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-6)
+
+
+def test_no_gradient_is_made_where_none_is_wanted():
+    model = make_tiny_model()
+    call, predictors, targets = case(model)
+    with torch.no_grad():
+        loss = response_loss(model, call, predictors, targets, 1.0, chunked=True)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, response_loss(model, call, predictors, targets, 1.0, chunked=False),
+                               rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("family, trained, expected", [
+    ("llama", REGION, True), ("qwen3", REGION, True), ("gemma", REGION, True),
+    ("gemma2", REGION, False),  # soft-caps its logits
+    ("llama", Region.full(), False),
+])
+def test_which_models_take_chunks(family, trained, expected):
+    model = make_tiny_model(family)
+    trained.apply(model)
+    assert takes_chunks(model) is expected
+
+
+def test_only_response_positions_reach_the_head():
+    model = make_tiny_model()
+    REGION.apply(model)
+    call, predictors, targets = case(model)
+    seen = []
+    model.lm_head.register_forward_hook(lambda head, inputs, output: seen.append(tuple(output.shape)))
+    response_loss(model, call, predictors, targets, 1.0, chunked=False)
+    response_loss(model, call, predictors, targets, 1.0, chunked=True)
+    assert seen == [(1, 11, 260), (1, 0, 260)]

@@ -1,0 +1,199 @@
+"""Files and folders that are whole or absent: after an error, in threads, and in the order a power cut asks for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cofitune_fast import files
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    """Set the process's umask for a test; umask(0o027) for one."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What is synced and renamed from now on, in order, by names in tmp_path; temporary names are "~"."""
+    noted: list[tuple[str, ...]] = []
+
+    def name(path) -> str:
+        parts = Path(path).relative_to(tmp_path).parts
+        return "/".join("~" if part.startswith(".") else part for part in parts) or "."
+
+    def note(what, function):
+        def noting(*paths):
+            # On Linux the file behind a handle is a link in /proc.
+            noted.append((what, *(name(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path)
+                                  for path in paths)))
+            return function(*paths)
+        return noting
+
+    for what, function in (("fsync", os.fsync), ("replace", os.replace)):
+        monkeypatch.setattr(os, what, note(what, function))
+    return noted
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="handles are looked up in /proc")
+
+
+@needs_proc
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_block_is_left(tmp_path, calls):
+    files.write_text(tmp_path / "a.txt", "a")
+    assert calls == [("fsync", "~"), ("replace", "~", "a.txt"), ("fsync", ".")]
+
+
+@needs_proc
+def test_what_safetensors_writes_is_synced_though_it_is_another_file(tmp_path, calls):
+    """It writes beside the path it is given, and renames: the handle that made the temporary file is stale."""
+    with files.atomic_path(tmp_path / "a") as temporary:
+        other = tmp_path / ".other"
+        other.write_text("whole")
+        other.rename(temporary)
+        inode = temporary.stat().st_ino
+    assert calls[0] == ("fsync", "~") and (tmp_path / "a").stat().st_ino == inode
+
+
+@needs_proc
+def test_the_whole_of_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "a").write_text("a")
+        (folder / "b").write_text("b")
+    *before, replaced, last = calls
+    assert sorted(before) == [("fsync", "~"), ("fsync", "~/b"), ("fsync", "~/part"), ("fsync", "~/part/a")]
+    assert (replaced, last) == (("replace", "~", "model"), ("fsync", "."))
+
+
+@needs_proc
+def test_an_old_folder_is_deleted_only_when_the_new_one_is_on_the_disk(tmp_path, calls, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **options: calls.append(("delete", Path(path).exists())))
+    with files.atomic_folder(tmp_path / "model"):
+        pass
+    assert calls == [("fsync", "~"), ("replace", "model", "~"), ("replace", "~", "model"), ("fsync", "."),
+                     ("delete", True), ("delete", False)]
+
+
+@needs_proc
+def test_folders_made_on_the_way_are_on_the_disk_first(tmp_path, calls):
+    files.write_text(tmp_path / "run" / "1" / "a", "a")
+    assert sorted(calls[:2]) == [("fsync", "."), ("fsync", "run")]
+    assert calls[2:] == [("fsync", "run/1/~"), ("replace", "run/1/~", "run/1/a"), ("fsync", "run/1")]
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_error_but_a_broken_disk_is(tmp_path, monkeypatch):
+    code = errno.EINVAL
+
+    def fsync(handle):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_text(tmp_path / "a", "a")
+    assert (tmp_path / "a").read_text() == "a"
+    code = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.write_text(tmp_path / "b", "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("make", [files.atomic_path, files.atomic_folder])
+def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path, make):
+    files.write_text(tmp_path / "a" / "inside" if make is files.atomic_folder else tmp_path / "a", "old")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ZeroDivisionError), make(tmp_path / "a") as temporary:
+        (temporary / "inside" if temporary.is_dir() else temporary).write_text("half")
+        _ = 1 / 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path):
+    for name in ("first", "second"):
+        with files.atomic_folder(tmp_path / "model") as folder:
+            (folder / name).write_text(name)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o000])
+def test_modes_are_those_of_ordinary_files_even_if_a_library_makes_private_ones(tmp_path, umask, mask):
+    umask(mask)
+    with files.atomic_path(tmp_path / "a") as temporary:
+        temporary.chmod(0o600)
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir(0o700)
+        (folder / "part" / "b").touch(0o600)
+    assert mode(tmp_path / "a") == mode(tmp_path / "model" / "part" / "b") == 0o666 & ~mask
+    assert mode(tmp_path / "model") == mode(tmp_path / "model" / "part") == 0o777 & ~mask
+
+
+def test_the_umask_of_the_process_is_never_touched(tmp_path, monkeypatch):
+    """It belongs to all threads: set to 0 even for a moment, it makes another thread's file writable for everybody."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
+    files.write_text(tmp_path / "a", "a")
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "b").write_text("b")
+
+
+def test_threads_that_write_do_not_change_the_modes_of_others(tmp_path, umask, monkeypatch):
+    umask(0o077)
+    monkeypatch.setattr(os, "umask", lambda mask: (umask(mask), time.sleep(1e-3))[0])  # a race would show
+    done = threading.Event()
+
+    def write(index: int) -> None:
+        for _ in range(20):
+            files.write_json(tmp_path / f"{index}.json", {"index": index})
+
+    def look() -> set[int]:
+        seen, count = set(), 0
+        while not done.is_set():
+            path = tmp_path / f"seen-{count % 50}"
+            path.unlink(missing_ok=True)
+            path.touch()
+            seen.add(mode(path))
+            count += 1
+        return seen
+
+    with ThreadPoolExecutor(5) as pool:
+        seen = pool.submit(look)
+        writers = [pool.submit(write, index) for index in range(4)]
+        for writer in writers:
+            writer.result()
+        done.set()
+    assert seen.result() == {0o600}
+    assert {mode(path) for path in tmp_path.glob("*.json")} == {0o600}
+
+
+def test_many_writers_of_one_path_leave_one_whole_text(tmp_path):
+    texts = [str(index) * 10_000 for index in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: files.write_text(tmp_path / "a", text), texts))
+    assert (tmp_path / "a").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_text(tmp_path):
+    files.write_text(tmp_path / "a", "old")
+    code = ("import os, signal, sys\nfrom cofitune_fast import files\n"
+            "with files.atomic_path(sys.argv[1]) as temporary:\n"
+            "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=Path(files.__file__).parents[1])
+    assert done.returncode < 0 and (tmp_path / "a").read_text() == "old"
