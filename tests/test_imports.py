@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "training": "errors files models anchor data losses optim regions memory planning",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",
-    "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring training trials search",
+    "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring "
+               "training trials search",
     "pipeline": "errors files artefacts models anchor importance regions scoring training trials search methods",
     "compare": "errors files artefacts models anchor data regions scoring training trials search methods",
     "analysis": "errors files artefacts models data regions scoring",

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cofitune_fast.report.canvas import new_figure, save_png, style
-from cofitune_fast.report.comparison_losses import losses
-from cofitune_fast.report.comparison_planes import plane
-from cofitune_fast.report.comparison_schema import checked_comparison
-from cofitune_fast.report.comparison_view import verdict_of
-from cofitune_fast.report.palette import LIGHT
-from cofitune_fast.report.scatter import tradeoff
+from cofitune_fast.report.comparison.losses import losses
+from cofitune_fast.report.comparison.planes import plane
+from cofitune_fast.report.comparison.rows import verdict_of
+from cofitune_fast.report.comparison.schema import checked_comparison
+from cofitune_fast.report.run.planes import tradeoff
+from cofitune_fast.report.style.canvas import new_figure, save_png, style
+from cofitune_fast.report.style.palette import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

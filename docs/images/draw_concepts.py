@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cofitune_fast.report.canvas import blank_axes, new_figure, save_png, style
-from cofitune_fast.report.palette import LIGHT
+from cofitune_fast.report.style.canvas import blank_axes, new_figure, save_png, style
+from cofitune_fast.report.style.palette import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

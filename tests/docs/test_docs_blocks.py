@@ -17,6 +17,7 @@ from docs_pages import LANGUAGES, PAGES, ROOT, blocks_of, make_workspace
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+FOLDERS = "benchmarks|tests|examples|csrc|docs|kernels|cofitune_fast"
 ANCHOR = ["--anchor.texts", "8", "--anchor.tokens", "6"]
 SPACE = ["--search.space", "[{layers: ['25%-75%', '50%-100%'], roles: [ffn]}]"]
 # What makes a command small enough for a test, by command and configuration.
@@ -120,7 +121,7 @@ def test_what_docs_name_is_there():
     """Files in backticks, and targets of make."""
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         text = page.read_text(encoding="utf-8")
-        for path in re.findall(r"`((?:benchmarks|tests|examples|csrc|docs|kernels)/[\w./-]+\.\w+)", text):
+        for path in re.findall(rf"`((?:{FOLDERS})/[a-z\d_./-]+\.\w+)", text):
             assert (ROOT / path).exists(), f"{page.relative_to(ROOT)} names {path}, which is not there"
         for target in re.findall(r"`make ([a-z-]+)", text):
             assert target in TARGETS, f"{page.relative_to(ROOT)} names make {target}, which is not in the Makefile"

@@ -12,8 +12,8 @@ SOURCE = Path(cofitune_fast.__file__)
 
 def names_for_type_checkers():
     """{name: module} of the imports under `if TYPE_CHECKING`."""
-    (block,) = [node for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
-    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    (block,) = [node for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     return {alias.name: node.module for node in block.body for alias in node.names}
 
 
