@@ -10,14 +10,25 @@ DOCS := build/docs-venv
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format sanitize docs clean
+.PHONY: demo check test test-full bench docs lint format sanitize clean
 
 demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
 
+# Within a minute: what is cheap of everything. COFITUNE_TEST chooses the cases, see tests/conftest.py and tests/cases.py.
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	COFITUNE_TEST=check $(BIN)/pytest -n auto --dist loadfile
+
 test: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
 	$(BIN)/pytest -n auto --dist loadfile
+
+# Every combination of parameters where `make test` takes pairs, and the cases that are slow and say little more.
+test-full: $(MODEL) lint
+	$(BIN)/pytest benchmarks --benchmark-only
+	COFITUNE_TEST=full $(BIN)/pytest -n auto --dist loadfile
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import cofitune_fast  # noqa: F401  (before transformers, which would take the folder kernels/ for another package)
 
@@ -16,6 +17,33 @@ from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # heeded only if set before triton is first imported
+
+
+# COFITUNE_TEST says how much is run: "check" the cheap part of everything, "full" all, else all but what follows.
+SCOPE = os.environ.get("COFITUNE_TEST", "")
+FULL_ALONE = {  # cases that are slow, and whose property another test has
+    # Ray is tested in tests/search, and that a comparison's runs may be shared out, with processes.
+    "test_two_workers_make_the_runs_that_one_process_makes[ray]",
+}
+WHOLE_IN_CHECK = {"test_imports.py", "test_end_to_end.py"}  # files
+SLOW_TESTS = set(Path(__file__).with_name("slow_tests.txt").read_text(encoding="utf-8").split())  # see slow_tests.py
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is not of the scope. A check has the first case of each test that is not slow."""
+    chosen, left_out, seen = [], [], set()
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        slow = name in SLOW_TESTS or any(item.get_closest_marker(mark) for mark in ("slow", "model", "gpu"))
+        if SCOPE == "check" and item.path.name not in WHOLE_IN_CHECK:
+            wanted = not slow and (item.path, name) not in seen
+            if not slow:  # a first case may be for a GPU alone
+                seen.add((item.path, name))
+        else:
+            wanted = SCOPE == "full" or item.name not in FULL_ALONE
+        (chosen if wanted else left_out).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import bits
 
 from cofitune_fast.ops import grad_norm
@@ -54,9 +55,8 @@ def test_row_dots(dtype, device):
         assert ((dots.cpu() - exact).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("with_dots", [False, True])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", [0, 4095, 4096, 70_000])
+@pairwise({"where": [0, 4095, 4096, 70_000], "bad": [float("nan"), float("inf"), -float("inf")],
+           "with_dots": [False, True]})
 def test_one_bad_element_anywhere_sets_the_flag(where, bad, with_dots, device):
     grads = normal([(70_001,), (3, 5)], torch.float32)
     grads[0][where] = bad

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ops.ops_cases import BYTES, KINDS, LAYOUTS, MASK_DTYPES, MODES, OPTIONS, Case, assert_same_bits, bits, make_case
+from ops.ops_cases import KINDS, LAYOUTS, MASKS, MODES, OPTIONS, PULLS, Case, assert_same_bits, bits, make_case
 
 from cofitune_fast.ops import masked_adamw_
 from cofitune_fast.ops._storage import STORAGES, new_state
@@ -26,20 +28,13 @@ def assert_reference_bits(case: Case, device: torch.device, **options) -> None:
     assert_same_bits(step(case, device, **options), case.step(backend="reference", **options))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("mask_dtype", MASK_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("storage", STORAGES)
-def test_the_reference_bits(storage, layout, mask_dtype, mode, device):
+@pairwise({"storage": STORAGES, "layout, mask_dtype": MASKS, "mode": MODES, "zero_grad": [False, True]})
+def test_the_reference_bits(storage, layout, mask_dtype, mode, zero_grad, device):
     case = make_case(storage, layout, mask_dtype=mask_dtype)
-    assert_reference_bits(case, device, mask_mode=mode, seed=11, zero_grad=mask_dtype == BYTES,
-                          clip=torch.tensor([0.7, 0.0]))
+    assert_reference_bits(case, device, mask_mode=mode, seed=11, zero_grad=zero_grad, clip=torch.tensor([0.7, 0.0]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pull_layout", LAYOUTS[1:])
-@pytest.mark.parametrize("storage", STORAGES)
+@pairwise({"storage": STORAGES, "pull_layout": LAYOUTS[1:], "mode, kind": product(MODES, KINDS)})
 def test_the_reference_bits_with_anchors(storage, pull_layout, mode, kind, device):
     case = make_case(storage, "element", anchored=pull_layout)
     case.anchors[1] = case.pulls[1] = None  # in one list with others that have an anchor
@@ -101,9 +96,7 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1e-38, 1e-20, 1.0, -1.0, 3e38, -3e38
            float("nan")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("storage", STORAGES)
+@pairwise({"storage": STORAGES, "layout": LAYOUTS, "kind": KINDS})
 def test_denormals_signed_zeros_infinities_and_nan(storage, layout, kind, device):
     """Every pair of special weight and gradient, with new moments and then with those that came of it. What a NaN's
     other bits are, its sign among them, is left open."""
@@ -135,14 +128,15 @@ def test_a_nan_remains_one(storage, device):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple), max_size=4),
-    layout=st.sampled_from(LAYOUTS), anchored=st.sampled_from(["none", *LAYOUTS[1:]]),
-    storage=st.sampled_from(list(STORAGES)), mode=st.sampled_from(MODES), mask_dtype=st.sampled_from(MASK_DTYPES),
+    mask=st.sampled_from(MASKS), pull=st.sampled_from(PULLS), storage=st.sampled_from(list(STORAGES)),
+    mode=st.sampled_from(MODES),
     offset=st.sampled_from([0, 2**32 - 37, 2**61]), seed=st.integers(-(2**63), 2**63 - 1), zero_grad=st.booleans(),
 )
-def test_the_reference_bits_for_any_shapes(shapes, layout, anchored, storage, mode, mask_dtype, offset, seed, zero_grad,
-                                           device):
+def test_the_reference_bits_for_any_shapes(shapes, mask, pull, storage, mode, offset, seed, zero_grad, device):
+    (layout, mask_dtype), (anchored, kind) = mask, pull
     case = make_case(storage, layout, shapes, mask_dtype=mask_dtype, anchored=anchored)
-    assert_reference_bits(case, device, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes), zero_grad=zero_grad)
+    assert_reference_bits(case, device, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes), zero_grad=zero_grad,
+                          pull_kind=kind)
 
 
 @pytest.mark.parametrize("count, launches", [(1, 1), (300, 1), (301, 2), (650, 3)])

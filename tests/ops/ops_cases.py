@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ LAYOUTS = ["none", "one", "row", "column", "element"]
 KINDS = ["l2", "l1"]
 BYTES = torch.uint8
 MASK_DTYPES = [torch.float32, BYTES]
+# What goes together: a mask's layout and dtype, a pull's layout and kind. Without one there is nothing to choose.
+MASKS = [("none", torch.float32), *product(LAYOUTS[1:], MASK_DTYPES)]
+PULLS = [("none", "l2"), *product(LAYOUTS[1:], KINDS)]
 
 # Against float64, of what has been rounded once to a format. float32: a handful of roundings of 6e-8 each. bfloat16:
 # one unit, 2^-7, as stochastic rounding may choose the farther neighbor. Codes: a unit of three mantissa bits, 2^-3, or
@@ -233,6 +237,19 @@ def assert_same_bits(a: Case, b: Case) -> None:
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     return x.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[x.element_size()])
+
+
+def instruction_sets() -> list[str]:
+    """Those of ISAS that this CPU can run."""
+    if native.load_error() is not None:
+        return ISAS  # the tests that use them are skipped
+    best, found = native.isa(), []
+    for name in ISAS:
+        with suppress(ValueError):
+            native.library().use_isa(name)
+            found.append(name)
+    native.library().use_isa(best)
+    return found
 
 
 @contextmanager

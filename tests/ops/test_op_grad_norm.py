@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import BACKENDS, ISAS, ON_CPU, bits, instruction_set, make_case, needs_native, threads
@@ -34,9 +35,7 @@ def assert_row_dots(dots, weights, grads):
         assert ((dot.double() - products.sum(-1)).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", ["fp32", "bf16_sr"])
-@pytest.mark.parametrize("max_norm", [None, 1.0, 1e6, 1e300])
+@pairwise({"max_norm": [None, 1.0, 1e6, 1e300], "storage": ["fp32", "bf16_sr"], "backend": BACKENDS})
 def test_norm_and_factor_are_those_of_torch(storage, max_norm, backend):
     grads = make_case(storage).grads
     result = grad_norm(grads, max_norm, backend=backend)
@@ -54,10 +53,8 @@ def test_the_factor_has_the_bits_of_the_reference(max_norm):
     assert torch.equal(ours, reference)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", ["fp32", "bf16_sr"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("weighted", [False, True])
+@pairwise({"bad": [float("nan"), float("inf"), -float("inf")], "weighted": [False, True],
+           "storage": ["fp32", "bf16_sr"], "backend": BACKENDS})
 def test_one_bad_element_sets_the_flag(weighted, bad, storage, backend):
     grads = make_case(storage).grads
     weights = [torch.ones_like(g) for g in grads] if weighted else None
@@ -68,9 +65,8 @@ def test_one_bad_element_sets_the_flag(weighted, bad, storage, backend):
         assert [bool(dot.isfinite().all()) for dot in result.row_dots] == [index != 2 for index in range(len(grads))]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [1e30, 1e19, 1e10, 1e-10, 1e-12, 1e-19, 1e-22, 1e-30, 1e-38])
+@pairwise({"size": [1e30, 1e19, 1e10, 1e-10, 1e-12, 1e-19, 1e-22, 1e-30, 1e-38],
+           "dtype": [torch.float32, torch.bfloat16], "backend": BACKENDS})
 def test_squares_neither_overflow_nor_vanish(size, dtype, backend):
     generator = torch.Generator().manual_seed(0)
     grads = [(torch.randn(n, generator=generator) * size).to(dtype) for n in (5, 1000, 40_001)]

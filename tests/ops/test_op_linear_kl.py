@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import BACKENDS, ISAS, ON_CPU, bits, instruction_set, needs_native, threads
 
 from cofitune_fast.ops import linear_kl
@@ -35,13 +36,21 @@ TOLERANCE = {
 }
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("chunk_tokens", [1, 3, 100, None])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("backend", ON_CPU)
+CHUNKS = [1, 3, 100, None]
+
+
+@pairwise({"dtype": [torch.float32, torch.bfloat16], "backend": ON_CPU, "chunk_tokens": CHUNKS, "softcap": [None, 2.0]})
 def test_loss_and_both_gradients_are_those_of_the_full_logits(dtype, backend, chunk_tokens, softcap):
+    check(dtype, backend, chunk_tokens, softcap)
+
+
+@pairwise({"chunk_tokens": CHUNKS, "softcap": [None, 2.0]})
+def test_in_float64_they_are_so_to_ten_digits(chunk_tokens, softcap):
+    check(torch.float64, "reference", chunk_tokens, softcap)
+
+
+def check(dtype, backend, chunk_tokens, softcap):
     p, q, weight = inputs(dtype)
-    backend = "reference" if dtype == torch.float64 else backend
     loss = linear_kl(p, q, weight, softcap=softcap, chunk_tokens=chunk_tokens, backend=backend)
     grads = torch.autograd.grad(loss * 3, (p, q))
     p64, q64 = (h.detach().double().requires_grad_() for h in (p, q))

@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import BACKENDS, needs_native
@@ -52,17 +53,13 @@ def logits(rows, vocabulary, scale, seed=0):
     return torch.randn(2, rows, vocabulary, generator=generator) * scale
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("softcap", [None, 2.0, 30.0])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0])
-@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 1023, 1025, 32_003])
+@pairwise({"vocabulary": [1, 2, 63, 64, 65, 1023, 1025, 32_003], "scale": [1e-3, 1.0, 20.0],
+           "softcap": [None, 2.0, 30.0], "backend": BACKENDS})
 def test_any_vocabulary(vocabulary, scale, softcap, backend):
     check(backend, *logits(3, vocabulary, scale), softcap)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("softcap", [None, 30.0])
-@pytest.mark.parametrize("scale", [1e2, 1e3, 1e4])
+@pairwise({"scale": [1e2, 1e3, 1e4], "softcap": [None, 30.0], "backend": BACKENDS})
 def test_extreme_logits(scale, softcap, backend):
     z_p, z_q = logits(4, 5001, 1.0)
     z_p[0, 17], z_q[0, 4000] = scale, scale  # two different certainties
@@ -72,9 +69,7 @@ def test_extreme_logits(scale, softcap, backend):
     check(backend, z_p, z_q, softcap)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("softcap", [None, 30.0])
-@pytest.mark.parametrize("shift", [0.0, 1e4])
+@pairwise({"shift": [0.0, 1e4], "softcap": [None, 30.0], "backend": BACKENDS})
 def test_equal_distributions(shift, softcap, backend):
     z = logits(2, 777, 5.0)[0] + shift
     kl, grad_p, grad_q = kl_rows(backend, z, z, softcap)
@@ -98,10 +93,7 @@ def test_a_native_probability_is_off_by_a_few_units():
     assert_within(kl_rows("cpu", z_p, z_q)[2][:, 1], exact, 5 * UNIT * exact)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("side", [0, 1])
-@pytest.mark.parametrize("place", [0, 64, 300])
+@pairwise({"place": [0, 64, 300], "side": [0, 1], "bad": [float("nan"), float("inf")], "backend": BACKENDS})
 def test_a_row_with_a_bad_logit_is_not_a_number_and_the_others_stay(place, side, bad, backend):
     z = logits(3, 301, 3.0)
     expected = kl_rows(backend, *z)

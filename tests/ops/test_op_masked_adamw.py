@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import (
     BACKENDS,
     BYTES,
     LAYOUTS,
     MASK_DTYPES,
+    MASKS,
     MODES,
     OPTIONS,
     SHAPES,
@@ -27,11 +29,7 @@ from cofitune_fast.ops import grad_norm, masked_adamw_
 from cofitune_fast.ops._storage import STORAGES
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("mask_dtype", MASK_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("storage", STORAGES)
+@pairwise({"storage": STORAGES, "layout, mask_dtype": MASKS, "mode": MODES, "backend": BACKENDS})
 def test_matches_float64_element_by_element(storage, layout, mask_dtype, mode, backend):
     case = make_case(storage, layout, mask_dtype=mask_dtype)
     result = case.step(step=3, mask_mode=mode, clip=torch.tensor([0.5, 0.0]), backend=backend)
@@ -108,10 +106,8 @@ def test_one_fused_step_is_clip_then_mask_then_adamw_then_zero(mode, backend):
         assert not g.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize(("anchored", "kind"), [("none", "l2"), ("row", "l2"), ("row", "l1")])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise({"storage": STORAGES, "anchored, kind": [("none", "l2"), ("row", "l2"), ("row", "l1")], "mode": MODES,
+           "backend": BACKENDS})
 def test_a_mask_of_ones_is_no_mask_bit_for_bit(mode, anchored, kind, storage, backend):
     case = make_case(storage, anchored=anchored)
     plain = case.step(mask_mode=mode, pull_kind=kind, backend=backend)
@@ -123,11 +119,8 @@ def test_a_mask_of_ones_is_no_mask_bit_for_bit(mode, anchored, kind, storage, ba
             assert_same_bits(plain, replace(case, masks=ones).step(mask_mode=mode, pull_kind=kind, backend=backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize(("anchored", "kind"), [("none", "l2"), ("column", "l2"), ("column", "l1")])
-@pytest.mark.parametrize("mask_dtype", MASK_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS[2:])
+@pairwise({"layout, mask_dtype": [mask for mask in MASKS if mask[0] in LAYOUTS[2:]], "storage": STORAGES,
+           "anchored, kind": [("none", "l2"), ("column", "l2"), ("column", "l1")], "backend": BACKENDS})
 def test_where_the_update_mask_is_zero_no_byte_changes(layout, mask_dtype, anchored, kind, storage, backend):
     case = make_case(storage, layout, [(64, 33)], mask_dtype=mask_dtype, anchored=anchored)
     zero = (case.masks[0] == 0).expand(64, 33)
@@ -151,9 +144,8 @@ def test_a_gradient_mask_of_zero_still_decays(backend):
     torch.testing.assert_close(result.exp_avg_sqs[0], case.exp_avg_sqs[0] * 0.95, **TOLERANCE["fp32"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", ["fp32", "bf16_split"])  # the others round by the element's place
-@pytest.mark.parametrize("layout", ["row", "element"])
+# the other storages round by the element's place
+@pairwise({"layout": ["row", "element"], "storage": ["fp32", "bf16_split"], "backend": BACKENDS})
 def test_permuting_rows_commutes_with_the_step(layout, storage, backend):
     case = make_case(storage, layout, [(64, 33)], anchored="row")
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
@@ -166,9 +158,7 @@ def test_permuting_rows_commutes_with_the_step(layout, storage, backend):
     assert_same_bits(permuted(case.step(backend=backend)), permuted(case).step(backend=backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("layout", ["row", "element"])
+@pairwise({"storage": STORAGES, "layout": ["row", "element"], "backend": BACKENDS})
 def test_the_skip_flag_makes_the_step_a_no_op_that_still_zeroes(layout, storage, backend):
     case = make_case(storage, layout, anchored="one")
     case.grads[0][0] = float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import BACKENDS, OPTIONS, assert_same_bits, make_case
 
 from cofitune_fast.ops import masked_adamw_
@@ -71,9 +72,7 @@ def test_numbers_work_under_compile_too():
     torch.testing.assert_close(result, eager.params[0] + 1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(), (1,)])
+@pairwise({"shape": [(), (1,)], "dtype": [torch.float32, torch.float64], "backend": BACKENDS})
 def test_tensors_and_numbers_give_the_same_bits(shape, dtype, backend):
     case = make_case("bf16")
     lr = 0.015625  # exact in both types

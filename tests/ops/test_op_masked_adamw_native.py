@@ -7,19 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import (
     ISAS,
     KINDS,
     LAYOUTS,
-    MASK_DTYPES,
+    MASKS,
     MODES,
     OPTIONS,
+    PULLS,
     Case,
     assert_same_bits,
     bits,
     instruction_set,
+    instruction_sets,
     make_case,
     needs_native,
     threads,
@@ -35,11 +38,8 @@ def assert_native_is_reference(case: Case, **options) -> None:
     assert_same_bits(case.step(backend="cpu", **options), case.step(backend="reference", **options))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("anchored", "kind"), [("none", "l2"), ("one", "l2"), ("element", "l2"), ("element", "l1")])
-@pytest.mark.parametrize("mask_dtype", MASK_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("storage", STORAGES)
+@pairwise({"storage": STORAGES, "layout, mask_dtype": MASKS, "isa": ISAS,
+           "anchored, kind": [("none", "l2"), ("one", "l2"), ("element", "l2"), ("element", "l1")]})
 def test_the_reference_bits_on_every_instruction_set(storage, layout, mask_dtype, anchored, kind, isa):
     case = make_case(storage, layout, mask_dtype=mask_dtype, anchored=anchored)
     with instruction_set(isa):
@@ -52,16 +52,16 @@ def test_the_reference_bits_on_every_instruction_set(storage, layout, mask_dtype
 @given(
     shapes=st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(st.integers(1, 3),
                                                                                     st.integers(200, 600)), max_size=4),
-    layout=st.sampled_from(LAYOUTS), mask_dtype=st.sampled_from(MASK_DTYPES), anchored=st.sampled_from(LAYOUTS),
-    kind=st.sampled_from(KINDS), storage=st.sampled_from(list(STORAGES)), mode=st.sampled_from(MODES),
-    zero_grad=st.booleans(),
+    mask=st.sampled_from(MASKS), pull=st.sampled_from(PULLS), storage=st.sampled_from(list(STORAGES)),
+    mode=st.sampled_from(MODES), zero_grad=st.booleans(), isa=st.sampled_from(instruction_sets()),
     offset=st.sampled_from([0, 2**32 - 37, 2**32 + 5, 2**61]), seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_the_reference_bits_for_any_shapes(shapes, layout, mask_dtype, anchored, kind, storage, mode, zero_grad, offset,
-                                           seed):
+def test_the_reference_bits_for_any_shapes(shapes, mask, pull, storage, mode, zero_grad, isa, offset, seed):
+    (layout, mask_dtype), (anchored, kind) = mask, pull
     case = make_case(storage, layout, shapes, mask_dtype=mask_dtype, anchored=anchored)
-    assert_native_is_reference(case, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes), zero_grad=zero_grad,
-                               pull_kind=kind)
+    with instruction_set(isa):
+        assert_native_is_reference(case, mask_mode=mode, seed=seed, offsets=[offset] * len(shapes),
+                                   zero_grad=zero_grad, pull_kind=kind)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -90,10 +90,7 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1e-38, 1e-20, 1.0, -1.0, 3e38, -3e38
            float("nan")]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("storage", STORAGES)
+@pairwise({"storage": STORAGES, "layout": LAYOUTS, "kind": KINDS, "isa": ISAS})
 def test_denormals_signed_zeros_infinities_and_nan_give_the_reference_bits(storage, layout, kind, isa):
     """Every pair of special weight and gradient, with new moments and then with those that came of it. What a NaN's
     other bits are, its sign among them, is left open."""

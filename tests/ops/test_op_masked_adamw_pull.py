@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import (
     BACKENDS,
     KINDS,
@@ -32,12 +34,8 @@ def at_rest(p: torch.Tensor, anchor: torch.Tensor, pulls: torch.Tensor, storage:
     return replace(case, **{**zeros, "params": [p]}, masks=[None], anchors=[anchor], pulls=[pulls])
 
 
-@every_backend
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", ["none", "row", "element"])
-@pytest.mark.parametrize("pull_layout", LAYOUTS[1:])
-@every_storage
+@pairwise({"storage": STORAGES, "pull_layout": LAYOUTS[1:], "layout": ["none", "row", "element"],
+           "mode, kind": product(MODES, KINDS), "backend": BACKENDS})
 def test_it_matches_float64_element_by_element(storage, pull_layout, layout, mode, kind, backend):
     case = make_case(storage, layout, anchored=pull_layout)
     case.anchors[1] = case.pulls[1] = None  # some tensors have an anchor and others have none
@@ -107,10 +105,7 @@ def test_l1_keeps_a_weight_at_its_anchor_while_the_step_is_below_the_threshold(s
     assert (result.values(0)[1] != 0).double().mean() > 0.9
 
 
-@every_backend
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-@every_storage
+@pairwise({"storage": STORAGES, "mode": MODES, "kind": KINDS, "backend": BACKENDS})
 def test_rows_of_strength_zero_move_as_without_a_pull(storage, mode, kind, backend):
     case = make_case(storage, "element", [(64, 300)], anchored="row")
     zero = case.pulls[0][:, 0] == 0
@@ -121,10 +116,7 @@ def test_rows_of_strength_zero_move_as_without_a_pull(storage, mode, kind, backe
     assert (pulled != free)[~zero].any(1).all()
 
 
-@every_backend
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-@every_storage
+@pairwise({"storage": STORAGES, "mode": MODES, "kind": KINDS, "backend": BACKENDS})
 def test_tensors_without_an_anchor_have_the_bits_of_a_call_without_any(storage, mode, kind, backend):
     case = make_case(storage, "row", [(5, 300), (17,), (3, 5)], anchored="row")
     free = replace(case, anchors=None, pulls=None)
@@ -136,9 +128,7 @@ def test_tensors_without_an_anchor_have_the_bits_of_a_call_without_any(storage, 
             assert torch.equal(bits(tensors[index]), bits(getattr(free, name)[index]))
 
 
-@every_backend
-@pytest.mark.parametrize("mode", MODES)
-@every_storage
+@pairwise({"storage": STORAGES, "mode": MODES, "backend": BACKENDS})
 def test_l2_toward_zero_is_weight_decay(storage, mode, backend):
     """A strength of 0.25 with anchor 0 in place of a decay of 0.25. Apart from the order of the sums; with stochastic
     rounding a last bit may then go the other way."""
@@ -154,9 +144,7 @@ def test_l2_toward_zero_is_weight_decay(storage, mode, backend):
         assert same.all() if storage in ("fp32", "bf16_split") else same.double().mean() > 0.99 or same.numel() == 0
 
 
-@every_backend
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("storage", ["bf16_split", "bf16_sr", "bf16", "int8"])
+@pairwise({"storage": ["bf16_split", "bf16_sr", "bf16", "int8"], "kind": KINDS, "backend": BACKENDS})
 def test_a_pull_far_below_half_a_unit_of_bfloat16_is_not_lost(storage, kind, backend):
     """A unit is 2^-8 here; a step of 2^-16 would be rounded away each time. 256 steps are one unit, on average."""
     p, anchor = torch.full((8, 512), 0.75).bfloat16(), torch.full((8, 512), 0.5).bfloat16()

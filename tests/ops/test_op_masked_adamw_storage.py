@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import (
     BACKENDS,
     LAYOUTS,
@@ -23,9 +24,7 @@ from cofitune_fast.ops._storage import STORAGES, new_state, scale_shape
 from cofitune_fast.ops.rounding import join
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pairwise({"layout": LAYOUTS, "mode": MODES, "backend": BACKENDS})
 def test_bf16_split_takes_the_path_of_fp32_bit_for_bit(layout, mode, backend):
     """From any float32 weights, with the same gradients (of bfloat16) and the same anchors."""
     split = make_case("bf16_split", layout, anchored="row")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import BACKENDS, ISAS, ON_CPU, instruction_set, needs_native
@@ -45,16 +46,12 @@ def within(ours, exact, bound):
     assert not wrong.any(), f"{wrong.nonzero()[0].tolist()}: {ours[wrong]} for {exact[wrong]}, within {bound[wrong]}"
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 1023, 1025, 32_003])
+@pairwise({"vocabulary": [1, 2, 63, 64, 65, 1023, 1025, 32_003], "dtype": DTYPES, "backend": ON_CPU})
 def test_any_vocabulary(vocabulary, dtype, backend):
     check(backend, logits(3, vocabulary, dtype=dtype))
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-3, 1e2, 1e4])
+@pairwise({"scale": [1e-3, 1e2, 1e4], "dtype": DTYPES, "backend": ON_CPU})
 def test_extreme_logits(scale, dtype, backend):
     z = logits(4, 5001)
     z[0, 4000] = scale
@@ -69,9 +66,7 @@ def test_more_than_one_block_of_the_reference(backend):
     check(backend, logits(400, 5000, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("place", [0, 64, 300])
+@pairwise({"place": [0, 64, 300], "dtype": DTYPES, "backend": ON_CPU})
 def test_a_row_that_is_not_a_number_stays_alone(place, dtype, backend):
     z = logits(3, 301, dtype=dtype)
     sums, scales = log_sum_exp(z, backend=backend), torch.ones(3)
@@ -111,9 +106,7 @@ def test_other_dtypes_have_the_reference(dtype):
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pairwise({"dtype": DTYPES, "threads": [1, 3], "isa": ISAS})
 def test_native_bits_depend_neither_on_threads_nor_on_the_instruction_set(dtype, threads, isa):
     z, scales = logits(9, 40_001, dtype=dtype), torch.linspace(-1, 1, 9)
     sums = log_sum_exp(z, backend="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.ops_cases import BACKENDS, ISAS, ON_CPU, TOLERANCE, instruction_set, needs_native, threads
@@ -42,10 +43,7 @@ def in_float64(y, grad_y, mask, unit_size, passes):
     return by_sample.sum((1, 3)).abs().sum(0), by_sample.abs().sum((0, 1, 3))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("unit_size", [1, 8])
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("width", [8, 1048])
+@pairwise({"width": [8, 1048], "passes": [1, 2], "unit_size": [1, 8], "backend": BACKENDS})
 def test_it_is_the_gradient_of_a_gate_of_ones(width, passes, unit_size, backend):
     y, weight, grad_y, mask = inputs(4, 7, width, torch.float32)
     scores = torch.full((width // unit_size,), 3.0)
@@ -66,9 +64,7 @@ def test_per_batch_the_absolute_value_is_that_of_the_whole_sum(passes, backend):
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("unit_size", [1, 64, 1100])
-@pytest.mark.parametrize("tokens", [7, 8, 255, 256, 257, 530])
+@pairwise({"tokens": [7, 8, 255, 256, 257, 530], "unit_size": [1, 64, 1100], "dtype": [torch.float32, torch.bfloat16]})
 def test_the_error_of_sums_that_cancel_is_bounded(tokens, unit_size, dtype):
     y, _, grad_y, mask = inputs(2, tokens, 2200 - 2200 % unit_size, dtype)
     odd = torch.arange(tokens)[:, None] % 2 == 1  # takes back what the token before brought

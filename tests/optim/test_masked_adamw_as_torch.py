@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from cases import pairwise
 from optim.optim_cases import assert_same, dtype_of, make_masks, make_pairs, run, set_grads, values
 
 from cofitune_fast.memory.host_states import HostMaskedAdamW
@@ -75,9 +76,11 @@ def test_zero_grad_clears_as_torch_does(set_to_none):
     assert all(p.grad is None if set_to_none else not p.grad.any() for _, p in pairs)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [0, 2])
+def through_pickle(both):
+    return pickle.loads(pickle.dumps(both))
+
+
+@pairwise({"kind": KINDS, "steps": [0, 2], "way": [copy.deepcopy, through_pickle]})
 def test_a_copy_goes_on_as_the_original_and_apart_from_it(kind, steps, way):
     pairs = make_pairs()
     optimizer = make_optimizer(pairs, kind, max_grad_norm=0.5, pull=Pull("l2", 0.5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import BACKENDS, TOLERANCE, bits
 from optim.optim_cases import SHAPES, assert_same, dtype_of, make_masks, make_pairs, random_offset, set_grads, values
 
@@ -37,9 +38,7 @@ def test_without_masks_it_trains_as_clip_and_torch_adamw_do(max_grad_norm, backe
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)  # six steps' roundings
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("mask_mode", ["update", "gradient"])
-@pytest.mark.parametrize("kind", ["l2", "l1"])
+@pairwise({"storage": STORAGES, "mask_mode": ["update", "gradient"], "kind": ["l2", "l1"]})
 def test_a_step_is_the_two_ops_bit_for_bit(storage, kind, mask_mode):
     pairs, own = make_pairs(dtype_of(storage)), make_pairs(dtype_of(storage))
     masks, pulls = make_masks(), {"down.weight": torch.tensor(30.0)}

@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from cases import pairwise
 from ops.ops_cases import BACKENDS
 from optim.optim_cases import SHAPES, assert_same, dtype_of, make_masks, make_pairs, run, values
 
@@ -31,9 +32,7 @@ def put(pairs, weights):
         p.data.copy_(weight)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("way", [copy.deepcopy, through_torch_save])
+@pairwise({"storage": STORAGES, "backend": BACKENDS, "way": [copy.deepcopy, through_torch_save]})
 def test_resuming_is_not_having_stopped_bit_for_bit(storage, backend, way):
     options = {"storage": storage, "backend": backend, "pull": Pull("l1" if way is copy.deepcopy else "l2", 0.5)}
     straight = make_pairs(dtype_of(storage))

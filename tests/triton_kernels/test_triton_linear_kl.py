@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 
 from cofitune_fast.ops import triton
 
@@ -44,9 +45,7 @@ def check(z_p, z_q, softcap=None):
                                        atol=tolerance["atol"] * magnitude)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0, 30.0])
-@pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
-@pytest.mark.parametrize("vocabulary", [1, 7, 4096, 4097, 9001])
+@pairwise({"vocabulary": [1, 7, 4096, 4097, 9001], "scale": [0.01, 1.0, 8.0], "softcap": [None, 2.0, 30.0]})
 def test_divergence_and_gradients(device, vocabulary, scale, softcap):
     check(*logits(3, vocabulary, scale, device), softcap)
 

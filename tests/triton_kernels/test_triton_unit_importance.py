@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import pairwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,9 +34,8 @@ def expected(y, grad_y, mask=None, unit_size=1, passes=1, start=0.0):
     return scores
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("unit_size, units", [(1, 1), (1, 17), (1, 256), (1, 300), (8, 5), (80, 3), (128, 2), (257, 3)])
+@pairwise({"unit_size, units": [(1, 1), (1, 17), (1, 256), (1, 300), (8, 5), (80, 3), (128, 2), (257, 3)],
+           "passes": [1, 2], "dtype": DTYPES})
 def test_scores_are_those_of_the_reference(device, unit_size, units, passes, dtype):
     y, grad_y, mask = inputs(4, 9, units * unit_size, dtype, device)
     ours = importance(y, grad_y, mask, unit_size, passes, start=3.0)
