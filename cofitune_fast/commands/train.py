@@ -41,6 +41,9 @@ def train(
         print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
               f"{result['loss']:.3f}, {duration(result['seconds'])}; "
               f"{result['frozen_tensors']} frozen tensors unchanged")
+        if result["eval_loss"] is not None:
+            best = f", of step {result['best_step']}, the best" if result["best_step"] else ""
+            print(f"loss on the validation rows {result['eval_loss']:.3f}{best}")
 
     emit(result, as_json, show)
     if result["interrupted"]:
@@ -110,13 +113,11 @@ class _LogLines(TrainerCallback):
         self.console = console
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            anchor = f"KL to the base {logs['anchor_kl']:.4f}  " if logs.get("anchor_kl") is not None else ""
-            self.console.print(
-                f"step {state.global_step} of {state.max_steps}  loss {logs['loss']}  {anchor}"
-                f"gradient norm {logs.get('grad_norm', '-')}  learning rate {logs.get('learning_rate', '-')}",
-                highlight=False,
-            )
+        named = {"loss": "loss", "anchor_kl": "KL to the base", "grad_norm": "gradient norm",
+                 "learning_rate": "learning rate", "eval_loss": "loss on the validation rows"}
+        shown = [f"{words} {float(logs[key]):.4g}" for key, words in named.items() if (logs or {}).get(key) is not None]
+        if shown:
+            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}", highlight=False)
 
 
 def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | None:

@@ -85,6 +85,7 @@ class KeyedRows(Dataset):
     whose number is `task_rows`."""
 
     def __init__(self, rows: Sequence[Encoded], anchor: Anchor | None = None):
+        anchor = anchor if anchor is not None and anchor.settings.weight > 0 else None
         self.anchor, self.task_rows = anchor, len(rows)
         self.rows = [*rows, *(anchor.rows if anchor is not None else ())]
         self.keys = row_keys(row.input_ids[:-1] for row in self.rows)

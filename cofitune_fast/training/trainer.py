@@ -86,8 +86,7 @@ class CoFiTuneTrainer(Trainer):
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
-        anchor = options.anchor if options.anchor is not None and options.anchor.settings.weight else None
-        data, evaluated = _keyed(train_dataset, anchor), _keyed(eval_dataset)
+        data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
         self.anchor = data.anchor
         self.batches, self.eval_batches, packed = run_batches(model, data, evaluated, args, options.memory.packing)
         self.release: GradientRelease | None = None
