@@ -17,7 +17,7 @@ from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
 from ..regions import DEFAULT_REGION, Region
-from ..training.run import DEFAULTS
+from ..training.arguments import DEFAULTS
 from .app import AsJson, ConfigFile, command, emit
 from .setup import read_config
 
