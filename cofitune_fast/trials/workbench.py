@@ -76,20 +76,39 @@ class BaseLost(CofituneError):
     """The base's bytes could not be put back; nothing may be trained from what the model holds now."""
 
 
-class Workbench:
-    """The base model, its fingerprint, its training rows and its suites, each made when first asked for.
+class Base:
+    """A base model, loaded once, with its fingerprint, its layout and the digests of its tensors.
 
-    `digests` are those of the model as it is loaded; `base` names the full-precision base, also of a quantised model.
+    `digests` are those of the model as it is loaded; `info` names the full-precision base, also of a quantised model.
     """
 
-    def __init__(self, loaded: LoadedModel, data: TrialData):
+    def __init__(self, loaded: LoadedModel):
         self.model, self.tokenizer, self.source = loaded.model, loaded.tokenizer, loaded.source
-        self.data = data
         self.layout: Layout = resolve_layout(self.model)
         self.digests = tensor_digests(self.model)
-        base = combine_digests(base_digests(self.model, self.digests))
-        self.base = BaseInfo(self.source, base, dtype_name(self.model))
+        fingerprint = combine_digests(base_digests(self.model, self.digests))
+        self.info = BaseInfo(self.source, fingerprint, dtype_name(self.model))
         self.pad_token_id = pad_token_id(self.tokenizer)
+        self.benches: dict[TrialData, Workbench] = {}
+
+
+class Workbench:
+    """A base model with its training rows and its suites, each made when first asked for.
+
+    loaded: a loaded model, or the base of another workbench, which then has both sets of data.
+    """
+
+    def __init__(self, loaded: LoadedModel | Base, data: TrialData):
+        shared = loaded if isinstance(loaded, Base) else Base(loaded)
+        self._shared, self.data = shared, data
+        self.model, self.tokenizer, self.source = shared.model, shared.tokenizer, shared.source
+        self.layout, self.digests, self.base = shared.layout, shared.digests, shared.info
+        self.pad_token_id = shared.pad_token_id
+        shared.benches.setdefault(data, self)
+        self._anchors: dict[AnchorSettings, Anchor] = {}
+        self._suites: dict[str, Suite] = {}
+        self._suite_tokens: dict[str, tuple[int, int]] = {}
+        self._base_states: dict[tuple[str, int], BaseStates | None] = {}
 
     @cached_property
     def train_rows(self) -> list[Encoded]:
@@ -135,26 +154,6 @@ class Workbench:
         if split not in self._suite_tokens:
             self._suite_tokens[split] = suite_tokens(self.model, self.tokenizer, self.suite(split))
         return self._suite_tokens[split]
-
-    @cached_property
-    def _anchors(self) -> dict[AnchorSettings, Anchor]:
-        return {}
-
-    @cached_property
-    def _with_data(self) -> dict[TrialData, Workbench]:
-        return {}
-
-    @cached_property
-    def _suites(self) -> dict[str, Suite]:
-        return {}
-
-    @cached_property
-    def _base_states(self) -> dict[tuple[str, int], BaseStates | None]:
-        return {}
-
-    @cached_property
-    def _suite_tokens(self) -> dict[str, tuple[int, int]]:
-        return {}
 
     def score(
         self, split: str, on_task: Callable[[str, Any], None] | None = None, *, region: Region | None = None,
@@ -226,15 +225,8 @@ class Workbench:
         return [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
 
     def with_data(self, data: TrialData) -> Workbench:
-        """The same model and base on other data; made once for each."""
-        if data == self.data:
-            return self
-        if data not in self._with_data:
-            other = object.__new__(Workbench)
-            shared = ("model", "tokenizer", "source", "layout", "digests", "base", "pad_token_id")
-            vars(other).update({name: getattr(self, name) for name in shared}, data=data)
-            self._with_data[data] = other
-        return self._with_data[data]
+        """The same base on other data; made once for each."""
+        return self._shared.benches.get(data) or Workbench(self._shared, data)
 
     def schedule(self, training: Mapping[str, Any], *, full: bool = False) -> Schedule:
         """The resolved schedule of a training on this model and these rows."""
