@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Required
 
-from .fields import Entry, Number, Part, Table, Text, Words
+from .fields import Entry, Number, Table, Text, Words
 
 
 class Base(Entry, total=False):
@@ -23,13 +23,3 @@ class Head(Entry, total=False):
     command: Words
     base: Required[Base]
     environment: Table[Any]
-
-
-class Split(Entry, total=False):
-    """Names of the parts of the data: the one that the search chose on, and the one that is reported."""
-
-    search: Words
-    report: Words
-
-
-SplitPart = Part[Split]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Required
 
 from typing_extensions import TypedDict
 
-from .fields import Check, Entry, Items, Maybe, Missing, Number, Table, Text, Words, distinct, none, words
-from .head import Head, SplitPart
+from .fields import Check, Entry, Items, Maybe, Missing, Number, Part, Table, Text, Words, distinct, words
+from .head import Head
 from .scores import SCORES, Figures, uni_is_the_sum
 from .search import SearchPart
 
@@ -84,15 +84,22 @@ class CheckRow(Entry, total=False):
     detail: Words
 
 
+class Split(Entry, total=False):
+    """Names of the parts of the data: the one that the search chose on, and the one that is reported."""
+
+    search: Words
+    report: Words
+
+
 class ReportEntry(Head, total=False):
-    """complete: whether all methods are there; a report is written after each. split: see `Split`."""
+    """complete: whether all methods are there; a report is written after each."""
 
     title: Annotated[str, words("CoFiTune report"), Missing(str)]
     complete: Annotated[bool, Missing(lambda: True)]
-    split: SplitPart
+    split: Part[Split]
     methods: Annotated[list[Method], distinct("name")]
     search: Maybe[SearchPart]
-    importance: Annotated[ImportancePart | None, Missing(none)]
+    importance: Maybe[ImportancePart]
     checks: Items[CheckRow]
     notes: Items[Text]
 
