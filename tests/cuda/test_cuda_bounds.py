@@ -16,6 +16,8 @@ from ops.ops_cases import LAYOUTS, MASK_DTYPES, OPTIONS, Case, assert_same_bits,
 from cofitune_fast.ops import grad_norm, masked_adamw_
 from cofitune_fast.ops._storage import STORAGES
 
+pytestmark = pytest.mark.slow  # the emulated extension is compiled first
+
 SHAPES = [(1,), (17,), (4097,), (3, 5), (64, 32), (), (3, 512), (3, 700), (2, 8448), (30, 8)]
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p

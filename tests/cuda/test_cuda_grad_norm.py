@@ -9,6 +9,8 @@ from ops.ops_cases import bits
 
 from cofitune_fast.ops import grad_norm
 
+pytestmark = pytest.mark.slow  # the emulated extension is compiled first
+
 DTYPES = [torch.float32, torch.bfloat16]
 # Chunks of 32768 without row dots, of eight rows with; rows of odd length, no rows and no columns.
 SHAPES = [(1,), (17,), (), (64, 33), (2, 3, 5), (0, 4), (3, 0), (70_001,), (20, 4096), (9, 11_008)]

@@ -15,6 +15,8 @@ from ops.ops_cases import KINDS, LAYOUTS, MASKS, MODES, OPTIONS, PULLS, Case, as
 from cofitune_fast.ops import masked_adamw_
 from cofitune_fast.ops._storage import STORAGES, new_state
 
+pytestmark = pytest.mark.slow  # the emulated extension is compiled first
+
 # Beside the usual ones: rows longer than a chunk of 8192, many short rows, and rows of an even but odd-sized length.
 LONG = [(2, 9000), (1, 8192), (3, 8193), (3000, 8), (700, 20), (20_000,)]
 

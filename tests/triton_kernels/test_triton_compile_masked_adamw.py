@@ -14,6 +14,8 @@ from cofitune_fast.ops import triton
 from cofitune_fast.ops._checks import Layout
 from cofitune_fast.ops._storage import STORAGES
 
+pytestmark = pytest.mark.slow  # kernels are compiled
+
 TILE, WARPS, BLOCK = (getattr(triton.kernel("masked_adamw"), name) for name in ("TILE", "WARPS", "BLOCK"))
 POINTERS = {"float32": "*fp32:16", "bfloat16": "*i16:16", "uint8": "*u8:16"}
 

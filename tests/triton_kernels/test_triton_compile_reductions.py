@@ -10,6 +10,8 @@ from compile_harness import ARCHITECTURES, compiled, request
 
 from cofitune_fast.ops import triton
 
+pytestmark = pytest.mark.slow  # kernels are compiled
+
 pytest.importorskip("triton")
 
 grad_norm, unit_importance, linear_kl, softmax = map(
