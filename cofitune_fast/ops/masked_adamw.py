@@ -138,19 +138,14 @@ op.add("triton", _triton, triton.devices(), triton.load_error)
     "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, str mask_mode, str pull_kind, "
     "str storage, int seed, int[] offsets, bool zero_grad, str backend) -> ()",
 )
-def _masked_adamw(
-    params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2, eps,
-    weight_decay, mask_mode, pull_kind, storage, seed, offsets, zero_grad, backend,
-):
-    device = params[0].device if params else torch.device("cpu")
-    op.run(backend, device, AdamwCall(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls,
-                                      clip, lr, step, beta1, beta2, eps, weight_decay, mask_mode, pull_kind, storage,
-                                      seed, offsets, zero_grad))
+def _masked_adamw(*arguments):
+    *fields, backend = arguments
+    call = AdamwCall(*fields)
+    op.run(backend, call.params[0].device if call.params else torch.device("cpu"), call)
 
 
 @_masked_adamw.register_fake
-def _(params, grads, exp_avgs, exp_avg_sqs, remainders, scales, masks, anchors, pulls, clip, lr, step, beta1, beta2,
-      eps, weight_decay, mask_mode, pull_kind, storage, seed, offsets, zero_grad, backend):
+def _(*arguments):
     return None
 
 

@@ -288,22 +288,24 @@ Run run_at(const AdamwTensor& t, const AdamwOptions& options, const Updates& upd
   const int64_t mask_index = factor_index(t.mask_layout, row, column, t.columns);
   const int64_t pull_index = factor_index(t.pull_layout, row, column, t.columns);
   const bool pulls = is_per_element(t.pull_layout);
-  return {advance(t.p, begin * updates.weight_bytes),
-          advance(t.g, begin * updates.weight_bytes),
-          advance(t.m, begin * updates.moment_bytes),
-          advance(t.v, begin * updates.moment_bytes),
-          advance(t.remainder, begin * static_cast<int64_t>(sizeof(uint16_t))),
-          advance(t.scales, 2 * (row * blocks + column / kScaleBlock) * static_cast<int64_t>(sizeof(float))),
-          is_per_element(t.mask_layout) ? advance(t.mask, mask_index * (t.mask_is_bytes ? 1 : 4)) : nullptr,
-          advance(t.anchor, begin * updates.weight_bytes),
-          pulls ? t.pull + pull_index : nullptr,
-          t.mask_is_bytes,
-          mask,
-          t.pull != nullptr && !pulls ? t.pull[pull_index] : 0.0F,
-          options.clip != nullptr ? options.clip[0] : 1.0F,
-          t.offset + static_cast<uint64_t>(begin),
-          static_cast<int32_t>(size),
-          &options};
+  Run run;
+  run.p = advance(t.p, begin * updates.weight_bytes);
+  run.g = advance(t.g, begin * updates.weight_bytes);
+  run.m = advance(t.m, begin * updates.moment_bytes);
+  run.v = advance(t.v, begin * updates.moment_bytes);
+  run.remainder = advance(t.remainder, begin * static_cast<int64_t>(sizeof(uint16_t)));
+  run.scales = advance(t.scales, 2 * (row * blocks + column / kScaleBlock) * static_cast<int64_t>(sizeof(float)));
+  run.masks = is_per_element(t.mask_layout) ? advance(t.mask, mask_index * (t.mask_is_bytes ? 1 : 4)) : nullptr;
+  run.anchor = advance(t.anchor, begin * updates.weight_bytes);
+  run.pulls = pulls ? t.pull + pull_index : nullptr;
+  run.mask_is_bytes = t.mask_is_bytes;
+  run.mask = mask;
+  run.pull = t.pull != nullptr && !pulls ? t.pull[pull_index] : 0.0F;
+  run.clip = options.clip != nullptr ? options.clip[0] : 1.0F;
+  run.counter = t.offset + static_cast<uint64_t>(begin);
+  run.size = static_cast<int32_t>(size);
+  run.options = &options;
+  return run;
 }
 
 UpdateFunction update_of(const Run& run, const Updates& updates) {
