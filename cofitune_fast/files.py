@@ -31,9 +31,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(stat.S_IMODE(ordinary))  # safetensors makes its files private; an artefact is an ordinary file
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,11 +54,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for inside in (temporary, *temporary.rglob("*")):
             inside.chmod(stat.S_IMODE(ordinary) & (0o7777 if inside.is_dir() else 0o666))
-            _sync(inside)
+            sync(inside)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
         if old.exists():
             shutil.rmtree(old)
     finally:
@@ -71,7 +71,7 @@ def make_folder(path: str | Path) -> Path:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        _sync(folder.parent)
+        sync(folder.parent)
     return path
 
 
@@ -112,7 +112,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

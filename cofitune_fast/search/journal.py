@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
+from ..files import make_folder, sync
 
 VERSION = 3
 
@@ -24,7 +25,7 @@ class Journal:
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
         self.path = Path(folder) / "journal.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._lock = FileLock(self.path.with_suffix(".lock"))
         try:
             self._lock.acquire(timeout=0)
@@ -93,10 +94,13 @@ class Journal:
         return records
 
     def _write(self, record: dict[str, Any]) -> None:
+        new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.path.parent)
 
 
 def differences(was: Any, now: Any, where: str = "") -> list[str]:

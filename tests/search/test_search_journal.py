@@ -68,3 +68,14 @@ def test_a_line_that_was_cut_off_goes(tmp_path, cut):
     with Journal(tmp_path, {}) as again:
         assert [record["id"] for record in again.records] == ["a"]
     assert journal.path.read_bytes() == whole
+
+
+def test_a_new_journal_is_in_its_folder_on_the_disk_before_the_search_goes_on(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("cofitune_fast.search.journal.sync",
+                        lambda path: synced.append((path, (path / "journal.jsonl").read_text())))
+    with Journal(tmp_path / "run", {"a": 1}) as journal:
+        ((path, content),) = synced
+        assert path == tmp_path / "run" and json.loads(content)["settings"] == {"a": 1}
+        journal.append("rung", {"id": "x"})
+    assert len(synced) == 1  # a line more changes no folder
