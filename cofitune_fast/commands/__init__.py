@@ -1,1 +1,2 @@
-"""The commands of the command line: one file each, named as the command; `app` finds them, `setup` serves them."""
+"""Commands of the command line, one file each, named as the command. `app` finds them; `setup` builds what they need.
+"""

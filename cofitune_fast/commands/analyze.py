@@ -27,7 +27,7 @@ from .app import AsJson, ConfigFile, command, console, emit
 from .setup import needed, read_config
 
 ROWS = 100
-"""The first rows of the data file that are read where no limit is given."""
+"""Number of rows read from the start of the data file where no limit is given."""
 
 
 @command
@@ -48,7 +48,11 @@ def analyze(
 
 
 def emit_analysis(paths: dict[str, Any], as_json: bool) -> None:
-    """Print what an analysis page says and where it lies; `paths` as `write_analysis_page` returns them."""
+    """Print the sentences of an analysis page and the paths of its files.
+
+    Args:
+        paths: the return value of `write_analysis_page`.
+    """
     content = {"json": str(paths["json"]), "html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}
     emit(content, as_json, lambda: print(*paths["sentences"], paths["html"], sep="\n"))
 
@@ -57,9 +61,12 @@ def write_analysis(
     settings: Config, deltas: Sequence[str | Path], output: str | Path, *, limit: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Measure the base of `settings` and the deltas on settings.data.test, and write OUTPUT/analysis.json; its path.
+    """Measure the base and the deltas on settings.data.test and write OUTPUT/analysis.json.
 
-    What can be refused without the model is refused before it is loaded.
+    Settings that cannot work are refused before the model is loaded.
+
+    Returns:
+        The path of the written file.
     """
     section, file = settings.model, settings.data.test
     if started_by_torchrun():

@@ -1,7 +1,7 @@
-"""The command line's application: finds the commands, and holds what they share.
+"""The application behind `cofitune`: it finds the commands and holds the code they share.
 
 Each command is a module of this package with a function of the same name under `@command`. The module's docstring is
-the command's line in `cofitune --help`. A module is imported when its command is run, so that help comes at once.
+the command's line in `cofitune --help`. A module is imported only when its command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ COMMANDS = ("demo", "run", "search", "train", "evaluate", "merge", "compare", "i
             "env")
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-# Of the processes that torchrun starts the first one speaks; the others only say what went wrong with them alone.
+# Under torchrun only rank 0 prints; the other ranks print nothing but their own errors.
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 console = Console(stderr=True, quiet=SILENT)
 
 
 class _Commands(TyperGroup):
-    """The commands, each imported when it is run."""
+    """Command group that imports a command only when it is run."""
 
     def list_commands(self, context: Any) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, context: Any, name: str) -> TyperCommand | None:
-        """A command with its line of help alone; `resolve_command` has the whole one."""
+        """Return a stand-in with the command's help line; `resolve_command` returns the full command."""
         if name not in COMMANDS:
             return None
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
@@ -68,10 +68,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def command(function: Callable[..., None]) -> Any:
-    """Make a function the command of its module.
+    """Turn a function into the command of its module.
 
-    A function with a `context` takes the configuration's keys as options too. A CofituneError becomes one line and
-    status 2, and Ctrl-C says how to go on.
+    A function with a `context` parameter also accepts configuration keys as options. A CofituneError is printed as one
+    line and ends with status 2. Ctrl-C ends with status 130 and says how to resume.
     """
     open_ended = {"allow_extra_args": True, "ignore_unknown_options": True}
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -96,7 +96,10 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' chatter off the screen, before the command's imports: some speak while they are imported."""
+    """Silence the log output of transformers and bitsandbytes.
+
+    Call this before the command's imports, because some libraries already log while they are imported.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -115,13 +118,13 @@ def _say(error: CofituneError) -> None:
     from ..models.sharded import rank, world_size
 
     if SILENT and world_size() == 1:
-        return  # before the ranks join, each meets the same error
+        return  # the process group is not up yet, so every rank meets this error; rank 0 prints it
     who = f"cofitune, rank {rank()}: " if SILENT else "cofitune: "
     Console(stderr=True).print(f"{who}{error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    """Print a result on standard output: as JSON, or by `show`."""
+    """Print a result on standard output, as JSON or by calling `show`."""
     if SILENT:
         return
     if as_json:

@@ -78,7 +78,10 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
 
 
 def comparison_settings(settings: Config) -> ComparisonSettings:
-    """Methods, tasks and seeds; paths are absolute, as a worker may start in another folder."""
+    """Build the comparison's settings: methods, tasks and seeds.
+
+    Paths are made absolute, because a worker may start in another folder.
+    """
     section = settings.compare
     if len(set(section.seeds)) < len(section.seeds):
         raise CofituneError(f"compare.seeds is {section.seeds}; each seed may stand there once.")
@@ -118,8 +121,12 @@ def open_comparison(
     settings: Config, output: str | Path, observer: Observer, workbench: Callable[[], Workbench], *,
     dry_run: bool = False,
 ) -> Iterator[Comparison]:
-    """The comparison of a configuration; its workers end with the block. dry_run: only to be planned, without workers
-    and an output folder."""
+    """Open the comparison of a configuration; its workers are stopped when the block ends.
+
+    Args:
+        workbench: builds the base; called after the settings were checked.
+        dry_run: for `Comparison.plan` only; starts no workers and needs no output folder.
+    """
     if started_by_torchrun():
         raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
                             "train.")
@@ -138,7 +145,7 @@ def open_comparison(
 
 
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The runs of a comparison, a line each, and what those take together that are not made yet."""
+    """Format the runs of a comparison, one a line, and the total cost of those that are not done."""
     width = max(len(row["method"]) for row in rows)
     lines = [f"{number:5}  {row['method']:{width}}  {row['task']}  {_setting(row)}  seed {row['seed']}  "
              + ("done" if row["done"] else f"{row['full_sft']:.2f} full SFT") for number, row in enumerate(rows, 1)]

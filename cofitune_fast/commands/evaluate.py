@@ -42,10 +42,12 @@ def evaluate(
 def evaluation(
     settings: Config, *, split: str, limit: int | None, generate: bool, max_new_tokens: int | None, harness: list[str]
 ) -> dict[str, Any]:
-    """Score the base of `settings`, or its delta, as plain values; see the command's options.
+    """Score the base of `settings`, or the base with its delta, and return plain values.
+
+    The arguments are the command's options.
 
     Raises:
-        CofituneError: nothing to score, or options that do not go together, before the model is loaded.
+        CofituneError: nothing to score, or options that exclude each other; raised before the model is loaded.
     """
     if split not in ("valid", "test"):
         raise CofituneError(f"--split is {split!r}; choose valid or test.")
@@ -82,7 +84,7 @@ def evaluation(
 
 
 def _lines(content: Mapping[str, Any]) -> list[str]:
-    """The evaluation for people, a line for each task."""
+    """Format an evaluation as text, one line a task."""
     lines = [scores_text(content)] if "spec" in content else []
     drift = {"drift": {"from the base": content["drift"]}} if "drift" in content else {}
     groups = {**content["tasks"], **drift, "generation": content.get("generation", {})}

@@ -163,7 +163,7 @@ def _described(choice: Choice, planner: Planner, rates: Rates, settings: Config)
 
 
 def _keys(choice: Choice) -> dict[str, Any]:
-    """The settings as keys of the configuration."""
+    """Map the planned settings to keys of the configuration."""
     used = choice.plan.settings
     return {
         _BATCH: used.rows, "training.gradient_accumulation_steps": used.accumulation,

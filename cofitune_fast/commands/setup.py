@@ -1,4 +1,4 @@
-"""From the configuration to what the commands work with: workbench, search, pipeline, and where jobs run."""
+"""Factories that turn a configuration into a workbench, a search, a pipeline and an executor."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .app import SILENT
 
 
 def read_config(context: typer.Context, file: Path | None) -> Config:
-    """The configuration of a command: a YAML file, if there is one, with the command line's keys on top."""
+    """Read the configuration of a command: the YAML file, if given, overridden by the command line's keys."""
     return load_config(file, parse_overrides(context.args))
 
 
 def needed(settings: Config, key: str) -> Any:
-    """The value of a key that a command cannot do without.
+    """Return the value of a key that the command requires.
 
     Raises:
-        CofituneError: it is not set.
+        CofituneError: the key is not set.
     """
     value = getattr(settings, key)
     if value is None:
@@ -42,8 +42,12 @@ def needed(settings: Config, key: str) -> Any:
 
 
 def make_workbench(settings: Config, region: str | None = None, device: str | None = None) -> Workbench:
-    """Load the base of a run. With model.quantize all but `region` (None: the run's, if any) is quantised. device: goes
-    over model.device."""
+    """Load the base of a run.
+
+    Args:
+        region: kept in full precision when model.quantize is set; defaults to the run's region, if any.
+        device: overrides model.device.
+    """
     section, region = needed(settings, "model"), region or settings.region
     loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
@@ -60,8 +64,11 @@ def trial_data(settings: Config) -> TrialData:
 
 
 def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
-    """What the nodes need, wherever they run; search.training goes over training. Training arguments that cannot be
-    honoured are refused here, before anything is loaded."""
+    """Build the setup that workers need to train nodes; search.training overrides training.
+
+    Raises:
+        CofituneError: a training argument cannot be honoured. This is checked before anything is loaded.
+    """
     for section in (settings.training, settings.search.training, settings.run.full_sft_training):
         check_arguments({**settings.training, **section})
     if settings.model.quantize != "none":
@@ -91,7 +98,7 @@ def search_settings(settings: Config) -> SearchSettings:
 
 
 def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Executor:
-    """Where the nodes of a search run."""
+    """Build the executor that runs the nodes of a search."""
     section = settings.search
     if section.ray_address is not None and section.executor != "ray":
         raise CofituneError("search.ray_address is given, but search.executor is not ray; set --search.executor ray.")
@@ -108,7 +115,11 @@ def make_executor(settings: Config, bench: Workbench, setup: TrialSetup) -> Exec
 def make_workers(
     section: WorkersSection, setup: TrialSetup, work: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Executor:
-    """The executor that a section names; work: does a job in this process."""
+    """Build the executor that a configuration section names.
+
+    Args:
+        work: does a job in this process; used by the in-process executor only.
+    """
     if section.executor == "processes":
         from ..search.executors.processes import Processes
 
@@ -121,7 +132,7 @@ def make_workers(
 
 
 def make_search(settings: Config, bench: Workbench, output: str | Path) -> Search:
-    """The search of a configuration on `bench`; its executor is to be closed by the caller."""
+    """Build the search of a configuration; the caller closes its executor."""
     setup, chosen = trial_setup(settings, output), search_settings(settings)
     prior = None
     if chosen.prior != "none":
@@ -133,15 +144,18 @@ def make_search(settings: Config, bench: Workbench, output: str | Path) -> Searc
 
 @contextmanager
 def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = False) -> Iterator[Pipeline | None]:
-    """The pipeline of a configuration, with a search unless it names a region; its workers end with the block. Of the
-    ranks that torchrun starts only the first one gets it; the others follow, and get None."""
+    """Open the pipeline of a configuration; its workers are stopped when the block ends.
+
+    It has a search unless the configuration names a region. Under torchrun only rank 0 receives the pipeline. The other
+    ranks run the same jobs until rank 0 is done, and then receive None.
+    """
     output, model = needed(settings, "output"), needed(settings, "model")
-    setup = trial_setup(settings, output)  # refuses what cannot be, before anything is made or loaded
+    setup = trial_setup(settings, output)  # refuses wrong settings before a folder is made or the model is loaded
     if not settings.region:
         search_settings(settings)
     writable_folder(output)
     display.stage(f"Loading {model.path}")
-    # A driver that only hands out work needs the model's names and sizes; the GPUs belong to the workers.
+    # With workers elsewhere this process needs only the model's names and sizes, so it leaves the GPUs to them.
     elsewhere = search_alone and settings.search.executor != "in-process"
     bench = make_workbench(settings, device="cpu" if elsewhere else None)
     if SILENT:

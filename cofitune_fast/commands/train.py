@@ -53,9 +53,13 @@ def train(
 
 
 def train_delta(settings: Config, output: str | Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
-    """Train `settings.region`, or the default one, and write OUTPUT/delta; returns the run's figures."""
+    """Train `settings.region`, or the default region, and write OUTPUT/delta.
+
+    Returns:
+        The fields of TrainResult and the path of the delta.
+    """
     output = writable_folder(output)
-    settings.region = settings.region or DEFAULT_REGION  # the workbench keeps it out of a quantisation
+    settings.region = settings.region or DEFAULT_REGION  # the workbench must know it: it stays unquantised
     region, masked = Region.parse(settings.region), settings.mask.preset != "none"
     if settings.importance.file and not masked:
         raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
@@ -63,7 +67,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
     check_arguments(settings.training)
     lock = FileLock(output / "train.lock")
     try:
-        if rank() == 0:  # of processes that train together one holds it
+        if rank() == 0:  # ranks that train together share one lock
             lock.acquire(timeout=0)
     except Timeout:
         raise CofituneError(f"Another run is training in {output}; wait for it or choose another output folder.") \
@@ -107,7 +111,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
 
 
 class _LogLines(TrainerCallback):
-    """The progress of training as lines, where there is no terminal for a bar."""
+    """Print training progress as lines where there is no terminal for a progress bar."""
 
     def __init__(self, console: Console):
         self.console = console

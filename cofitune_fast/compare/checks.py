@@ -1,4 +1,4 @@
-"""What can be wrong with a comparison, said before anything is trained."""
+"""Checks of a comparison's data and methods before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from ..trials import TrialData, TrialSetup, Workbench
 
 
 def check_tasks(bench: Workbench, tasks: Mapping[str, TrialData]) -> None:
-    """Read the data of all tasks; raises CofituneError with the task's name."""
+    """Read the data of all tasks.
+
+    Raises:
+        CofituneError: a file is unusable; the sentence names the task.
+    """
     for name, data in tasks.items():
         try:
             task = bench.with_data(data)
-            task.train_rows  # noqa: B018  (read now, and so are the suites)
+            task.train_rows  # noqa: B018  (reads and checks the rows now)
             for split in SPLITS:
                 task.suite(split)
         except CofituneError as error:
@@ -26,7 +30,11 @@ def check_tasks(bench: Workbench, tasks: Mapping[str, TrialData]) -> None:
 
 
 def check_method(method: NamedMethod, bench: Workbench, setup: TrialSetup, general: str | None, seed: int) -> None:
-    """Settle a method on this model; raises CofituneError with the method's name."""
+    """Check that a method can be trained on this model.
+
+    Raises:
+        CofituneError: it cannot; the sentence names the method.
+    """
     try:
         _check(method.recipe, bench, setup, general, seed)
     except CofituneError as error:
@@ -43,4 +51,4 @@ def _check(recipe: Recipe, bench: Workbench, setup: TrialSetup, general: str | N
         raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release must be off "
                             "and memory.optimizer_states device.")
     if recipe.needs_general:
-        general_bench(bench, general).train_rows  # noqa: B018  (read now)
+        general_bench(bench, general).train_rows  # noqa: B018  (reads and checks the rows now)

@@ -30,8 +30,14 @@ from .order import Place, Point, deciding, next_stage, target
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """tasks: by name. general: a data file of general rows. importance: arguments of `Workbench.importance`.
-    drift_rows: responses of each part's instruction tasks on which the KL to the base is measured."""
+    """Settings of a comparison.
+
+    Attributes:
+        tasks: {name: its data}.
+        general: a file of general rows.
+        importance: arguments of `Workbench.importance`.
+        drift_rows: number of responses of each part's instruction tasks on which the KL to the base is measured.
+    """
 
     methods: Sequence[NamedMethod]
     tasks: Mapping[str, TrialData]
@@ -43,9 +49,11 @@ class ComparisonSettings:
 
 
 class Comparison:
-    """`run` makes the runs that are missing in `setup.output` and writes comparison.json after each.
+    """A comparison in `setup.output`; `run` makes the missing runs and writes comparison.json after each.
 
-    bench: the base, for its layout and rows; what is trained goes through the executor, whose work is `run_method`.
+    Args:
+        bench: the base, used for its layout and rows.
+        executor: trains and scores; its work is `run_method`.
     """
 
     def __init__(
@@ -57,20 +65,26 @@ class Comparison:
         self.forecast = Forecast(bench, setup, settings.methods, settings.tasks)
         self.runs = all_runs(settings.methods, list(settings.tasks), settings.seeds)
         self._methods = {method.name: method for method in settings.methods}
-        self._done: dict[str, dict[str, Any]] = {}  # by run id, without items
+        self._done: dict[str, dict[str, Any]] = {}  # {run id: its file without items}
         self._bases: dict[str, dict[str, Any]] = {}
-        self._spent = [0.0, 0.0]  # operations and seconds of the runs of this folder
+        self._spent = [0.0, 0.0]  # operations and seconds of the finished runs
 
     def check(self) -> None:
-        """Read all data and settle all methods on this model; one sentence for what is wrong, before anything is
-        trained. Raises CofituneError."""
+        """Read all data and check all methods against this model, before anything is trained.
+
+        Raises:
+            CofituneError: the first thing that is wrong, in one sentence.
+        """
         check_tasks(self.bench, self.settings.tasks)
         for method in self.settings.methods:
             check_method(method, next(self._benches()), self.setup, self.settings.general, self.settings.seeds[0])
 
     def run(self, *, make: bool = True) -> ComparisonEntry:
-        """Everything that is missing, in the order of `next_stage`; returns comparison.json's content. make: False
-        leaves what is missing, and compares what is there."""
+        """Make all missing runs in the order of `next_stage` and return the content of comparison.json.
+
+        Args:
+            make: False makes no runs and compares the finished ones.
+        """
         self.check()
         with RunFolder(self.setup.output, self.identity()) as folder:
             self._score_bases(folder)
@@ -86,7 +100,7 @@ class Comparison:
         return content
 
     def content(self) -> ComparisonEntry:
-        """comparison.json, without curves and verdicts."""
+        """Return the content of comparison.json without curves and verdicts."""
         runs = []
         for run in self.runs:
             entry = self._done.get(run.id) or {"state": "missing", "why": None, **dict.fromkeys(SPLITS), "cost": None}
@@ -101,14 +115,16 @@ class Comparison:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What the runs depend on besides their recipes, see `RunFolder`."""
+        """Return everything the runs depend on besides their recipes, see `RunFolder`."""
         return folder_identity(self.bench, self.setup, self.settings.tasks, self.settings.importance,
                                general=self.settings.general, drift_rows=self.settings.drift_rows)
 
     def plan(self) -> list[dict[str, Any]]:
-        """The runs in the order in which they would be made if all methods were equal; `done`: it is in the output
-        folder; `full_sft`: what is predicted to be still ahead, in units of one full SFT on its task. The first run of
-        those that share a training carries its cost."""
+        """List the runs in the order in which they would be made if all methods were equally good.
+
+        Rows have `done` (the run is in the output folder) and `full_sft` (the predicted remaining cost in units of one
+        full SFT on its task). The first of the runs that share a training carries its cost.
+        """
         self.check()
         rows, waiting, seen = [], list(self.runs), set()
         while waiting:
@@ -143,8 +159,10 @@ class Comparison:
                                f"Vers {entry['valid']['vers']:.3f}")
 
     def _missing(self) -> Iterator[dict[str, Any]]:
-        """Jobs that make what is missing, each chosen by what is known when it is asked for. A job trains once for all
-        runs that share the training, also of later methods."""
+        """Yield jobs for the missing runs; each is chosen from the results known when it is asked for.
+
+        One job trains for all runs that share the training, also those of later methods.
+        """
         begun: set[str] = set()
         while waiting := [run for run in self.runs if run.id not in self._done and run.training not in begun]:
             run = next_stage(waiting, self.settings.methods, self.settings.seeds, self._points("vers"),
@@ -160,7 +178,7 @@ class Comparison:
             }
 
     def _keep(self, folder: RunFolder, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Write the runs of a job, and comparison.json with them."""
+        """Write the runs of a job and rewrite comparison.json."""
         for run in self.runs:
             if run.training == job["training"] and run.id not in self._done:
                 entry = run_entry(run, result)
@@ -177,7 +195,7 @@ class Comparison:
         self._spent[1] += entry["cost"]["seconds"]
 
     def _deciding(self) -> dict[tuple[str, str], set[Place]]:
-        """The places that the verdicts by Vers and by the instruction group rest on, so far."""
+        """Return the places on which the current verdicts by Vers and by the instruction group rest."""
         reference = next((name for name in self._methods if plain_name(name) == "full sft"), None)
         found: dict[tuple[str, str], set[Place]] = {}
         for measure in ("vers", "instruction"):
@@ -187,7 +205,7 @@ class Comparison:
         return found
 
     def _points(self, measure: str) -> dict[tuple[str, str], dict[Place, Point]]:
-        """Spec and a measure of versatility on valid, means over the seeds that are done."""
+        """Return (Spec, versatility measure) on valid by (method, task) and place, means over the finished seeds."""
         scores: dict[tuple[str, str], dict[Place, list[Point]]] = {}
         for entry in self._done.values():
             if entry["state"] == "done":
@@ -210,7 +228,7 @@ class Comparison:
                 for name in itertools.chain(done, map(base_name, self.settings.tasks))}
 
     def _remaining(self) -> float | None:
-        """Seconds of what is missing, at the speed of what is done."""
+        """Predict the seconds of the missing runs from the speed of the finished ones."""
         seen = {run.training for run in self.runs if run.id in self._done}
         waiting = [run for run in self.runs if run.id not in self._done]
         left = self.forecast.operations(waiting, seen)

@@ -1,4 +1,4 @@
-"""The order in which the runs of a comparison are made: those first that can decide most."""
+"""Order of a comparison's runs: those that can change a verdict most come first."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def next_stage(
     points: Mapping[tuple[str, str], Mapping[Place, Point]],
     decide: Mapping[tuple[str, str], Collection[Place]] = MappingProxyType({}),
 ) -> list[Run]:
-    """Of the runs that wait, those that can decide most, in order; none only where none wait.
+    """Return the waiting runs that can change a verdict most, in order; empty only if none wait.
 
-    First comes every method at the middle rate of its sweep with the first seed, then the rest of the sweeps with this
-    seed. Of the further seeds those at the places that decide come first, one seed after another, then all others.
-    Within a stage methods near the front come first, for they can still win, and of a method the rates nearest to the
-    middle. No run is left out, also beyond the best rate of a sweep.
+    First comes every method at the middle rate of its sweep with the first seed. Then come the other rates with this
+    seed. Then come the further seeds, one after another, at the places in `decide`, and last all other runs. Within a
+    stage, methods near the Pareto front come first, because they can still win; within a method, rates near the middle
+    come first. No run is left out.
 
-    points: (method, task) -> place -> (Spec, Vers) on the validation part, mean of the runs that are done. decide:
-    (method, task) -> the places that decide, see `deciding`.
+    Args:
+        points: (method, task) -> place -> (Spec, Vers) on the validation part, means over the finished runs.
+        decide: (method, task) -> the places that decide, see `deciding`.
     """
     sweeps = {method.name: method.recipe.learning_rates for method in methods}
     place = {method.name: index for index, method in enumerate(methods)}
@@ -54,8 +55,10 @@ def next_stage(
 
 
 def target(points: Mapping[tuple[str, str], Mapping[Place, Point]], task: str, reference: str | None = None) -> float:
-    """The Spec at which the methods are compared on a task: that of the reference where its Uni is highest, less the
-    tolerance."""
+    """Return the Spec at which the methods are compared on a task.
+
+    It is the reference's Spec at its highest Uni, or without a reference the highest Spec, less the tolerance.
+    """
     if points.get((reference or "", task)):
         spec = max(points[reference, task].values(), key=sum)[0]
     else:
@@ -64,8 +67,11 @@ def target(points: Mapping[tuple[str, str], Mapping[Place, Point]], task: str, r
 
 
 def deciding(found: Mapping[Place, Point], target: float) -> set[Place]:
-    """The places that a verdict on a method rests on: of its frontier those on either side of the target Spec, or the
-    highest if none reaches it, and that of the highest sum."""
+    """Return the places on which a verdict on a method rests.
+
+    These are the frontier's corners on either side of the target Spec (or its highest corner if none reaches it), and
+    the place with the highest Uni.
+    """
     places = sorted(found, key=lambda place: (place[0], place[1] or 1.0))
     if not places:
         return set()
@@ -76,13 +82,16 @@ def deciding(found: Mapping[Place, Point], target: float) -> set[Place]:
 
 
 def middle(sweep: Sequence[float]) -> float:
-    """The middle rate of a sweep; of an even number the larger one of the two."""
+    """Return the middle rate of a sweep; of an even number the larger of the two."""
     return float(sorted(sweep)[len(sweep) // 2])
 
 
 def gap(own: Iterable[Point], others: Iterable[Point]) -> float:
-    """How far a method is behind the front: the least that must be added to both scores of its best point for no
-    other point to be above it in both; 0 on the front, and for a method without points."""
+    """Return how far a method is behind the Pareto front.
+
+    It is the least amount that must be added to both scores of its best point so that no other point exceeds it in
+    both. It is 0 on the front, and for a method without points.
+    """
     others = list(others)
     if not others:
         return 0.0

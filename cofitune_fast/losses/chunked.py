@@ -1,8 +1,8 @@
 """Losses of chosen tokens from the states before the head, a chunk of tokens at a time.
 
-The head is frozen while a region is trained, so the gradient for its input can be made in the forward, chunk by chunk,
-in place of the logits: never more of them than float32 would fit in CHUNK_BYTES stand in memory, and none is kept for
-the backward.
+The head is frozen while a region is trained. So the forward can compute the gradient for the head's input chunk by
+chunk, in the memory of the logits. At most CHUNK_BYTES of logits, counted as float32, are in memory at once, and none
+are kept for the backward.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from ..ops.softmax import log_sum_exp, scaled_softmax_
 from .objectives import CrossEntropy, Objective
 
 CHUNK_BYTES = 64 * 2**20
-"""Bound on the logits [tokens, vocabulary] alive at once, counted as float32."""
+"""Upper bound in bytes on the logits [tokens, vocabulary] in memory at once, counted as float32."""
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """How many tokens go through the head together."""
+    """Number of tokens that go through the head together."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 class Term(NamedTuple):
-    """scale * the sum of an objective's losses. predictors: int64 [N], places in the flattened [batch * tokens] whose
-    state predicts the objective's N tokens; a place may occur more than once."""
+    """One term of a loss: scale * the sum of an objective's losses.
+
+    Attributes:
+        predictors: int64 [N], positions in the flattened [batch * tokens] whose states predict the objective's N
+            tokens; a position may occur more than once.
+    """
 
     predictors: Tensor
     objective: Objective
@@ -39,11 +43,14 @@ class Term(NamedTuple):
 def response_losses(
     model: nn.Module, inputs: dict[str, Any], terms: Sequence[Term], *, chunked: bool, liger: bool = False
 ) -> list[Tensor]:
-    """The value of each term, float32 0-d, differentiable, from one forward.
+    """Compute the value of each term from one forward: float32, 0-d, differentiable.
 
-    inputs: arguments of the model's forward. chunked: as `takes_chunks` says of this model. Else all rows of logits are
-    made, in the model's dtype and in float32. liger: where the package is installed, plain cross entropy is Liger's
-    fused kernel on a GPU; its backward can run only once.
+    Args:
+        inputs: arguments of the model's forward.
+        chunked: result of `takes_chunks` for this model. If False, the logits of all predictors are made at once, in
+            the model's dtype and in float32.
+        liger: use Liger's fused kernel for plain cross entropy on a GPU, where the package is installed; its backward
+            can run only once.
     """
     head = model.get_output_embeddings()
     places = torch.cat([term.predictors for term in terms])
@@ -59,7 +66,7 @@ def response_losses(
 
     def keep(states: Tensor) -> Tensor:
         chosen.append(states.flatten(0, 1)[places])
-        # The model goes on with the logits of no token: for one, cut out like this, PyTorch would copy the head.
+        # The model goes on with zero tokens: for one token, not contiguous here, PyTorch would copy the head's weight.
         return states[:1, :0].detach()
 
     with _at_head(head, keep):
@@ -76,7 +83,7 @@ def response_loss(
     model: nn.Module, inputs: dict[str, Any], predictors: Tensor, targets: Tensor, scale: Tensor | float, *,
     chunked: bool, liger: bool = False,
 ) -> Tensor:
-    """scale * the sum of the negative log-likelihoods of `targets` int64 [N]; see `response_losses`."""
+    """Return scale * the sum of the negative log-likelihoods of `targets` int64 [N]; see `response_losses`."""
     term = Term(predictors, CrossEntropy(targets), scale)
     return response_losses(model, inputs, [term], chunked=chunked, liger=liger)[0]
 
@@ -84,8 +91,13 @@ def response_loss(
 def hidden_loss(
     states: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective, scale: Tensor | float
 ) -> Tensor:
-    """scale * the sum of the objective's losses, float32 0-d, from the states [N, hidden] that predict its N tokens and
-    a frozen linear head [vocabulary, hidden]. Differentiable once, by the states."""
+    """Return scale * the sum of the objective's losses, float32 0-d, differentiable once, by the states.
+
+    Args:
+        states: [N, hidden], the states that predict the objective's N tokens.
+        weight: [vocabulary, hidden] of a frozen linear head.
+        bias: [vocabulary], or None.
+    """
     return _Chunked.apply(states, weight, bias, objective, scale)
 
 
@@ -97,10 +109,10 @@ def _liger(states: Tensor, head: nn.Module, term: Term) -> Tensor:
 
 
 def takes_chunks(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> bool:
-    """Whether the model's logits are those of a frozen, unquantised linear head, unchanged afterwards.
+    """True if the model's logits are the unchanged output of a frozen, unquantised linear head.
 
-    The model looks at `inputs` (default: one token) to see it: soft-capped or scaled logits are another tensor than the
-    head's output.
+    The model is run on `inputs` (by default one token) to find out, because soft-capped or scaled logits are another
+    tensor than the head's output.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
@@ -120,7 +132,10 @@ def takes_chunks(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> b
 
 
 class _Chunked(torch.autograd.Function):
-    """An objective's gradient by the states, (its gradient by the logits) W, rounded where plain autograd rounds."""
+    """Computes, in the forward, an objective's gradient by the states: (its gradient by the logits) W.
+
+    It is rounded at the same places as by plain autograd.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective,
@@ -148,7 +163,7 @@ class _Chunked(torch.autograd.Function):
 
 @contextmanager
 def _at_head(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block the head receives change(states) instead of the states."""
+    """Let the head receive change(states) instead of the states inside the block."""
     handle = head.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
     try:
         yield

@@ -1,7 +1,7 @@
-"""What the next-token distributions at chosen tokens are to be: losses of a token, and their gradients by its logits.
+"""Per-token losses on the logits, with hand-written gradients.
 
-An objective has N tokens. Its `token_losses` are float32, differentiable, and what defines it; `with_gradient` is the
-same for those who make the gradient by hand, chunk by chunk. q are the model's probabilities, z its logits.
+An objective has N tokens. `token_losses` defines it: float32 and differentiable. `with_gradient` returns the same loss
+with its gradient by the logits, for losses computed in chunks. q are the model's probabilities, z its logits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from torch import Tensor
 
 Loss = Literal["ce", "dft", "eaft"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
-_ENTROPY_OVER = 20  # EAFT's entropy is that of the most probable tokens
-_LEAST_TAIL = 1e-6  # float32 sums of probabilities are known to some 1e-7
+_ENTROPY_OVER = 20  # EAFT takes the entropy of the 20 most probable tokens
+_LEAST_TAIL = 1e-6  # a float32 sum of probabilities has an error of about 1e-7
 
 
 class Gradient(NamedTuple):
-    """Of a sum of losses by the logits z [n, vocabulary]: `factors` [n] times q, but at `ids` int64 [n, k] `values`."""
+    """Gradient of a sum of losses by the logits z [n, vocabulary].
+
+    It is `factors` [n] times q, except at the tokens `ids` int64 [n, k], where it is `values` [n, k].
+    """
 
     factors: Tensor
     ids: Tensor
@@ -31,22 +34,25 @@ class Objective(Protocol):
     def __len__(self) -> int: ...
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
-        """Losses [n] of the tokens `rows`, from their log-probabilities [n, vocabulary]."""
+        """Return the losses [n] of the tokens `rows`, given their log-probabilities [n, vocabulary]."""
 
     def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
-        """The sum of the losses of the tokens `rows`, and its gradient by their logits [n, vocabulary].
+        """Return the sum of the losses of the tokens `rows` and its gradient by their logits [n, vocabulary].
 
-        log_sums: [n], of `ops.log_sum_exp`; logits minus these are log q. All results are of their dtype.
+        Args:
+            log_sums: [n], from `ops.log_sum_exp`; logits minus these are log q. All results have their dtype.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropy:
-    """-w log q_target, of the tokens `targets` int64 [N]. The weight w has no gradient; it is, by `loss`,
+    """Weighted cross entropy -w log q_target of the tokens `targets` int64 [N].
 
-    "ce": 1; "dft": q_target (Dynamic Fine-Tuning, arXiv 2508.05629); "eaft": the entropy of the 20 most probable
-    tokens, renormalised, over ln 20 (Entropy-Adaptive Fine-Tuning, arXiv 2601.02151): little where the model is sure of
-    its answer, right or wrong.
+    No gradient flows through the weight w, which depends on `loss`:
+        "ce": 1.
+        "dft": q_target (Dynamic Fine-Tuning, arXiv 2508.05629).
+        "eaft": the entropy of the 20 most probable tokens, renormalised, divided by ln 20 (Entropy-Adaptive
+            Fine-Tuning, arXiv 2601.02151). It is small where the model is sure of its answer, right or wrong.
     """
 
     targets: Tensor
@@ -67,7 +73,7 @@ class CrossEntropy:
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, nll: Tensor) -> Tensor:
-        """Logits, or log q."""
+        """Return the weights [n], from logits or from log q."""
         if self.loss == "ce":
             return torch.ones_like(nll)
         if self.loss == "dft":
@@ -78,10 +84,14 @@ class CrossEntropy:
 
 @dataclass(frozen=True, eq=False)
 class TopKl:
-    """KL(p || q) of the k tokens that are the most probable under p, and of all others together as one.
+    """KL(p || q) over the k most probable tokens under p, with all other tokens merged into one.
 
-    ids: int [N, k]; log_p: float32 [N, k], log-probabilities of these tokens. What p spreads over the others does not
-    matter, so it is at most the KL of the whole distributions (data processing inequality), and 0 where q is p.
+    It ignores how p is spread over the other tokens. So it is at most the KL of the full distributions (data processing
+    inequality), and 0 where q equals p.
+
+    Attributes:
+        ids: int [N, k], those tokens.
+        log_p: float32 [N, k], their log-probabilities.
     """
 
     ids: Tensor
@@ -94,7 +104,9 @@ class TopKl:
         return self._divergences(log_q.gather(1, self.ids[rows].long()), rows)
 
     def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
-        """dKL/dz_j = q_j - p_j of the k tokens, and q_j (1 - p_tail / q_tail) of the others."""
+        """Return the sum and the gradient: dKL/dz_j = q_j - p_j for the k tokens, q_j (1 - p_tail / q_tail) for the
+        others.
+        """
         ids, log_p = self.ids[rows].long(), self.log_p[rows]
         log_top = _log_q(logits, log_sums, ids)
         factors = 1 - _tail(log_p) / _tail(log_top)

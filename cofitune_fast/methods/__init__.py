@@ -1,4 +1,4 @@
-"""Methods of fine-tuning: recipes by name, and one run of a recipe from the base and back."""
+"""Methods of fine-tuning: recipes by name, and one run of a recipe, after which the base is restored."""
 
 from .catalogue import CATALOGUE, NamedMethod, read_methods
 from .recipe import Recipe

@@ -1,4 +1,4 @@
-"""The methods that are known by name, each with a sentence and its source, and how a YAML entry becomes a method."""
+"""Catalogue of methods by name, each with a sentence and its source, and the reader of compare.methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class NamedMethod:
-    """A recipe under the name it has in the comparison; `sentence` says what it is and where it comes from."""
+    """A recipe under its name in the comparison; `sentence` says what it is and where it comes from."""
 
     name: str
     sentence: str
@@ -31,7 +31,7 @@ class NamedMethod:
 
 _REGION = "the run's region"  # stands for the region of the configuration
 _FFN = {"targets": "ffn"}
-_ANCHOR = {"weight": 1.0, "rows": 2, "tokens": 48}  # all that was measured, so that no later default changes a recipe
+_ANCHOR = {"weight": 1.0, "rows": 2, "tokens": 48}  # spelt out: a new default must not change the measured recipes
 
 CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "full-sft": ("Every parameter is trained.", {}),
@@ -81,11 +81,16 @@ def read_methods(
     entries: Sequence[str | Mapping[str, Any]], rates: Mapping[str, Sequence[float]] | None = None,
     region: str | None = None,
 ) -> list[NamedMethod]:
-    """Methods from the names of the catalogue, or mappings {name, method: NAME OF THE CATALOGUE, sentence, fields of
-    Recipe over the catalogue's}. rates: sweeps by method name. region: what the catalogue's region methods train.
+    """Read the entries of compare.methods.
+
+    Args:
+        entries: names of the catalogue, or mappings {name, method: NAME OF THE CATALOGUE, sentence, fields of Recipe},
+            whose fields override the catalogue's.
+        rates: learning-rate sweeps by method name.
+        region: region that the catalogue's region methods train; defaults to DEFAULT_REGION.
 
     Raises:
-        CofituneError: a name that is not known or stands twice, sweeps of unknown methods, a recipe that cannot be.
+        CofituneError: a name is unknown or repeated, a sweep belongs to no method, or a recipe is invalid.
     """
     rates = dict(rates or {})
     methods = [_read(entry, rates, region or DEFAULT_REGION) for entry in entries]

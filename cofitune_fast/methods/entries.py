@@ -1,4 +1,4 @@
-"""The files of finished runs, and the rows of comparison.json, as plain data."""
+"""Plain-data content of the files of finished runs and of the rows of comparison.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from .runs import Run
 
 
 def base_name(task: str) -> str:
-    """The id of the base's scores on a task, among those of the runs."""
+    """Return the id under which the base's scores on a task are kept among the runs."""
     return f"base-{task}"
 
 
 def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
-    """Scores as comparison.json has them, from a dictionary of SuiteScores: without tasks, with the NLL per token of
-    those that are scored by likelihood, and of the speciality; of the drift its figures."""
+    """Convert a dictionary of SuiteScores to the scores of comparison.json.
+
+    The tasks are left out. Added are the NLL per token of the speciality and of the tasks scored by likelihood, and the
+    metrics of the drift.
+    """
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
     drift = {"drift": content["drift"]["metrics"]} if "drift" in content else {}
@@ -25,9 +28,9 @@ def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
 
 
 def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Valid and test of a run's file: their scores, and under "items" all of them with per-item values.
+    """Make the scores of a run's file: `valid`, `test`, and under "items" the scores with all per-item values.
 
-    None stands for a part that was not scored.
+    A part that was not scored is None.
     """
     if scores is None:
         return {**dict.fromkeys(SPLITS), "items": None}
@@ -37,7 +40,7 @@ def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def run_entry(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The file of a run from the result of `run_method`, which may have scored several interpolations."""
+    """Make the file of a run from the result of `run_method`, which may have scored several interpolations."""
     by_alpha = {scores["alpha"]: scores for scores in result["scores"]}
     scoring = result["cost"]["scoring_seconds"] / max(1, len(by_alpha))
     cost = {**result["cost"], "scoring_seconds": scoring, "seconds": result["cost"]["training_seconds"] + scoring}

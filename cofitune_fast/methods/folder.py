@@ -1,6 +1,6 @@
-"""The folder of finished runs, of a comparison or of the main job: what they depend on, and a file for each.
+"""Folder of finished runs, of a comparison or of the main job: its identity, and one file per run.
 
-    identity.json      base, data and settings; runs of others are refused
+    identity.json      base, data and settings; runs with another identity are refused
     runs/ID.json       a run with its per-item values, written when it is finished
 """
 
@@ -26,15 +26,18 @@ VERSION = 1
 
 
 class RunFolder:
-    """As a context it holds the folder's lock, which the system frees when the process dies.
+    """Folder of finished runs; as a context manager it holds the folder's lock.
 
-    identity: {"settings", "tasks": {name: what its rows are}, "general"}. Settings must be those of before, and so must
-    a task that was there before, and general rows if there were any; new tasks may come.
+    The operating system frees the lock when the process dies.
+
+    Args:
+        identity: {"settings", "tasks": {name: digests of its rows}, "general"}. Settings, known tasks and known general
+            rows must be those of the earlier runs; new tasks may be added.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]):
         self.path = writable_folder(path)
-        self._identity = json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
+        self._identity = json.loads(json.dumps(identity))  # compare it as JSON reads it back: tuples become lists
         self._lock = FileLock(self.path / "runs.lock")
 
     def __enter__(self) -> RunFolder:
@@ -54,7 +57,10 @@ class RunFolder:
         self._lock.release()
 
     def find(self, run: Run) -> dict[str, Any] | None:
-        """The finished run without its items; a method under a new name takes over what it had under the old one."""
+        """Return the finished run without its items, or None.
+
+        A run that was made under another method name is copied to the new name.
+        """
         finished = finished_run(self.path, run)
         if finished is None:
             return None
@@ -64,11 +70,11 @@ class RunFolder:
         return without(self._read(path))
 
     def read(self, name: str) -> dict[str, Any]:
-        """A finished run with its items."""
+        """Read a finished run with its items."""
         return self._read(self.file(name))
 
     def keep(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Write a finished run, items and all; it is there whole or not at all."""
+        """Write a finished run with its items; the file is complete or absent."""
         write_json(self.file(name), entry)
 
     def file(self, name: str) -> Path:
@@ -102,10 +108,13 @@ def folder_identity(
     bench: Workbench, setup: TrialSetup, tasks: Mapping[str, TrialData], importance: Mapping[str, Any], *,
     general: str | None = None, drift_rows: int = 0, splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
-    """The identity of a folder: what its runs depend on besides their recipes, rates and seeds.
+    """Return the identity of a folder: everything its runs depend on besides recipe, rate and seed.
 
-    Data stand there by their digests, so that they may be moved. importance: arguments of `Workbench.importance`;
-    general: a file of general rows.
+    Data files count by their SHA-256, so that they may be moved.
+
+    Args:
+        importance: arguments of `Workbench.importance`.
+        general: a file of general rows.
     """
     shared, files = bench.with_data(next(iter(tasks.values()))), {"versatility_valid", "versatility_test"}
     rows = {}
@@ -132,7 +141,8 @@ def folder_identity(
 
 
 def finished_run(folder: Path, run: Run) -> Path | None:
-    """The file in a comparison's folder of what was trained as `run` would be, under whatever name; None: not yet."""
+    """Return the file of a finished run that trained and scored the same, under whatever name; None if there is none.
+    """
     path = _file(folder, run.id)
     return path if path.is_file() else min(path.parent.glob(f"*-{run.digest}.json"), default=None)
 

@@ -1,4 +1,4 @@
-"""The cost of runs in floating-point operations, and so the time that those still to come will take."""
+"""Predicted cost of runs in floating-point operations, from which the time left is estimated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from .runs import Run
 
 
 class Forecast:
-    """Operations as `search.Work` counts them; the writing of an anchor's texts, and importance, are left out."""
+    """Predicts the operations of runs, counted as in `search.Work`.
+
+    Writing the anchors' texts and measuring importance are left out.
+    """
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData],
@@ -28,7 +31,7 @@ class Forecast:
         self._known: dict[tuple[str, str], tuple[float, float, float]] = {}
 
     def run(self, run: Run) -> tuple[float, float, float]:
-        """Operations of a run's training, of scoring its parts once, and of one full SFT on its task."""
+        """Return the operations of a run's training, of scoring its parts once, and of one full SFT on its task."""
         key = run.method, run.task
         if key not in self._known:
             recipe, layout = self._recipes[run.method], self._bench.layout
@@ -45,7 +48,11 @@ class Forecast:
         return self._known[key]
 
     def operations(self, runs: Iterable[Run], trained: Iterable[str] = ()) -> float:
-        """Of all `runs`, each training once; `trained`: digests of those that need none any more."""
+        """Return the operations of `runs`; runs that share a training count it once.
+
+        Args:
+            trained: digests of trainings that are already done.
+        """
         total, seen = 0.0, set(trained)
         for run in runs:
             training, scoring, _ = self.run(run)
@@ -64,7 +71,7 @@ class Forecast:
 
 
 def _count(trained: Trainable, layout: Layout) -> int:
-    """How many numbers of the matrices are trained."""
+    """Count the trained numbers of the matrices."""
     shapes = [tuple(layout.parameter(cell).shape) for cell in trained.cells(layout)]
     if isinstance(trained, LoraAdapter):
         return trained.settings.rank * sum(map(sum, shapes))

@@ -14,10 +14,14 @@ from ..models.fingerprint import named_parameters
 def interpolate(
     model: nn.Module, base: Mapping[str, Tensor], endpoint: Callable[[str, Tensor], Tensor], alpha: float
 ) -> None:
-    """Put base + alpha (trained - base) into the tensors named in `base` (Wortsman et al., WiSE-FT, arXiv 2109.01903).
+    """Write base + alpha (trained - base) into the tensors named in `base` (Wortsman et al., WiSE-FT, arXiv
+    2109.01903).
 
-    base: name -> the base's value. endpoint: (name, base's value) -> the trained value, of the same shape. The
-    arithmetic is float32, with one rounding to the parameter's dtype; alpha 1 gives the trained value itself.
+    The arithmetic is float32, with one rounding to the parameter's dtype. Alpha 1 gives the trained value itself.
+
+    Args:
+        base: {name: the base's tensor}.
+        endpoint: maps (name, base's tensor) to the trained tensor of the same shape.
     """
     parameters = dict(named_parameters(model))
     for name, start in base.items():

@@ -20,7 +20,7 @@ _NAME = "default"
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Adapters in float32 on the projections of `settings.region`; the seed draws their first matrices."""
+    """LoRA adapters in float32 on the projections of `settings.region`; `seed` initialises the A matrices."""
 
     settings: LoraSettings
     seed: int = 0
@@ -28,19 +28,19 @@ class LoraAdapter:
 
     @property
     def changes(self) -> Region:
-        """The projections that get an adapter: what a merge changes."""
+        """Region of the projections with an adapter, which a merge changes."""
         return self.settings.region
 
     @property
     def cached_below(self) -> None:
-        """None: with adapters the projections have other names, so that a cache of the base is not known as theirs."""
+        """Always None: adapters rename the projections, so a cache made with the base does not match."""
 
     def __str__(self) -> str:
         return f"lora r{self.settings.rank} alpha {self.settings.alpha:g} on {self.changes}"
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """The model with adapters; after the block its modules and tensors are those of before, the same objects."""
+        """Attach adapters to the model; after the block its modules and tensors are the same objects as before."""
         peft = require_peft()
         config = peft.LoraConfig(
             r=self.settings.rank, lora_alpha=self.settings.alpha, lora_dropout=self.settings.dropout,
@@ -50,7 +50,7 @@ class LoraAdapter:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             tuner = peft.LoraModel(model, config, _NAME)
-        # as get_peft_model does: adapters of bfloat16 would lose small steps
+        # As in get_peft_model: in bfloat16 the adapters would round small steps away.
         peft.tuners.tuners_utils.cast_adapter_dtype(tuner, _NAME, autocast_adapter_dtype=True)
         model.eval()
         try:
@@ -62,14 +62,18 @@ class LoraAdapter:
         return self.changes.cells(layout)
 
     def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The (name, parameter) pairs of the adapters: A [rank, in] and B [out, rank] of each projection."""
+        """Return the (name, parameter) pairs of the adapters: A [rank, in] and B [out, rank] of each projection.
+
+        Raises:
+            CofituneError: no adapters are attached.
+        """
         pairs = [(name, parameter) for name, parameter in named_parameters(model) if ".lora_" in name]
         if not pairs:
             raise CofituneError("The model holds no LoRA adapters; train them inside `attached`.")
         return pairs
 
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Freeze everything but the adapters; returns their (name, parameter) pairs."""
+        """Freeze everything but the adapters and return their (name, parameter) pairs."""
         pairs = self.parameters(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -78,14 +82,16 @@ class LoraAdapter:
         return pairs
 
     def count(self, model: nn.Module) -> int:
-        """How many numbers the adapters hold, attached or not."""
+        """Count the numbers that the adapters hold, attached or not."""
         layout = resolve_layout(model)
         return sum(self.settings.rank * sum(layout.parameter(cell).shape) for cell in self.cells(layout))
 
     @torch.no_grad()
     def endpoint(self, model: nn.Module) -> Callable[[str, Tensor], Tensor]:
-        """From the model with trained adapters: f(name of a weight, its base value) is the merged weight in float32,
-        W + alpha / rank B A, [out, in]. The name is the one without adapters."""
+        """Copy the trained adapters and return a function (name, base weight) -> merged weight.
+
+        The merged weight is W + alpha / rank B A, float32 [out, in]. Names are those of the model without adapters.
+        """
         layout = resolve_layout(model)
         factors: dict[str, tuple[Tensor, Tensor, float]] = {}
         for cell in self.cells(layout):

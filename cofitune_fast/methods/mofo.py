@@ -14,11 +14,18 @@ from ..optim import MaskedAdamW
 
 
 class MoFO(MaskedAdamW):
-    """MaskedAdamW after whose step only the largest `share` of |momentum| in each tensor has moved.
+    """MaskedAdamW that keeps, after each step, only the changes at the largest `share` of |momentum| in each tensor.
 
-    The momentum is the one the step was made with; the moments of all entries are kept up to date, as in the paper.
-    Decay acts on the entries that move; equal momenta at the border all do. Costs a copy of the weights, and a
-    selection of the k-th largest entry per tensor and step. Other arguments as MaskedAdamW's.
+    The momentum is the one that the step used. The moments of all entries are updated, as in the paper. Weight decay
+    acts only on the entries that move. Entries tied at the threshold all move. It costs a copy of the weights, and a
+    selection of the k-th largest entry per tensor and step.
+
+    Args:
+        share: share of each tensor's entries that a step moves, in (0, 1).
+        options: other arguments of MaskedAdamW.
+
+    Raises:
+        CofituneError: storage is "int8", whose momenta are too coarse to rank.
     """
 
     def __init__(self, params: Iterable[Any], *, share: float, **options: Any):
@@ -29,7 +36,7 @@ class MoFO(MaskedAdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        self.create_states()  # a split weight is whole only with its remainder
+        self.create_states()  # a weight in bf16_split consists of the parameter and its remainder
         before = [(p, [part.clone() for part in self._parts(p)])
                   for group in self.param_groups for p in group["params"]]
         loss = super().step(closure)
@@ -43,5 +50,5 @@ class MoFO(MaskedAdamW):
         return loss
 
     def _parts(self, p: Tensor) -> list[Tensor]:
-        """The weight and, of one that is stored split, its lower halves."""
+        """Return the tensors that hold the weight: the parameter and, in bf16_split, its lower 16 bits."""
         return [p, *(self.state[p][key] for key in ("remainder",) if key in self.state[p])]

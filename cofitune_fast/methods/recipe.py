@@ -1,4 +1,4 @@
-"""A recipe: what a method trains and how, as plain values, so that it can be written in YAML, sent and compared."""
+"""Recipes: what a method trains and how, as plain values that can be written in YAML, sent and compared."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from ..validation import check_choices, validated
 
 TARGETS = {"all-linear": "all@all", "ffn": "ffn@all"}
 Number = float | int
-"""A number as it was written: a recipe's digest tells 1 from 1.0."""
+"""A number as it was written, because the digest of a recipe distinguishes 1 from 1.0."""
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters W + alpha / rank B A (Hu et al., arXiv 2106.09685) on `targets`: all-linear, ffn, or a region
-    text."""
+    """Settings of low-rank adapters W + alpha / rank B A (Hu et al., arXiv 2106.09685).
+
+    Attributes:
+        targets: "all-linear", "ffn", or a region text.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -39,19 +42,23 @@ class LoraSettings:
                 raise CofituneError(f"lora.{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 <= self.dropout < 1:
             raise CofituneError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1.")
-        self.region  # noqa: B018  (a region text is read now)
+        self.region  # noqa: B018  (refuse a wrong region text now)
 
     @property
     def region(self) -> Region:
-        """The projections that get an adapter."""
+        """Region of the projections with an adapter."""
         return Region.parse(TARGETS.get(self.targets, self.targets))
 
 
 @dataclass(frozen=True)
 class PullSettings:
-    """A pull toward the initial weights beside the step, decoupled as weight decay is: `strength` times the rate of
-    the distance (l2), or of a constant (l1); with `units` times the unit's importance, or its square, over the layer's
-    mean."""
+    """Settings of a pull toward the initial weights, decoupled from Adam as weight decay is.
+
+    Attributes:
+        kind: "l2" pulls in proportion to the distance, "l1" by a constant.
+        strength: factor of the pull, times the learning rate.
+        units: weight of the pull per unit: its importance, or the square of it, divided by the layer's mean.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -67,8 +74,14 @@ class PullSettings:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """A soft mask on what is trained: normaliser, where it acts, and of what the importance is: measured on the task's
-    rows, on general rows, or on the task's rows and against what these need themselves (`Importance.against`)."""
+    """Settings of a soft mask on the trained parameters.
+
+    Attributes:
+        preset: normaliser of the importance.
+        mode: where the mask acts, "update" or "gradient".
+        importance: rows that importance is measured on: "task", "general", or "contrast" (importance on the task's
+            rows, reduced where the task itself needs the unit, see `Importance.against`).
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -82,14 +95,24 @@ class MaskSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Plain values; the default is full SFT.
+    """A method as plain values; the default is full SFT.
 
-    region: text, "full" (or "all") for every parameter. lora: adapters instead of the weights. random_half: half of
-    each layer's matrices, drawn with the run's seed. frozen_bottom: the share of layers from below that is frozen; the
-    matrices of the others are trained. At most one of these four.
-    loss: ce, dft or eaft. anchor: of AnchorSettings. mix: general rows per task row. mofo: the share of each tensor's
-    entries that a step moves. alphas: interpolations base + alpha (trained - base) that are scored besides.
-    training: arguments over the run's. learning_rates: the sweep.
+    At most one of region, lora, random_half and frozen_bottom may be given.
+
+    Attributes:
+        region: a region text; "full" (or "all") trains every parameter.
+        lora: train adapters instead of the weights.
+        random_half: train half of each layer's matrices, drawn with the run's seed.
+        frozen_bottom: share of the layers, counted from below, that is frozen; the matrices of the others are trained.
+        loss: "ce", "dft" or "eaft".
+        anchor: fields of AnchorSettings.
+        pull: pull toward the initial weights.
+        mask: soft mask.
+        mix: number of general rows per task row.
+        mofo: share of each tensor's entries that a step moves.
+        alphas: interpolations base + alpha (trained - base) that are scored too.
+        training: training arguments over the run's.
+        learning_rates: the sweep.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -134,10 +157,14 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
-        """Read plain values, which takes pydantic; `where` names them in the sentence about a wrong one.
+        """Read a recipe from plain values; needs pydantic.
+
+        Args:
+            where: source of the values, for error messages.
 
         Raises:
-            CofituneError: a key that is not known, a value of the wrong type or out of range, a recipe that cannot be.
+            CofituneError: a key is unknown, a value has the wrong type or is out of range, or the fields exclude each
+                other.
         """
         if isinstance(values, Mapping) and values.get("region") == "all":
             values = {**values, "region": "full"}
@@ -145,26 +172,29 @@ class Recipe:
         if recipe.anchor is None:
             return recipe
         read = asdict(validated(AnchorSettings, recipe.anchor, f"the anchor of {where}"))
-        # Only what was given, and numbers as they were written: the digest is of these.
+        # Keep only the given keys, and numbers as they were written, because the digest depends on both.
         return replace(recipe, anchor={key: value if value == read[key] else read[key]
                                        for key, value in recipe.anchor.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back to an equal recipe."""
+        """Convert to plain values for JSON; `from_dict` reads them back to an equal recipe."""
         return json.loads(json.dumps(asdict(self)))
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of what is trained: the sweep and the interpolations are not part of it, nor is a field that
-        has its default, so that a field added later changes no digest."""
+        """SHA-256 (hex) of everything that decides the training.
+
+        The sweep and the interpolations are not part of it. Neither are fields with their default value, so that a
+        field added later changes no digest.
+        """
         default = Recipe().to_dict()
         content = {key: value for key, value in self.to_dict().items()
                    if key not in ("alphas", "learning_rates") and value != default[key]}
-        if "prompts" in content.get("anchor", {}):  # of a file what it says, wherever it lies
+        if "prompts" in content.get("anchor", {}):  # a file of prompts counts by its content, not its path
             content["anchor"]["prompts"] = AnchorSettings(**content["anchor"]).identity()["prompts"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def needs_general(self) -> bool:
-        """Whether it reads general rows."""
+        """True if the recipe reads general rows."""
         return bool(self.mix) or (self.mask is not None and self.mask.importance == "general")

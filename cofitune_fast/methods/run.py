@@ -1,4 +1,4 @@
-"""One run of the comparison: train a recipe from the base, score it, interpolated too if asked for, and go back."""
+"""One run of a recipe: train it from the base, score it and its interpolations, and restore the base."""
 
 from __future__ import annotations
 
@@ -31,23 +31,32 @@ from .lora import LoraAdapter
 from .mofo import MoFO
 from .recipe import PullSettings, Recipe
 
-WORK = f"{__name__}:run_method"  # for TrialSetup
+WORK = f"{__name__}:run_method"  # TrialSetup.work
 SPLITS = ("valid", "test")
 
 
 def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do `job`, plain data:
+    """Do one job, which is plain data.
 
-    id; recipe (None: score the base); data (a TrialData); learning_rate, seed; alphas to be scored (None: as trained);
-    general (a data file or None); importance (arguments of `Workbench.importance`), or importance_file, measured
-    before; drift_rows (of `Workbench.base_states`); splits to be scored (default: valid and test); data_seed (default:
-    seed); delta (default: none is kept): {"folder", "name", "settings", "scores" of the base}, saved with the scores of
-    the test part.
+    Keys of `job`:
+        id: name of the run.
+        recipe: fields of Recipe; None scores the base.
+        data: fields of TrialData.
+        learning_rate, seed: those of the run. data_seed: seed of the row order, by default `seed`.
+        alphas: interpolations to score; None in the list stands for the trained weights.
+        general: a file of general rows, or None.
+        importance: arguments of `Workbench.importance`, or importance_file: importance that was measured before.
+        drift_rows: rows of `Workbench.base_states`.
+        splits: parts to score, by default valid and test.
+        delta: where to save the delta: {"folder", "name", "settings", "scores" of the base}; by default none is kept.
+            The scores of the test part are saved with it.
 
-    Returns state "done", or "failed" with the reason in `why` where the loss or the scores are no numbers; scores: a
-    list of {"alpha", and for each split SuiteScores as dictionaries with items}; training: the TrainResult, or None;
-    cost: seconds = training_seconds + scoring_seconds (of the whole list), tokens, trained_parameters,
-    peak_memory_bytes, and preparation_seconds, of importance and anchor where an earlier run did not leave them.
+    Returns:
+        state: "done", or "failed" with the reason in `why` if the loss or the scores are not finite.
+        scores: a list of {"alpha", and for each split SuiteScores as a dictionary with items}.
+        training: the TrainResult as a dictionary, or None.
+        cost: seconds = training_seconds + scoring_seconds (of all scores), tokens, trained_parameters,
+            peak_memory_bytes, and preparation_seconds (importance and anchor, where no earlier run had made them).
     """
     bench, clock, splits = bench.with_data(TrialData(**job["data"])), _Clock(), job.get("splits", SPLITS)
     bases = {split: bench.base_states(split, job["drift_rows"]) for split in splits}
@@ -67,14 +76,14 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     def score(alpha: float | None) -> None:
         try:
             scores.append({"alpha": alpha, **_score(bench, bases, trained.cached_below, setup.memory)})
-        except CofituneError as error:  # the base could be scored on the same items
+        except CofituneError as error:  # the base was scored on the same items, so the trained weights are at fault
             raise _Diverged(str(error)) from None
 
     clock.lap("preparation_seconds")
     try:
         with bench.trial(trained.changes) as base:
             if options.pull is not None:
-                options = replace(options, pull=replace(options.pull, initial=base))  # instead of another copy
+                options = replace(options, pull=replace(options.pull, initial=base))  # share the copy that `trial` made
             with trained.attached(bench.model):
                 try:
                     run = bench.train(trained, folder, training, options, rows=rows)
@@ -88,7 +97,7 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
                 _keep_delta(bench, trained.changes, job["delta"], scores[0], run)
             for alpha in swept:
                 if alpha == 1 and trained.changes is trained and scores and scores[0]["alpha"] is None:
-                    scores.append({**scores[0], "alpha": alpha})  # these very weights are scored already
+                    scores.append({**scores[0], "alpha": alpha})  # alpha 1: the weights scored above
                     continue
                 interpolate(bench.model, base, endpoint, alpha)
                 score(alpha)
@@ -107,11 +116,15 @@ def _keep_delta(
 
 
 class _Diverged(Exception):
-    """The trained model has no scores."""
+    """The trained model cannot be scored."""
 
 
 def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
-    """The region or the adapters of a recipe on a model. Raises CofituneError where the model has no such part."""
+    """Return the region or the adapters that a recipe trains.
+
+    Raises:
+        CofituneError: the model lacks that part.
+    """
     if recipe.lora is not None:
         trained: Trainable = LoraAdapter(recipe.lora, seed)
     elif recipe.random_half:
@@ -126,8 +139,11 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
 
 
 def random_half(layout: Layout, seed: int) -> Region:
-    """A random half of each layer's matrices: two of the four of attention, and one or two of the FFN's three, two in
-    half of the layers (after Hui et al., HFT, arXiv 2404.18466, section 3; embeddings and norms stay frozen here)."""
+    """Draw a random half of each layer's matrices (after Hui et al., HFT, arXiv 2404.18466, section 3).
+
+    These are two of the four attention matrices, and one or two of the three FFN matrices, two in half of the layers.
+    Unlike HFT, embeddings and norms stay frozen.
+    """
     draw = random.Random(f"{seed} random half")
     more = set(draw.sample(range(layout.num_layers), layout.num_layers // 2))
     return Region.from_cells(
@@ -137,8 +153,11 @@ def random_half(layout: Layout, seed: int) -> Region:
 
 
 def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float, seed: int) -> list[Encoded]:
-    """The task's rows and `ratio` general rows for each, drawn with the seed; each is drawn once before any is drawn
-    again. The batches mix them, as they shuffle."""
+    """Return the task's rows followed by `ratio` general rows for each of them.
+
+    General rows are drawn with the seed; each is drawn once before any is repeated. The batches shuffle the two
+    together.
+    """
     draw, wanted, drawn = random.Random(f"{seed} general rows"), round(ratio * len(task)), []
     while len(drawn) < wanted:
         drawn += draw.sample(general, min(len(general), wanted - len(drawn)))
@@ -146,14 +165,14 @@ def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float
 
 
 def general_bench(bench: Workbench, general: str | None) -> Workbench:
-    """The bench whose training rows are the general ones."""
+    """Return the bench with the general rows as training rows."""
     if general is None:
         raise CofituneError("A method needs general rows; set compare.general to a data file.")
     return bench.with_data(replace(bench.data, train=general, limit=None))
 
 
 def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Encoded] | None:
-    """The rows of a recipe that mixes general ones in; None: the task's."""
+    """Return the training rows of a recipe that mixes in general rows; None stands for the task's rows."""
     if not recipe.mix:
         return None
     return mixed_rows(bench.train_rows, general_bench(bench, job["general"]).train_rows, recipe.mix, job["seed"])
@@ -162,7 +181,7 @@ def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Enco
 def _options(
     bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Trainable
 ) -> TrainOptions:
-    """How the recipe trains; what is measured on the base is measured now."""
+    """Build the options of a recipe's training; anchor and importance are measured on the base now."""
     masks = pull = None
     if recipe.mask is not None:
         importance = _importance(bench, setup, job, trained, recipe.mask.importance)
@@ -173,7 +192,7 @@ def _options(
         loss=recipe.loss,
         anchor=bench.anchor(AnchorSettings(**recipe.anchor)) if recipe.anchor is not None else None,
         masks=masks, mask_mode=recipe.mask.mode if recipe.mask is not None else "update", pull=pull,
-        # Adapters are in float32, whatever the storage of a region would be.
+        # Adapters are float32, so the run's storage does not apply to them.
         storage="auto" if recipe.lora is not None else setup.storage, memory=setup.memory,
         optimizer_kind=partial(MoFO, share=recipe.mofo) if recipe.mofo else None,
     )
@@ -182,8 +201,11 @@ def _options(
 def make_pull(
     settings: PullSettings, bench: Workbench, trained: Trainable, importance: Callable[[], Importance]
 ) -> Pull:
-    """The `optim.Pull` of a recipe. Its units are the units' importance, or its square, over the layer's mean, so that
-    the mean pull of a layer is the same with and without; parameters without units (norms, embeddings) have 1."""
+    """Build the `optim.Pull` of a recipe.
+
+    Its units are the importance of the units, or the square of it, divided by the layer's mean. So the mean pull of a
+    layer is the same with and without them. Parameters without units (norms, embeddings) have factor 1.
+    """
     if settings.units == "none":
         return Pull(settings.kind, settings.strength)
     power = 2 if settings.units == "importance_squared" else 1
@@ -200,7 +222,7 @@ def make_pull(
 def _importance(
     bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Trainable, source: str
 ) -> Importance:
-    """Of the units that are trained, measured once per folder, task and source."""
+    """Return the importance of the trained units, measured once per folder, task and source."""
     if job.get("importance_file"):
         return Importance.load(job["importance_file"])
     if source == "contrast":
@@ -241,7 +263,7 @@ def _result(
 
 
 class _Clock:
-    """Seconds by name; each lap begins where the last one ended."""
+    """Stopwatch with seconds by name; each lap begins where the last one ended."""
 
     def __init__(self) -> None:
         self.laps = dict.fromkeys(("preparation_seconds", "training_seconds", "scoring_seconds"), 0.0)

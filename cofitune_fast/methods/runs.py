@@ -13,10 +13,11 @@ from .catalogue import NamedMethod
 
 @dataclass(frozen=True)
 class Run:
-    """A row of the table: one method on one task at one rate and seed; alpha: the interpolation that is scored, None
-    for the trained model as it is.
+    """One method on one task at one learning rate and seed.
 
-    training: digest of what is trained. Two methods that train the same and differ in alpha share it.
+    Attributes:
+        alpha: the interpolation that is scored; None stands for the trained weights.
+        training: SHA-256 of the training. Runs that train the same and differ in alpha share it.
     """
 
     method: str
@@ -28,24 +29,24 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Of what is trained and scored, whatever the method is called."""
+        """Hash of what is trained and scored, independent of the method's name."""
         return hashlib.sha256(f"{self.training} {self.alpha}".encode()).hexdigest()[:12]
 
     @property
     def id(self) -> str:
-        """For people and as a file's name; its end is the digest."""
+        """Readable name, also used as a file name; it ends with the digest."""
         alpha = "" if self.alpha is None else f"-a{self.alpha:g}"
         words = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{self.method}-{self.task}")
         return f"{words}-{self.learning_rate:g}-s{self.seed}{alpha}-{self.digest}"
 
     def to_dict(self) -> RunEntry:
-        """What was run; its state and scores come to it."""
+        """Return the fields that identify the run; state and scores are added later."""
         return {"id": self.id, "method": self.method, "task": self.task, "learning_rate": self.learning_rate,
                 "seed": self.seed, "alpha": self.alpha}
 
 
 def all_runs(methods: Sequence[NamedMethod], tasks: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """Every run, in the order of the configuration."""
+    """List every run in the order of the configuration."""
     runs = []
     for method in methods:
         alphas = method.recipe.alphas or (None,)

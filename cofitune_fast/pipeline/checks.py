@@ -1,4 +1,4 @@
-"""Checks of a finished delta: what lies on the disk is what was trained and scored."""
+"""Checks of a finished delta: the files on disk hold exactly the weights that were trained and scored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ SCORES = ("spec", "knowledge", "reasoning", "instruction")
 
 
 def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -> list[CheckRow]:
-    """Merge a delta (unless that is done), read the merged folder as a stranger would, and hold it against `row`.
+    """Merge a delta, reload the merged folder and compare it with the row of its method.
 
-    The folder is read into the host's memory. It is scored in the live model, into which the region's tensors are put,
-    so that no second model lies on the device and both are scored under the same load options.
+    The merge is skipped where the folder exists. The folder is loaded into host memory. For scoring, the region's
+    tensors are copied into the live model, so that no second model occupies the device and both are scored with the
+    same load options.
 
-    Returns a list of {"name", "passed", "detail"}.
+    Returns:
+        Checks as {"name", "passed", "detail"}.
     """
     region, run = Region.parse(row["region"]), row["run"]
     with bench.trial(region):

@@ -1,4 +1,4 @@
-"""How long the rest of a run will take, from the work that is done and the work that waits."""
+"""Estimate of the time left in a run, from the work that is done and the work that waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """Time left from the work left: jobs have weights (operations), and work done tells the seconds per weight."""
+    """Predicts the time left from operation counts and the measured seconds per operation.
+
+    Attributes:
+        waiting: {job: its floating-point operations}.
+    """
 
     waiting: dict[str, float] = field(default_factory=dict)
     _running: tuple[str, float] | None = None
@@ -26,7 +30,7 @@ class Clock:
         self._running = None
 
     def learn(self, weight: float, seconds: float) -> None:
-        """All that is known of the speed: `weight` took `seconds`."""
+        """Replace the measured speed: `weight` operations took `seconds`."""
         self._weight, self._seconds = weight, seconds
 
     def drop(self, job: str) -> None:
@@ -34,5 +38,5 @@ class Clock:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds of the work that waits, or None before the first job is finished."""
+        """Predicted seconds of the waiting jobs; None before the first job is finished."""
         return sum(self.waiting.values()) * self._seconds / self._weight if self._weight else None

@@ -1,11 +1,11 @@
 """The main job on one base: search, train the best region with and without protection, contrast, check, report.
 
-Everything is kept in one folder, and a second call with the same settings goes on where the first one stopped:
+Everything is kept in one folder. A second call with the same settings resumes where the first one stopped:
 
     journal.jsonl            the search (see search.run)       importance.safetensors   scores of the units
-    identity.json, runs/     a finished method in each file    delta/, delta-coarse/    what was trained
-    checks.json              what was verified of the delta    merged/                  base and delta in one model
-    report.json              all of it, for the report; written anew after every method
+    identity.json, runs/     one file per finished method      delta/, delta-coarse/    the trained regions
+    checks.json              verification of the delta         merged/                  base and delta in one model
+    report.json              all results, rewritten after every method
 """
 
 from __future__ import annotations
@@ -44,12 +44,19 @@ DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What a run trains, besides its setup.
+    """Choice of what a run trains, besides its setup.
 
-    region: what to train where there is no search. full_sft: whether full SFT is trained too; full_sft_training:
-    arguments over those of the setup in full SFT, and the unit of the search's costs. preset: the mask's normaliser, or
-    "none". importance: arguments of `Workbench.importance`; importance_file: measured before. preset, and the setup's
-    loss and anchor, are what CoFiTune fine has beyond coarse; coarse and full SFT are plain.
+    "CoFiTune fine" is "CoFiTune coarse" plus the mask of `preset` and the setup's loss and anchor. Coarse and full SFT
+    are plain.
+
+    Attributes:
+        region: what to train where there is no search.
+        full_sft: train full SFT too.
+        full_sft_training: training arguments of full SFT, over those of the setup; also the unit of the search's costs.
+        importance: arguments of `Workbench.importance`.
+        importance_file: importance that was measured before.
+        preset: the mask's normaliser, or "none".
+        mask_mode: where the mask acts, "update" or "gradient".
     """
 
     region: str | None = None
@@ -62,9 +69,11 @@ class PipelineSettings:
 
 
 class Pipeline:
-    """One run in one folder, that of `setup`; `run()` does everything, the other methods are its steps.
+    """One run in the folder of `setup`; `run()` does everything, the other methods are its steps.
 
-    setup: of the final runs. tree_search: on the same bench and in the same folder, unless the settings have a region.
+    Args:
+        setup: setup of the final runs.
+        tree_search: a search on the same bench and in the same folder; not needed if the settings name a region.
     """
 
     def __init__(
@@ -81,13 +90,15 @@ class Pipeline:
     # The whole ---------------------------------------------------------------------------------------------------
 
     def run(self, title: str = "CoFiTune run") -> ReportEntry:
-        """All steps; returns the report as written to report.json. A method that cannot be trained is a row that says
-        why, and the others go on."""
+        """Do all steps and return the content of report.json.
+
+        A method that cannot be trained becomes a row with the reason, and the other methods go on.
+        """
         start = time.perf_counter()
         with RunFolder(self.output, self._identity()) as folder:
             self._plan_time()
             search = self._search()
-            # From here on the test part is read; the search is over and has not seen it.
+            # The test part is read only from here on, so the search cannot have used it.
             report: ReportEntry = {
                 **self._head(title), "complete": False, "methods": [self._base_row(folder)],
                 "search": search.to_dict() if search else None, "importance": None, "checks": [], "notes": [],
@@ -104,8 +115,11 @@ class Pipeline:
         return report
 
     def search(self, title: str = "CoFiTune search") -> SearchResult:
-        """The search alone, in the same journal that `run` uses; at its end the chosen node meets the test part. Writes
-        search.json, a report without methods."""
+        """Do the search alone, in the same journal that `run` uses.
+
+        At its end the base and the chosen node are scored on the test part. Writes search.json, a report without
+        methods.
+        """
         result = self._search()
         if result is None:
             raise CofituneError("No search space is set; give search.space.")
@@ -156,7 +170,7 @@ class Pipeline:
         return Path(self.settings.importance_file or self.output / "importance.safetensors")
 
     def _methods(self, search: SearchResult | None) -> list[tuple[Run, NamedMethod]]:
-        """The methods and their runs: the region plainly, the region protected, full SFT."""
+        """List the methods and their runs: the plain region, the protected region, full SFT."""
         region = search.region if search else Region.parse(self.settings.region)
         rate = self.bench.schedule(self.setup.training, full=region.is_full).learning_rate
         if search is not None:
@@ -167,7 +181,7 @@ class Pipeline:
         ], self.bench.schedule(self.setup.training).seed)
 
     def _protected(self, region: Region, rate: float) -> list[NamedMethod]:
-        """The region with the mask, the loss and the anchor of the run, if it has any of them."""
+        """Return the region with the run's mask, loss and anchor, or nothing if the run has none of them."""
         setup, settings = self.setup, self.settings
         recipe = Recipe(
             region=str(region), loss=setup.loss, anchor=asdict(setup.anchor) if setup.anchor.weight else None,
@@ -186,7 +200,7 @@ class Pipeline:
         return [NamedMethod(FULL, "", Recipe(training=given, learning_rates=(rate,)))]
 
     def _row(self, folder: RunFolder, run: Run, method: NamedMethod) -> MethodEntry:
-        """The row of a method, from its file or by training it from the base and scoring it on the test part."""
+        """Return the row of a method from its file, or train it from the base and score it on the test part."""
         region = Region.parse(method.recipe.region)
         if folder.find(run) is None:
             self.observer.stage(f"{method.name}: {region.describe(self.bench.model)}")
@@ -226,7 +240,7 @@ class Pipeline:
         return job
 
     def _checks(self, run: Run, row: MethodEntry) -> list[CheckRow]:
-        """What was verified of the delta of CoFiTune fine; once for each run of it."""
+        """Return the checks of the delta of CoFiTune fine, made once for each run of it."""
         if row["state"] == "failed":
             return []
         path, merged = self.output / "checks.json", self.output / "merged"
@@ -234,7 +248,7 @@ class Pipeline:
         if known.get("run") != run.id:
             self.observer.stage("Delta merged, reloaded and scored again")
             if known and merged.is_dir():
-                shutil.rmtree(merged)  # of an earlier run
+                shutil.rmtree(merged)  # it belongs to an earlier run
             known = {"run": run.id, "checks": check_delta(self.bench, row, self.output / DELTAS[FINE], merged)}
             write_json(path, known)
         return known["checks"]
@@ -254,8 +268,10 @@ class Pipeline:
         write_json(self.output / "report.json", report)
 
     def _identity(self) -> dict[str, Any]:
-        """What the folder's results depend on: of the runs all that `folder_identity` has, and as the folder holds one
-        delta, what that is of. Another set is refused."""
+        """Return everything the folder's results depend on; a folder with another identity is refused.
+
+        It extends `folder_identity` by the settings of the methods, because the folder holds only one delta.
+        """
         setup, settings, importance = self.setup, self.settings, dict(self.settings.importance)
         if settings.importance_file:
             importance["file"] = content_digest(Path(settings.importance_file))
@@ -267,13 +283,15 @@ class Pipeline:
         }}
 
     def _search_identity(self) -> dict[str, Any]:
-        """What the search depends on; the journal refuses another set."""
+        """Return everything the search depends on; the journal refuses another identity."""
         shared = folder_identity(self.bench, self.tree_search.setup, {TASK: self.bench.data}, {})
         return {**shared["settings"], "data": shared["tasks"][TASK], "search": self.tree_search.identity()}
 
     def _plan_time(self) -> None:
-        """Operations of the final runs, for the time that is left. Where a search chooses the region, a likely one
-        stands for it."""
+        """Estimate the operations of the final runs, for the prediction of the time left.
+
+        Where a search is still to choose the region, a region of about the likely size stands in.
+        """
         region = self.settings.region or str(self.tree_search.likely)
         methods = [NamedMethod(COARSE, "", Recipe(region=region, learning_rates=(1.0,))),
                    *self._protected(Region.parse(region), 1.0), *self._full()]

@@ -1,4 +1,4 @@
-"""The rows of report.json: the base and each method, with scores, cost and state."""
+"""Rows of report.json: the base and each method, with scores, cost and state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..regions import Region
 
 
 def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> MethodEntry:
-    """A method as a row of report.json, from the file of its run (`methods.entries.run_entry`)."""
+    """Make the row of a method from the file of its run, see `methods.entries.run_entry`."""
     run, test = entry.get("training"), entry["test"]
     tasks = entry["items"]["test"]["tasks"] if test else {}
     return {
@@ -31,7 +31,7 @@ def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> Me
 
 
 def failed_row(name: str, region: Region, why: str) -> MethodEntry:
-    """The row of a method that could not be trained."""
+    """Make the row of a method that could not be trained."""
     return {
         "name": name, "region": str(region), "state": "failed", "why": why, "trained_parameters": None,
         "seconds": None, "peak_memory_bytes": None, "learning_rate": None, "epochs": None, "run": None, "details": {},

@@ -1,4 +1,4 @@
-"""The tree search over regions: its space, strategies and executors, the race itself, and its journal."""
+"""Tree search over regions: the space, strategies, executors, the race between nodes, and the journal."""
 
 from .budget import Budget, Work
 from .choice import Choice

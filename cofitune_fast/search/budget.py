@@ -1,4 +1,4 @@
-"""What a search costs in floating-point operations, and how much of it a user grants."""
+"""Cost of a search in floating-point operations, and the budget that a user grants it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from ..errors import CofituneError
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of training and scoring on one base and data set, a multiply-add counting two.
+    """Floating-point operations of training and scoring on one base and data set; a multiply-add counts as two.
 
-    Matrix products only, attention scores left out, as in the usual 6 N per token (Kaplan et al., arXiv 2001.08361,
-    section 2.1): a product costs 2 per weight and token in the forward, and as much again for the gradient of its
-    input and for that of its weight, where these are needed. Layers below the region need neither; with `cached` they
-    run once for all epochs and nodes that start at the same layer. The head sees response tokens only.
+    Only matrix products are counted, without attention scores, as in the usual 6 N per token (Kaplan et al., arXiv
+    2001.08361, section 2.1). A product costs 2 per weight and token in the forward. The gradient of its input and that
+    of its weight cost as much again, where they are needed. Layers below the region need neither. With `cached` these
+    layers run once for all epochs and nodes that start at the same layer. The head sees response tokens only.
 
-    layers: number of decoder layers, of `layer_parameters` weights each; head_parameters: vocabulary times hidden size.
-    tokens, responses: of one epoch of the training rows; epochs: of a node's training; full_epochs: of full
-    fine-tuning. scored_tokens, scored_responses: of the validation part, each distinct beginning once. anchor_tokens,
-    anchor_responses: of the anchor texts in one epoch of a node; anchor_texts: tokens of all of them once.
+    Attributes:
+        layers: number of decoder layers.
+        layer_parameters: weights of one layer.
+        head_parameters: vocabulary times hidden size.
+        tokens, responses: tokens and response tokens of one epoch of the training rows.
+        epochs: epochs of a node's training.
+        full_epochs: epochs of full fine-tuning.
+        scored_tokens, scored_responses: those of the validation part; beginnings that items share count once.
+        cached: the output of the layers below the region is cached.
+        anchor_tokens, anchor_responses: those of the anchor texts in one epoch of a node.
+        anchor_texts: tokens of all anchor texts, once.
     """
 
     layers: int
@@ -39,14 +46,17 @@ class Work:
 
     @property
     def full_sft(self) -> float:
-        """One full fine-tuning, the unit of `full_sft` figures."""
+        """Operations of one full fine-tuning, the unit of all `full_sft` figures."""
         per_epoch = self.tokens * self.layers * self.layer_parameters + self.responses * self.head_parameters
         return 6.0 * per_epoch * self.full_epochs
 
     def training(self, lowest: int, trained: int, begin: float, end: float, *, seen: float = 0.0) -> float:
-        """Of a region of `trained` parameters from layer `lowest` up, between two fractions of its training.
+        """Return the operations of training a region between two fractions of its training.
 
-        seen: the share of the rows whose states at this layer are cached already.
+        Args:
+            lowest: the region's lowest layer.
+            trained: number of trained parameters.
+            seen: share of the rows whose states at this layer are cached already.
         """
         epochs = self.epochs * (end - begin)
         above = (self.layers - lowest) * self.layer_parameters
@@ -58,11 +68,15 @@ class Work:
         return step * epochs + 2.0 * tokens * lowest * self.layer_parameters * below
 
     def rows_seen(self, fraction: float) -> float:
-        """The share of the rows that a node has trained on after a fraction of its training."""
+        """Return the share of the rows that a node has trained on after a fraction of its training."""
         return min(1.0, self.epochs * fraction)
 
     def scoring(self, lowest: int = 0, *, first: bool = True) -> float:
-        """Of the validation part once."""
+        """Return the operations of scoring the validation part once.
+
+        Args:
+            first: the states below layer `lowest` are not cached yet.
+        """
         layers = self.layers if first or not self.cached else self.layers - lowest
         return 2.0 * (self.scored_tokens * layers * self.layer_parameters
                       + self.scored_responses * self.head_parameters)
@@ -75,14 +89,18 @@ _NAMES = {"sft": "full_sft", "full-sft": "full_sft", "full_sft": "full_sft", "h"
 
 @dataclass(frozen=True)
 class Budget:
-    """An `amount` of a unit: full_sft (counted operations in units of one full fine-tuning), hours or tokens."""
+    """A budget: an `amount` of full_sft (counted operations in units of one full fine-tuning), hours or tokens."""
 
     amount: float
     unit: str
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Of texts such as "2 full-sft", "1.5h", "5e6 tokens", "3M tokens"."""
+        """Read a budget from a text such as "2 full-sft", "1.5h", "5e6 tokens" or "3M tokens".
+
+        Raises:
+            CofituneError: the text is no amount above 0 with a known unit.
+        """
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*([kMGB]?)\s*([a-z_-]+)\s*", str(text))
         if not match or match[3] not in _NAMES or float(match[1]) <= 0:
             raise CofituneError(f"search.budget is {text!r}; write an amount above 0 of full-sft, hours or tokens, "

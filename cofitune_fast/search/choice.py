@@ -1,4 +1,4 @@
-"""Which node a search ends with, and how sure that is."""
+"""Choice of a search's best node, and how certain the choice is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from .uncertainty import Estimate, ranked, share_of_wins, surely_less, tied_with
 
 @dataclass(frozen=True)
 class Choice:
-    """best: the node of the highest Uni of those trained longest. tied: those of them within one standard error of it,
-    of which the smallest region is chosen. candidates: all nodes that cannot be told from the best at `confidence`,
-    all `comparisons` together, each compared with the best at the last rung it reached. next_best: the one that is
-    least behind the chosen node there. probability_best: the share of bootstrap draws in which the chosen node is ahead
-    of the others that were trained as long. fraction: of the training that those have got (below 1 only if the budget
-    ended).
+    """The chosen node and the statistics behind the choice.
+
+    Attributes:
+        chosen: the smallest region among `tied`.
+        best: the node with the highest Uni among those trained longest.
+        tied: nodes trained as long and within one standard error of the best.
+        candidates: nodes that are not significantly worse than the best at `confidence`, over all `comparisons`
+            together; each is compared with the best at the last rung that it reached.
+        next_best: the node least behind the chosen one at its own last rung.
+        probability_best: share of bootstrap draws in which the chosen node leads all others trained as long.
+        fraction: share of the training that the longest-trained nodes received; below 1 only if the budget ended.
     """
 
     chosen: str
@@ -41,7 +46,14 @@ Estimates = Callable[[str, float], Estimate | None]
 
 
 def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) -> Choice:
-    """Choose among the nodes that were trained longest. estimate: of a node after a fraction of its training."""
+    """Choose among the nodes that were trained longest.
+
+    Args:
+        estimate: (node, fraction of its training) -> its Estimate, or None if it was not scored there.
+
+    Raises:
+        CofituneError: no node was scored.
+    """
     longest = max((node.fraction for node in nodes.values()), default=0.0)
     if not longest:
         raise CofituneError("The search has no finished node to choose from; give a larger search.budget.")
@@ -61,7 +73,7 @@ def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) ->
 
 def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates) -> str:
     def gap(one: str, other: str) -> str:
-        """How `other` stands to `one`, at the end of the other's training."""
+        """Describe the gap from `one` to `other`, at the fraction that `other` was trained to."""
         fraction = nodes[other].fraction
         found = estimate(one, fraction).minus(estimate(other, fraction))
         where = "" if fraction == choice.fraction else f" at {fraction:g} of the training"

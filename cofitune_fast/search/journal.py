@@ -1,4 +1,4 @@
-"""The journal of a search: JSON Lines, append-only, on the disk before what comes next begins."""
+"""Journal of a search: JSON Lines, append-only; every record is on disk before the next step begins."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ VERSION = 3
 
 
 class Journal:
-    """What one search has finished: `records`, each with its "kind". The file's first line holds the settings; a
-    changed setting is refused on reopening.
+    """Finished steps of a search: `records`, each with its "kind".
 
-    A process killed while writing leaves a line without its end; such a line is cut off when the journal is opened.
-    The lock file beside it keeps a second search out of the folder; it is freed by the system when a process dies.
+    The first line of the file holds the settings; reopening it with other settings is refused. A process killed while
+    writing leaves an incomplete last line, which is cut off on opening. A lock file keeps a second search out of the
+    folder. The operating system frees the lock when the process dies.
+
+    Raises:
+        CofituneError: another search holds the lock, the settings differ, or the journal is broken.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
@@ -55,7 +58,7 @@ class Journal:
         return [record for record in self.records if record["kind"] == kind]
 
     def _open(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
+        settings = json.loads(json.dumps(settings))  # compare them as JSON reads them back: tuples become lists
         records = self._read()
         if not records:
             self._write({"kind": "search", "version": VERSION, "settings": settings})
@@ -104,7 +107,7 @@ class Journal:
 
 
 def differences(was: Any, now: Any, where: str = "") -> list[str]:
-    """What changed, down to the key: "training.learning_rate was 0.0004, is 0.0001"."""
+    """List what changed, key by key: "training.learning_rate was 0.0004, is 0.0001"."""
     if isinstance(was, dict) and isinstance(now, dict):
         return [text for key in sorted({*was, *now})
                 for text in differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]

@@ -1,4 +1,4 @@
-"""What a search has done so far: its journal, the per-item scores beside it, and what it all cost."""
+"""Results of a search so far: its journal, the per-item scores beside it, and the costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ COSTS = ("seconds", "tokens", "flops", "full_sft")
 
 
 class Ledger:
-    """Everything that is kept here is on the disk when a call returns. resamples: bootstrap draws of an estimate."""
+    """Results of a search, kept on disk; a call that keeps something returns after it is on disk.
+
+    Args:
+        resamples: bootstrap draws of an estimate.
+    """
 
     def __init__(self, journal: Journal, resamples: int):
         self._journal, self._resamples = journal, resamples
@@ -26,15 +30,15 @@ class Ledger:
 
     @property
     def base(self) -> dict[str, Any] | None:
-        """scores and cost of the base on the validation part."""
+        """Scores and cost of the base on the validation part, or None."""
         return next(iter(self._journal.of_kind(BASE)), None)
 
     def rung(self, node: str, end: float) -> dict[str, Any] | None:
-        """The job, scores and cost of a node's rung that ended at the fraction `end`."""
+        """Return the job, scores and cost of a node's rung that ended at the fraction `end`, or None."""
         return self._rungs.get((node, end))
 
     def prior(self, level: str) -> dict[str, float] | None:
-        """The prior's value of each region of a level."""
+        """Return the prior's value of each region of a level, or None."""
         return next((record["values"] for record in self._journal.of_kind("prior") if record["level"] == level), None)
 
     def keep_base(self, answer: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
@@ -50,12 +54,12 @@ class Ledger:
         self._journal.append("prior", {"level": level, "values": dict(values)})
 
     def spent(self) -> dict[str, float]:
-        """Seconds, tokens, flops and full_sft of the base and all rungs."""
+        """Sum seconds, tokens, flops and full_sft over the base and all rungs."""
         records = [*self._journal.of_kind(BASE), *self._rungs.values()]
         return {key: sum(record["cost"][key] for record in records) for key in COSTS}
 
     def estimate(self, node: str, fraction: float) -> Estimate:
-        """The Uni of a node (or of BASE at 0) after a fraction of its training, with its bootstrap draws."""
+        """Return the Uni of a node (or of BASE at 0) after a fraction of its training, with bootstrap draws."""
         known = self.estimates.setdefault(node, {})
         if fraction not in known:
             scores = SuiteScores.from_dict(read_json(self._file(node, fraction), "scores of a node"))

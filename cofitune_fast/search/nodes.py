@@ -1,4 +1,4 @@
-"""What a search knows of a region it tried: its scores after each rung, and what they cost."""
+"""Nodes of a search: tried regions with their scores after each rung, and the costs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from .space import Candidate
 
 @dataclass
 class Rung:
-    """Scores on the validation part after `fraction` of the node's training budget, and what this rung alone cost.
+    """Scores on the validation part after `fraction` of the node's training, and the cost of this rung alone.
 
-    scores: spec, vers, knowledge, reasoning, instruction and uni, each with NAME_se. cost: seconds, training_seconds,
-    scoring_seconds, tokens, flops, full_sft and what the trial adds.
+    Attributes:
+        scores: spec, vers, knowledge, reasoning, instruction and uni, each with NAME_se.
+        cost: seconds, training_seconds, scoring_seconds, tokens, flops, full_sft and the fields that the trial adds.
     """
 
     fraction: float
@@ -23,7 +24,11 @@ class Rung:
 
 @dataclass
 class Node:
-    """A region that was tried. dropped: why it was not trained further, in words."""
+    """A region that was tried.
+
+    Attributes:
+        dropped: the reason why it was not trained further, or None.
+    """
 
     id: str
     parent: str | None
@@ -54,11 +59,11 @@ class Node:
 
     @property
     def fraction(self) -> float:
-        """Of its training budget that the node got."""
+        """Fraction of its training that the node received."""
         return self.rungs[-1].fraction if self.rungs else 0.0
 
     def total(self, key: str) -> float:
-        """A cost over all rungs: seconds, tokens, flops or full_sft."""
+        """Sum a cost over all rungs; `key` is seconds, tokens, flops or full_sft."""
         return sum(rung.cost[key] for rung in self.rungs)
 
     @property
@@ -67,7 +72,7 @@ class Node:
 
 
 def short_label(roles: str, layers: str) -> str:
-    """"attn q+k+v 0%-50%" for "attn.q+attn.k+attn.v"; other roles as they are."""
+    """Shorten roles of one group, "attn.q+attn.k+attn.v" to "attn q+k+v"; keep all others as they are."""
     parts = [role.strip().split(".") for role in roles.split("+")]
     if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) == 1:
         roles = f"{parts[0][0]} {'+'.join(part[1] for part in parts)}"

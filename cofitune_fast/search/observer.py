@@ -1,4 +1,4 @@
-"""Observers of a search or a whole run; the displays of the command line are such observers."""
+"""Interface of objects that watch a search or a whole run, such as the displays of the command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from .space import Candidate, Level
 class Observer(Protocol):
     """Receives the progress of a run.
 
-    stage: a stage of the run begins. level: a level of the search begins. rung: its contenders are to be trained up to
-    `fraction`. start: one of them begins (several may run at once). finish: the last of `node.rungs` is new, `best` is
-    the best node so far. drop: `node.dropped` says why. chosen: the search is over. remaining: seconds left, by guess.
+    Events:
+        stage: a stage of the run begins.
+        note: a remark in words.
+        level: a level of the search begins.
+        rung: the nodes still in the race are to be trained up to `fraction`.
+        start: training of one node begins; several may run at once.
+        finish: a rung of a node is done and is the last of `node.rungs`; `best` is the best node so far.
+        drop: a node leaves the race; `node.dropped` says why.
+        chosen: the search is over.
+        remaining: estimated seconds left.
     """
 
     def stage(self, title: str) -> None: ...
@@ -28,7 +35,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that says nothing."""
+    """Observer that ignores all events."""
 
     def stage(self, title: str) -> None: ...
     def note(self, text: str) -> None: ...

@@ -1,4 +1,4 @@
-"""The space before it is searched: its nodes, and what a search will cost at most and about."""
+"""Preview of a search: the nodes of its space, and its likely and maximal cost."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from .budget import Work
 from .space import Candidate, Level, children
 from .strategy import Strategy
 
-_SURVIVING = 0.5  # of a level's children after each rung of a race, for estimates only
+_SURVIVING = 0.5  # guessed share of a level's nodes that pass a rung of a race
 
 
 def walk(
     levels: Sequence[Level], layout: Layout, refined: Callable[[list[Candidate]], list[Candidate]] = list
 ) -> list[list[Candidate]]:
-    """The nodes of each level, each region once, as a search tries them that refines `refined` of a level's nodes."""
+    """List the nodes of each level, each region once, as a search would try them.
+
+    Args:
+        refined: selects the nodes of a level whose children are tried next; by default all.
+    """
     seen, parents, tree = set(), [None], []
     for number, level in enumerate(levels):
         found = []
         for child in (child for parent in parents for child in children(level, number, parent, layout.num_layers)):
             try:
                 cells = frozenset((cell.layer, cell.role) for cell in child.region.cells(layout))
-            except CofituneError:  # a part in which no layer lies
+            except CofituneError:  # a part of a range without any layer
                 continue
             if cells not in seen:
                 seen.add(cells)
@@ -36,7 +40,7 @@ def walk(
 
 
 def likely_walk(levels: Sequence[Level], layout: Layout, strategy: Strategy) -> list[list[Candidate]]:
-    """The nodes of each level if the last of each were the best; a stand-in for what is not known yet."""
+    """List the nodes of each level as if the last ones of each level were the best, which is not known yet."""
     return walk(levels, layout, (lambda found: found) if strategy.beam is None else lambda f: f[-strategy.beam:])
 
 
@@ -44,8 +48,12 @@ def level_work(
     candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, count: Callable[[Candidate], int],
     *, surviving: float = _SURVIVING,
 ) -> float:
-    """Operations of one level if the share `surviving` goes on after each rung, and of a race its winner to the end;
-    count: trained parameters."""
+    """Estimate the operations of one level.
+
+    Args:
+        count: returns the trained parameters of a candidate.
+        surviving: share of the nodes that pass each rung; of a race only `beam` nodes are trained to the end.
+    """
     total = 0.0
     for candidate in candidates:
         lowest, share, begin = lowest_layer(candidate.region, layout), 1.0, 0.0
@@ -66,11 +74,16 @@ def preview(
     levels: Sequence[Level], strategy: Strategy, layout: Layout, total_parameters: int,
     count: Callable[[Candidate], int], rate: Callable[[Candidate], float], work: Work | None,
 ) -> dict[str, Any]:
-    """{"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
+    """Return {"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
 
-    full_sft of a node: training it to the end and scoring it once, layers below it cached. Totals: nodes of the whole
-    space; full_sft_most: the search if no child is ever dropped; full_sft_likely: if half of a level's are after each
-    rung; full_sft_paper: every child of a level trained and scored to the end, nothing cached or dropped.
+    full_sft of a node is the cost of training it to the end and scoring it once, with the layers below it cached.
+
+    Totals:
+        nodes: nodes of the whole space.
+        nodes_likely: nodes that the strategy is likely to try.
+        full_sft_most: cost if no node is ever dropped.
+        full_sft_likely: cost if half of a level's nodes are dropped after each rung.
+        full_sft_paper: cost if every child is trained and scored to the end, with nothing cached.
     """
     rows = []
     for found in walk(levels, layout):

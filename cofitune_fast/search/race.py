@@ -1,6 +1,6 @@
-"""The tree search: level by level, the children of the best nodes race for a place in the next level.
+"""Tree search level by level: the children of the best nodes race for the places of the next level.
 
-Greedy and exhaustive search are races of one rung without dropping; see `strategy`.
+Greedy and exhaustive search are races of one rung in which no node is dropped; see `strategy`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,32 @@ from .uncertainty import Estimate, clearly_behind, ranked, tied_with_best
 
 
 class OutOfBudget(Exception):
-    """The search's budget does not pay for what would come next; `args[0]` says so in words."""
+    """The search's budget does not cover the next step; `args[0]` says so in words."""
 
 
 class Laboratory(Protocol):
-    """Where nodes are tried, and known by their ids."""
+    """Trains and scores nodes, which are named by their ids."""
 
     nodes: Mapping[str, Node]
 
     def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[str]:
-        """Make nodes of the candidates; gives those that are new and worth trying."""
+        """Create nodes for the candidates and return the ids of those that are new and worth trying."""
 
     def train(self, nodes: Sequence[str], end: float) -> None:
-        """Train and score the nodes up to the fraction `end`; raises OutOfBudget, keeping what is finished."""
+        """Train and score the nodes up to the fraction `end`.
+
+        Raises:
+            OutOfBudget: the budget is spent; finished nodes are kept.
+        """
 
     def estimate(self, node: str, fraction: float) -> Estimate | None:
-        """None if the node was not scored there."""
+        """Return the node's Uni at `fraction` with its draws, or None if it was not scored there."""
 
     def drop(self, node: str, reason: str) -> None: ...
 
 
 def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, lab: Laboratory) -> None:
-    """Fill `lab.nodes`; which of them is chosen is `choice.choose`'s to say."""
+    """Train nodes level by level and fill `lab.nodes`; `choice.choose` then picks one of them."""
     parents: list[Candidate | None] = [None]
     leaders: list[str] = []
     winners: list[str] = []
@@ -64,7 +68,7 @@ def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, la
 
 
 def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> list[str]:
-    """Those tied with the best, the one that trains least first; then the others by Uni."""
+    """Order nodes: first those tied with the best, smallest region first, then the others by Uni."""
     tied = tied_with_best(estimates)
     order = ranked(estimates)
     smallest = sorted(tied, key=lambda node: (nodes[node].trained_parameters, order.index(node)))
@@ -74,11 +78,11 @@ def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> 
 def _race(
     nodes: Sequence[str], leaders: Sequence[str], rungs: Sequence[float], strategy: Strategy, lab: Laboratory
 ) -> list[str]:
-    """Train the nodes rung by rung until no more than the beam are left, or to the end where the rungs go so far; gives
-    those and the leaders, best first.
+    """Train rung by rung until at most `beam` nodes remain, or through all rungs if the last one is 1.
 
-    The leaders of the levels above run along as far as they are needed for comparison. They are dropped only if they
-    are behind by more than chance; of the nodes no more than the share `keep` passes a rung.
+    Returns survivors and leaders, best first. Leaders, the best nodes of the levels above, are trained on as far as the
+    comparison needs them. A leader is dropped only if it is significantly worse on the same items. Of the nodes, at
+    most the share `keep` passes a rung.
     """
     running = list(nodes)
     for end in rungs:

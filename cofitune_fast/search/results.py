@@ -1,4 +1,4 @@
-"""What a search found, and how it stands in search.json and report.json."""
+"""Result of a search, and its form in search.json and report.json."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from .uncertainty import Estimate
 
 @dataclass
 class SearchResult:
-    """base: the base's scores on the validation part. estimates: {node or "base": {fraction: Estimate}}. stopped: why
-    the search ended early, or None. scoring_base: what the base's scores cost. test: scores of base and chosen node
-    on the test part, once it has been read.
+    """Result of a search.
+
+    Attributes:
+        nodes: nodes with at least one rung.
+        base: the base's scores on the validation part.
+        estimates: {node or "base": {fraction: Estimate}}.
+        scoring_base: cost of the base's scores.
+        stopped: reason why the search ended early, or None.
+        test: scores of the base and of the chosen node on the test part, once it has been read.
     """
 
     space: str
@@ -43,7 +49,7 @@ class SearchResult:
         return {key: self.scoring_base[key] + sum(node.total(key) for node in self.nodes) for key in COSTS}
 
     def to_dict(self) -> SearchEntry:
-        """The part `search` of report.json."""
+        """Return the part `search` of report.json."""
         return {
             "space": self.space,
             "strategy": self.strategy,

@@ -1,8 +1,8 @@
-"""A search on one base: it gives the tree's nodes to an executor, and keeps what comes back in the journal.
+"""Search on one base: nodes go to an executor, and finished rungs are kept in the journal.
 
     journal.jsonl             settings, then the base, priors and rungs in the order they were finished
     scores/NODE-RUNG.json     per-item values, for paired comparisons
-    nodes/NODE/               a node's last checkpoint while it races; the chosen one's delta at the end
+    nodes/NODE/               a node's last checkpoint while it races; the chosen node's delta at the end
 """
 
 from __future__ import annotations
@@ -39,12 +39,19 @@ Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """levels: the space, and its name. full_training: arguments of a full fine-tuning, the unit of the costs.
+    """Settings of a search.
 
-    learning_rate: "fixed" gives every node the rate of the nodes' training; "size" scales it, see `node_rate`.
-    rate_factors: the first level tries each region at each of these multiples of its rate, and what is below the winner
-    inherits its factor. prior: a name of `trials.priors`; the children of a level are tried in its order, and only the
-    share `prior_keep` of them.
+    Attributes:
+        levels, space: the space and its name.
+        learning_rate: "fixed" gives every node the configured rate; "size" scales it by the region's size, see
+            `node_rate`.
+        rate_factors: multiples of the rate at which the first level tries each region; descendants inherit the factor.
+        prior: a name in `trials.priors`, which orders the children of a level.
+        prior_keep: share of the children, in the prior's order, that is tried.
+        full_training: training arguments of a full fine-tuning, the unit of the costs.
+
+    Raises:
+        CofituneError: a value is out of range.
     """
 
     levels: tuple[Level, ...]
@@ -65,23 +72,27 @@ class SearchSettings:
             raise CofituneError(f"search.prior_keep is {self.prior_keep}; it must be above 0 and at most 1.")
 
     def identity(self) -> dict[str, Any]:
-        """What the nodes depend on: the levels, whatever the space is called; the budget may be raised later."""
+        """Return what the nodes depend on.
+
+        The space's name is left out, because the levels count. The budget is left out, because it may be raised later.
+        """
         return {**asdict(self), "budget": None, "space": None}
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:
-    """The learning rate of a region of `trained` parameters, where `rate` is that of `reference` parameters.
+    """Scale the learning rate to a region of `trained` parameters; `rate` is that of `reference` parameters.
 
-    rate * sqrt(reference / trained), our own rule: Adam moves every parameter by about the rate, so the length of a
-    step is the rate times the root of their number; this keeps that length the same for all regions.
+    The rule rate * sqrt(reference / trained) is our own. Adam moves every parameter by about the rate, so the length of
+    a step is about the rate times the root of their number. The rule keeps that length equal for all regions.
     """
     return rate * math.sqrt(reference / trained)
 
 
 class Search:
-    """One search; `run` does all of it. Also the `Laboratory` of `race.tree_search`.
+    """One search on one base; `run` does all of it. It is also the `Laboratory` of `race.tree_search`.
 
-    bench: the base, for its layout and rows; whatever is trained or scored goes through the executor.
+    Args:
+        bench: the base, used for its layout and rows; the executor does all training and scoring.
     """
 
     def __init__(
@@ -97,19 +108,21 @@ class Search:
         self.schedule = bench.schedule(setup.training)
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
-        self.later = 0.0  # operations that its owner will take after the search, for the time that is left
-        self._seen: dict[int, float] = {}  # by lowest layer, the share of the rows with cached states
+        self.later = 0.0  # operations that follow the search, for the prediction of the time left
+        self._seen: dict[int, float] = {}  # {lowest layer of a region: share of the rows whose states there are cached}
         self._seconds_per_flop = 0.0
         walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
-        self.likely = walk[-1][0].region if walk else Region.full()  # about as large as what will be chosen
-        self._left = {  # operations that each level may still take, for the time that is left
+        self.likely = walk[-1][0].region if walk else Region.full()  # about as large as the region to be chosen
+        self._left = {  # operations that each level may still take, for the prediction of the time left
             found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count) for found in walk
         }
 
     @staticmethod
     def reference_size(bench: Workbench) -> int:
-        """The size of the region to which the configured learning rate belongs: up and down in a quarter of the layers,
-        the paper's answer."""
+        """Return the number of parameters to which the configured learning rate belongs.
+
+        It is that of FFN up and down in a quarter of the layers, the region that the paper found.
+        """
         return Region.parse("ffn.up+ffn.down@all").count(bench.model) // 4
 
     def _count(self, candidate: Candidate) -> int:
@@ -117,11 +130,15 @@ class Search:
 
     @property
     def left(self) -> float:
-        """Operations that are about to come, by guess."""
+        """Estimated operations that are still to come."""
         return sum(self._left.values())
 
     def run(self, journal: Journal) -> SearchResult:
-        """Search, or go on with the search that `journal` holds the beginning of."""
+        """Search, or resume the search that `journal` holds.
+
+        Raises:
+            CofituneError: the search ended before its first node was scored, or the space has no node for this model.
+        """
         self.ledger = Ledger(journal, self.settings.strategy.resamples)
         base = self._score_base()
         stopped = None
@@ -147,7 +164,7 @@ class Search:
         return result
 
     def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
-        """Scores of the base and of the chosen node on the test part, read once and kept in test.json."""
+        """Return the scores of the base and the chosen node on the test part, computed once and kept in test.json."""
         path = self.output / "test.json"
         known = read_json(path, "test scores") if path.is_file() else {}
         if known.get("node") != result.choice.chosen:
@@ -161,7 +178,7 @@ class Search:
         return result.test
 
     def identity(self) -> dict[str, Any]:
-        """What the nodes depend on, besides the base and the data."""
+        """Return what the nodes depend on, besides the base and the data."""
         training = {**self.setup.training, "learning_rate": self.schedule.learning_rate}
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
                 "anchor": self.setup.anchor.identity()}
@@ -169,12 +186,12 @@ class Search:
     # Laboratory ------------------------------------------------------------------------------------------------------
 
     def admit(self, level: Level, candidates: Sequence[Candidate]) -> list[str]:
-        """New nodes: regions of this model that no other node trains, in the order of the prior."""
+        """Create nodes for regions that no other node trains, in the order of the prior."""
         layout, new = self.bench.layout, []
         for candidate in candidates:
             try:
                 cells = frozenset((cell.layer, cell.role) for cell in candidate.region.cells(layout))
-            except CofituneError as error:  # a part of a range in which no layer lies
+            except CofituneError as error:  # a part of a range without any layer
                 self.observer.note(str(error))
                 continue
             if cells not in self._regions:
@@ -221,7 +238,8 @@ class Search:
         self.observer.start(self.nodes[job["id"]].candidate, job["end"])
 
     def estimate(self, node: str, fraction: float) -> Estimate | None:
-        """The node's Uni after `fraction` of its training and its bootstrap draws; None if it was not scored there."""
+        """Return the node's Uni after `fraction` of its training with bootstrap draws; None if it was not scored there.
+        """
         if node != BASE and all(rung.fraction != fraction for rung in self.nodes[node].rungs):
             return None
         return self.ledger.estimate(node, fraction)
@@ -271,7 +289,8 @@ class Search:
         )
 
     def rate(self, candidate: Candidate, rate: float) -> float:
-        """The learning rate of a node where a region of the reference size has `rate`; see `SearchSettings`."""
+        """Return the learning rate of a node, given the rate of a region of the reference size; see `SearchSettings`.
+        """
         if self.settings.learning_rate == "size":
             rate = node_rate(rate, self._count(candidate), self._reference)
         return rate * candidate.rate_factor
@@ -281,7 +300,11 @@ class Search:
                 "seed": node.candidate.seed(self.schedule.seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
     def flops(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> float:
-        """Of a job, where `seen` has the share of the rows whose states are cached, by a region's lowest layer."""
+        """Return the operations of a job.
+
+        Args:
+            seen: {lowest layer of a region: share of the rows whose states there are cached}.
+        """
         region = Region.parse(job["region"])
         lowest = lowest_layer(region, self.bench.layout)
         return self.work.training(
@@ -289,18 +312,24 @@ class Search:
         ) + self.work.scoring(lowest, first=lowest not in seen)
 
     def note_seen(self, job: Mapping[str, Any], seen: dict[int, float]) -> None:
-        """Add to `seen` what the job leaves in the cache."""
+        """Add to `seen` the rows whose states the job leaves in the cache."""
         lowest = lowest_layer(Region.parse(job["region"]), self.bench.layout)
         seen[lowest] = max(seen.get(lowest, 0.0), self.work.rows_seen(job["end"]))
 
     def _predicted(self, job: Mapping[str, Any]) -> dict[str, float]:
-        """tokens, flops and full_sft of a job."""
+        """Predict tokens, flops and full_sft of a job."""
         flops = self.flops(job, self._seen)
         tokens = round(self.work.tokens * self.work.epochs * (job["end"] - job["begin"]))
         return {"tokens": tokens, "flops": flops, "full_sft": flops / self.work.full_sft}
 
     def _affordable(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The first of `jobs` that the budget pays for; one at a time in hours, which cannot be foretold."""
+        """Return the first jobs that the budget covers.
+
+        A budget in hours is checked after every round of jobs, because times cannot be predicted exactly.
+
+        Raises:
+            OutOfBudget: the budget does not cover even the first job.
+        """
         budget = self.settings.budget
         if budget is None:
             return jobs
@@ -334,7 +363,7 @@ class Search:
 
 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:
-    """The counted work of searching with these settings."""
+    """Count the work of a search with these settings."""
     layout, rows, schedule = bench.layout, bench.train_rows, bench.schedule(setup.training)
     per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
     embedding = bench.model.get_input_embeddings().weight

@@ -1,12 +1,12 @@
-"""The space of a tree search, as data: levels that say which regions to try inside the best ones so far.
+"""Search space as data: levels that say which regions to try inside the best ones so far.
 
 A level has candidate `layers` and candidate `roles`; its children are all pairs of the two. Each is a list (or one
-item) of texts and words:
+item) of these texts:
 
-    layers   a range (`25%-50%`, `8-15`, `all`), or of the parent: `parent` (its own), `halves`, `thirds`
-    roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or of the parent: `parent` (its own), `each` (every one by itself)
+    layers   a range (`25%-50%`, `8-15`, `all`), or relative to the parent: `parent` (the same), `halves`, `thirds`
+    roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or relative to the parent: `parent` (the same), `each` (singly)
 
-Below the first level, roles that the parent lacks are no candidate.
+Below the first level, roles that the parent lacks are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS = {"layers": ("parent", "halves", "thirds"), "roles": ("parent", "each")}
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the tree; see the module's text for what `layers` and `roles` may be."""
+    """One level of the tree; the module's docstring explains `layers` and `roles`."""
 
     name: str
     layers: tuple[str, ...] = ("parent",)
@@ -38,7 +38,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node to try: the region `roles@layers`, refining the node `parent`, its learning rate times `rate_factor`."""
+    """A node to try: the region `roles@layers` inside the node `parent`, at `rate_factor` times its learning rate."""
 
     level: int
     roles: str
@@ -52,11 +52,11 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """Made from what is trained and how, not from when or from where in the tree it was reached."""
+        """Hash of the region and the rate factor, independent of the place in the tree."""
         return hashlib.sha256(f"{self.region}|{self.rate_factor:g}".encode()).hexdigest()[:10]
 
     def seed(self, search_seed: int) -> int:
-        """The node's own seed, from its id and the search's seed."""
+        """Derive the node's seed from its id and the search's seed."""
         return int.from_bytes(hashlib.sha256(f"{search_seed}|{self.id}".encode()).digest()[:4], "big") >> 1
 
 
@@ -79,7 +79,11 @@ SPACES: dict[str, tuple[Level, ...]] = {
 
 
 def space_levels(space: str | Sequence[dict[str, Any]]) -> tuple[Level, ...]:
-    """The levels of a named space, of a YAML file with a list of {name, layers, roles}, or of such a list."""
+    """Return the levels of a named space, of a YAML file with a list of {name, layers, roles}, or of such a list.
+
+    Raises:
+        CofituneError: the space is unknown, the file is unusable, or a level is wrong.
+    """
     if isinstance(space, str):
         if space in SPACES:
             return SPACES[space]
@@ -132,7 +136,7 @@ _KIND = {"layers": "range of layers such as 25%-50%", "roles": "sum of roles suc
 
 
 def check_space(levels: Sequence[Level], layout: Layout) -> None:
-    """Refuse a space that names layers or roles which the model of `layout` does not have."""
+    """Refuse a space that names layers or roles that the model lacks."""
     for level in levels:
         layers = [item for item in level.layers if item not in _WORDS["layers"]] or ["all"]
         roles = [item for item in level.roles if item not in _WORDS["roles"]] or ["all"]
@@ -141,7 +145,11 @@ def check_space(levels: Sequence[Level], layout: Layout) -> None:
 
 
 def children(level: Level, number: int, parent: Candidate | None, num_layers: int) -> list[Candidate]:
-    """The candidates of a level (`number` counts from 0) inside `parent`, each region once; never the parent's own."""
+    """List the candidates of a level inside `parent`, each region once, without the parent's own region.
+
+    Args:
+        number: index of the level, from 0.
+    """
     found: dict[str, Candidate] = {}
     for layers in _layers(level, parent, num_layers):
         for roles in _roles(level, parent):
@@ -178,7 +186,7 @@ def _roles(level: Level, parent: Candidate | None) -> list[str]:
 
 
 def _parts(layers: str, num_layers: int, count: int) -> list[str]:
-    """Equal parts of a percent range (`25%-75%` -> `25%-50%`, `50%-75%`) or of an inclusive range of layers."""
+    """Split a percent range (`25%-75%` -> `25%-50%`, `50%-75%`) or an inclusive range of layers into equal parts."""
     if "," in layers:
         raise CofituneError(f"The layers {layers} of the search space are several ranges, which have no halves or "
                             "thirds; list the parts themselves.")

@@ -1,4 +1,4 @@
-"""Strategies: how much of its training each child of a level gets, and who goes on."""
+"""Strategies: how far each child of a level is trained, and which nodes go on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from ..errors import CofituneError
 
 @dataclass(frozen=True)
 class Strategy:
-    """The children of a level are trained in `rungs`, rising fractions of the nodes' budget that end with 1.
+    """How a search spends training on the children of a level.
 
-    beam: how many nodes of a level are refined in the next one (None: all). race: a level goes through the rungs below
-    1 only, beside the best of the levels above; after each rung those that are behind by more than chance, at
-    `confidence` over all comparisons of that rung, are dropped, and also those that are not among the best share
-    `keep`, though that may be chance. The level is over once no more than `beam` are left. At the end the levels'
-    winners race on to the whole training. resamples: bootstrap draws of the validation items.
+    In a race a level goes through the rungs below 1 only, beside the best nodes of the levels above. After each rung,
+    nodes that are significantly worse on the same items are dropped, and also those outside the best share `keep`. The
+    level ends once at most `beam` nodes remain. At the end the levels' winners are trained to the last rung.
+
+    Attributes:
+        rungs: rising fractions of a node's training; the last is 1.
+        beam: number of nodes of a level whose children are tried next; None stands for all.
+        race: drop nodes early.
+        keep: largest share of a level's nodes that passes a rung.
+        confidence: confidence level over all comparisons of a rung together.
+        resamples: bootstrap draws of the validation items.
+
+    Raises:
+        CofituneError: a value is out of range.
     """
 
     name: str = "racing"
@@ -52,7 +61,7 @@ STRATEGIES = {
 
 
 def named_strategy(name: str, **changes: object) -> Strategy:
-    """A strategy by name with other settings (those that are None stay)."""
+    """Return a strategy by name with changed settings; changes that are None are ignored."""
     if name not in STRATEGIES:
         nearest = difflib.get_close_matches(name, STRATEGIES, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(STRATEGIES)}."

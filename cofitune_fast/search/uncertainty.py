@@ -1,7 +1,7 @@
-"""How sure a comparison of nodes is: paired differences on the same items, and many comparisons at once.
+"""Uncertainty of comparisons between nodes: paired differences on the same items, and many comparisons at once.
 
-What is random here is the sample of validation items. That another seed of the training would give another model is not
-in these errors; docs/search.md has measurements of it.
+Only the sample of validation items counts as random. These errors do not include that another training seed would give
+another model; docs/search.md has measurements of that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A node's Uni, and the same on each bootstrap draw, float64 [draws]."""
+    """A node's Uni and its bootstrap draws, float64 [draws]."""
 
     value: float
     draws: np.ndarray
@@ -41,23 +41,23 @@ class Estimate:
 
 
 def ranked(estimates: Mapping[str, Estimate]) -> list[str]:
-    """From the highest Uni to the lowest; equal ones in the order given."""
+    """Order names from the highest Uni to the lowest; ties keep the given order."""
     return sorted(estimates, key=lambda name: -estimates[name].value)
 
 
 def clearly_behind(estimates: Mapping[str, Estimate], confidence: float, places: int = 1) -> set[str]:
-    """The nodes that are behind the `places`-th best by more than chance, all comparisons together."""
+    """Return the nodes that are significantly worse than the `places`-th best, over all comparisons together."""
     order = ranked(estimates)
     reference = estimates[order[min(places, len(order)) - 1]]
     return surely_less({name: (estimates[name], reference) for name in order[places:]}, confidence)
 
 
 def surely_less(pairs: Mapping[str, tuple[Estimate, Estimate]], confidence: float) -> set[str]:
-    """The names whose first estimate is below the second by more than chance, one-sided, over all pairs together.
+    """Return the names whose first estimate is significantly below the second, one-sided, over all pairs together.
 
-    The critical value is the `confidence` quantile of the largest studentised deviation of a pair from its estimate:
-    simultaneous bounds in the manner of multiple comparisons with the best (Hsu, Multiple Comparisons, 1996,
-    chapter 4), by the bootstrap as in Westfall and Young (Resampling-Based Multiple Testing, 1993).
+    The critical value is the `confidence` quantile of the largest studentised deviation of a pair from its estimate.
+    These are simultaneous bounds as in multiple comparisons with the best (Hsu, Multiple Comparisons, 1996, chapter 4),
+    computed by the bootstrap as in Westfall and Young (Resampling-Based Multiple Testing, 1993).
     """
     deviations, distances = [], {}
     for name, (one, other) in pairs.items():
@@ -73,10 +73,10 @@ def surely_less(pairs: Mapping[str, tuple[Estimate, Estimate]], confidence: floa
 
 
 def tied_with_best(estimates: Mapping[str, Estimate]) -> list[str]:
-    """The best node and those behind it by no more than one standard error of the paired difference, best first.
+    """Return the best node and those behind it by at most one standard error of the paired difference, best first.
 
-    The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3), with the
-    error of the difference.
+    This is the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3), with
+    the error of the difference.
     """
     order = ranked(estimates)
     best = estimates[order[0]]
@@ -85,6 +85,6 @@ def tied_with_best(estimates: Mapping[str, Estimate]) -> list[str]:
 
 
 def share_of_wins(estimates: Mapping[str, Estimate], name: str) -> float:
-    """The share of draws in which `name` has the highest Uni."""
+    """Return the share of draws in which `name` has the highest Uni."""
     others = [estimate.draws for other, estimate in estimates.items() if other != name]
     return float((estimates[name].draws > np.max(others, axis=0)).mean()) if others else 1.0

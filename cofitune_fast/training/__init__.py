@@ -1,4 +1,4 @@
-"""Training: Trainer's arguments, a run's schedule, the trainer on top of transformers.Trainer, one run of a region."""
+"""Training of a region: Trainer's arguments, the schedule, a subclass of transformers.Trainer, and one run."""
 
 from ..memory import MemorySettings
 from .arguments import check_arguments, evaluates, training_arguments

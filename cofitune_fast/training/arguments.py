@@ -1,4 +1,4 @@
-"""Trainer's arguments: honoured as they are, honoured in our own way, or refused with a sentence; never ignored."""
+"""Trainer's arguments: each is honoured, honoured in our own way, or refused with a sentence; none is ignored."""
 
 from __future__ import annotations
 
@@ -33,11 +33,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 PATIENCE = "early_stopping_patience"
-"""A key of ours among Trainer's: evaluations without a better loss after which training stops."""
+"""Our own key among Trainer's arguments: training stops after this many evaluations without a better loss."""
 
 
 class Rule(NamedTuple):
-    """An argument that Trainer would act on, but not on us. accepts: values that mean the same here."""
+    """A Trainer argument that has no effect here.
+
+    Attributes:
+        accepts: returns True for values that change nothing, which are let through.
+        instead: what to do instead, as the end of a sentence.
+    """
 
     accepts: Callable[[Any], bool]
     instead: str
@@ -82,12 +87,14 @@ REFUSED: dict[str, Rule] = {
     "parallelism_config": Rule(_unset, _SHARDED),
     "accelerator_config": Rule(_unset, _SHARDED),
     "label_names": Rule(_unset, _OWN_ROWS),
-    "remove_unused_columns": Rule(lambda value: True, _OWN_ROWS),  # there are no columns; Trainer must remove none
+    "remove_unused_columns": Rule(lambda value: True, _OWN_ROWS),  # rows have no columns to remove
 }
 
 
 def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> TrainingArguments:
-    """Build TrainingArguments from plain values over our DEFAULTS. Needs no model, so a run can ask for it first.
+    """Build TrainingArguments from plain values over our DEFAULTS.
+
+    It needs no model, so that wrong arguments are refused before anything is loaded.
 
     Raises:
         CofituneError: one sentence that names the first wrong argument and what to do.
@@ -111,17 +118,21 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
 
 
 def check_arguments(training: Mapping[str, Any]) -> None:
-    """Refuse what `training_arguments` refuses, before anything is loaded."""
+    """Refuse wrong training arguments before anything is loaded.
+
+    Raises:
+        CofituneError: as `training_arguments`.
+    """
     training_arguments({key: value for key, value in training.items() if key != "resume_from_checkpoint"}, "checked")
 
 
 def evaluates(training: Mapping[str, Any]) -> bool:
-    """Whether a training looks at evaluation rows."""
+    """True if a training reads evaluation rows."""
     return str(training.get("eval_strategy", "no")) != "no" or bool(training.get("eval_on_start"))
 
 
 def check_precision(training: Mapping[str, Any], model: nn.Module) -> None:
-    """Hold `bf16` against the model: a bfloat16 model trains in bfloat16 as it is, no other one is made to.
+    """Check `bf16` against the model: only a model loaded in bfloat16 trains in bfloat16.
 
     Raises:
         CofituneError: bf16 is true, and the model has another dtype.
@@ -132,7 +143,9 @@ def check_precision(training: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _best_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of a run that ends with its best model, or early: it saves when it evaluates, and goes by the loss."""
+    """Return the defaults of a run that keeps its best model or stops early: save at each evaluation, compare by the
+    loss.
+    """
     defaults: dict[str, Any] = {}
     if values.get("load_best_model_at_end"):
         defaults = {"save_strategy": values.get("eval_strategy", "no"), "save_total_limit": 1}
@@ -163,7 +176,7 @@ def _refuse(values: Mapping[str, Any]) -> None:
 
 
 def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
-    """Trainer finds out in the middle of a run that a number is a text."""
+    """Refuse a text where a number or a bool is needed, which Trainer would notice only in the middle of a run."""
     if str(field.type).removesuffix(" | None") == "bool":
         right, kind = isinstance(value, bool), "true or false"
     elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
@@ -191,7 +204,7 @@ def _check_reports(wanted: Any) -> None:
 
 
 def _check_scheduler(arguments: TrainingArguments) -> None:
-    """Make the scheduler once, on an optimizer of one number, for some need arguments of their own."""
+    """Build the scheduler once on a dummy optimizer, because some schedulers need arguments of their own."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         get_scheduler(arguments.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=4,

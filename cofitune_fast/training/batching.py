@@ -1,4 +1,4 @@
-"""The batches of a run: which rows come together, and what a step needs of them."""
+"""Batches of a run: which rows come together, and the tensors that a step needs of them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,23 @@ from ..models.sharded import all_ranks
 
 
 class FixedBatches(Sampler[list[int]]):
-    """Batches that hold the same rows in every epoch, in another order each time.
+    """Batch sampler whose batches hold the same rows in every epoch, in a new order each time.
 
-    The same rows together give the same padding and so the same bits, whether the frozen prefix is computed or cached.
-    by_length: rows of like length together, so that padding is rare; else at random. shuffle: False keeps rows and
-    batches in the order of the data. rank, ranks: of processes that train together each takes every ranks-th row of
-    the batches that one process would have with batch_size * ranks rows; fewer rows than ranks join another batch.
-    anchor: indices of rows that come beside those of the data, `anchor_rows` with each batch of each process, in turn.
+    A fixed batch has fixed padding. So its numbers are the same to the bit whether the frozen prefix is computed or
+    cached.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch of one process.
+        by_length: batch rows of similar length, which need little padding; otherwise rows at random.
+        shuffle: False keeps rows and batches in the order of the data.
+        rank, ranks: this process and the number of processes that train together. Each takes every ranks-th row of the
+            batches that one process would have with batch_size * ranks rows. A batch with fewer rows than ranks joins
+            another one.
+        anchor: indices of the anchor's rows. `anchor_rows` of them, in turn, join each batch of each process.
+
+    Raises:
+        CofituneError: there are fewer rows than processes.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool, shuffle: bool = True,
@@ -55,7 +65,7 @@ class FixedBatches(Sampler[list[int]]):
             for number, batch in enumerate(self.batches):
                 first = (number * ranks + rank) * anchor_rows
                 batch += [order[(first + place) % len(order)] for place in range(min(anchor_rows, len(order)))]
-        self.batch_size, self.drop_last = batch_size, drop_last  # accelerate asks for them
+        self.batch_size, self.drop_last = batch_size, drop_last  # accelerate reads these
         self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -72,7 +82,7 @@ class FixedBatches(Sampler[list[int]]):
 
 
 def _without_small(batches: list[list[int]], least: int) -> list[list[int]]:
-    """The batches, of which one of fewer than `least` rows has joined the one before it (or after, if it is first)."""
+    """Merge a batch of fewer than `least` rows into the one before it, or after it if it is the first."""
     small = next((index for index, batch in enumerate(batches) if len(batch) < least), None)
     if small is None:
         return batches
@@ -81,8 +91,7 @@ def _without_small(batches: list[list[int]], least: int) -> list[list[int]]:
 
 
 class KeyedRows(Dataset):
-    """Rows with their keys in the prefix cache: items are (key, row). The anchor's rows come after those of the task,
-    whose number is `task_rows`."""
+    """Data set of (prefix-cache key, row) items; the anchor's rows follow the `task_rows` rows of the task."""
 
     def __init__(self, rows: Sequence[Encoded], anchor: Anchor | None = None):
         anchor = anchor if anchor is not None and anchor.settings.weight > 0 else None
@@ -99,21 +108,28 @@ class KeyedRows(Dataset):
 
 @dataclass
 class TrainingCollator:
-    """Rows to the tensors of a step; see `__call__`. packed: each distinct token stands once (data.packing)."""
+    """Turns rows into the tensors of a step; see `__call__`.
+
+    Attributes:
+        packed: store each distinct token of rows that begin alike once (data.packing).
+        cache: the prefix cache to read from.
+    """
 
     pad_token_id: int
     packed: bool
     cache: PrefixCache | None = None
 
     def __call__(self, items: Sequence[tuple[bytes, Encoded]]) -> dict[str, Any]:
-        """input_ids, attention_mask and, if packed, position_ids, rows and owners, as the model takes them, with
+        """Collate (key, row) items into the tensors of a step.
 
-        predictors: int64 [N], the places in the flattened [batch, tokens] that predict the response tokens;
-        labels: int64 [1, N + 1], the response tokens behind one -100, so that Trainer counts N of them;
-        anchor_predictors, anchor_ids, anchor_log_p: of anchor rows, if there are any, the places likewise, and what the
-        base thought there;
-        placed: where each row's tokens are, for the prefix cache (without the last, which predicts nothing);
-        states: the cached prefix being read, where there is a cache.
+        Returns:
+            input_ids, attention_mask and, if packed, position_ids, rows and owners, as the model takes them, and
+            predictors: int64 [N], positions in the flattened [batch, tokens] that predict the response tokens;
+            labels: int64 [1, N + 1], the response tokens after one -100, so that Trainer counts N of them;
+            anchor_predictors, anchor_ids, anchor_log_p: if there are anchor rows, their positions likewise, and the
+                base's top-k tokens and log-probabilities there;
+            placed: the positions of each row's tokens for the prefix cache, without the last, which predicts nothing;
+            states: the cached prefix, still being read, if there is a cache.
         """
         keys, rows = zip(*items, strict=True)
         batch, places = self._packed(rows) if self.packed else self._padded(rows)
@@ -128,14 +144,14 @@ class TrainingCollator:
             batch["anchor_predictors"] = torch.cat([path for _, path, _ in anchor])
             batch["anchor_ids"] = torch.cat([row.ids for row, _, _ in anchor])
             batch["anchor_log_p"] = torch.cat([row.log_p for row, _, _ in anchor])
-        # The disk is read while earlier steps compute, so the read starts here, as early as the rows are known, and the
-        # batch carries its future. A worker process could not send one.
+        # Start the disk read as early as the rows are known, so that it overlaps with earlier steps. The batch carries
+        # its future, which a data-loader worker process could not send.
         if self.cache is not None and get_worker_info() is None:
             batch["states"] = self.cache.request(batch["placed"], tuple(batch["input_ids"].shape))
         return batch
 
     def _padded(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], list[torch.Tensor]]:
-        """The model's inputs, and of each row the places of its tokens without the last."""
+        """Return the model's inputs, and for each row the positions of its tokens without the last."""
         batch = pad_rows(rows, self.pad_token_id)
         places = padded_places(rows, batch["input_ids"].shape[1])
         return batch, [torch.arange(path.start, path.stop) for path in places]
@@ -147,7 +163,11 @@ class TrainingCollator:
 
 
 def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> float:
-    """Tokens of padded batches of like length over those of the given batches, each distinct token counted once."""
+    """Return the factor by which packing saves tokens.
+
+    It is the number of tokens in padded batches of similar length divided by the number of distinct tokens in the given
+    batches.
+    """
     lengths = [len(row.input_ids) for row in rows]
     size = max(map(len, batches))
     padded = sum(len(batch) * max(lengths[index] for index in batch)
@@ -159,8 +179,19 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
 def run_batches(
     model: nn.Module, data: KeyedRows, evaluated: KeyedRows | None, args: TrainingArguments, packing: str
 ) -> tuple[FixedBatches, FixedBatches | None, bool]:
-    """The batches of a run, those of its evaluation rows, and whether rows are packed: with "auto" where it saves a
-    tenth of the tokens. Collective. Raises CofituneError: packing is "on", and this model's attention cannot."""
+    """Plan the batches of a run.
+
+    It is collective: all ranks call it.
+
+    Args:
+        packing: "on", "off", or "auto", which packs where that saves a tenth of the tokens.
+
+    Returns:
+        The training batches, the evaluation batches or None, and whether rows are packed.
+
+    Raises:
+        CofituneError: packing is "on", but this model's attention does not allow it.
+    """
     lengths = [len(row.input_ids) for row in data.rows]
     tasks = data.task_rows
     anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}

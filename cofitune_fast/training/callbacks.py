@@ -1,4 +1,4 @@
-"""Callbacks of a training: Ctrl-C ends it with a checkpoint, and ranks that train together decide alike."""
+"""Trainer callbacks: Ctrl-C ends a training with a checkpoint, and ranks decide alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.sharded import any_rank
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C ends training after the step at hand, with a checkpoint; the second ends it at once."""
+    """Ends training on Ctrl-C: the first one after the current step, with a checkpoint; the second one at once."""
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -48,9 +48,10 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class SameOnAllRanks(TrainerCallback):
-    """What one rank decides after a step, all do: saving and stopping are done together. Does nothing in one process.
+    """Makes all ranks follow a decision of one of them, because saving and stopping must be done together.
 
-    Clocks and signals differ among ranks, and what callbacks decide by them with it.
+    Ranks can differ in clocks and signals, and so in the decisions of callbacks that use them. In a single process it
+    does nothing.
     """
 
     def on_step_end(

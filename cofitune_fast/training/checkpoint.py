@@ -1,9 +1,9 @@
-"""A training checkpoint without pickle: tensors in safetensors, everything else in JSON.
+"""Training checkpoints without pickle: tensors in safetensors, everything else in JSON.
 
-Beside the delta and Trainer's own `trainer_state.json`, a checkpoint folder holds
-`optimizer.safetensors` (the optimizer's tensors in their own dtypes, as "parameter name/exp_avg") and
-`training_state.json` (its numbers, the learning-rate scheduler's state and the states of the random number generators).
-Numbers that are tensors of one element, as a step counted on the device, are saved as numbers.
+Beside the delta and Trainer's own `trainer_state.json`, a checkpoint folder holds `optimizer.safetensors` (the
+optimizer's tensors in their own dtypes, as "parameter name/exp_avg") and `training_state.json` (its numbers, the
+learning-rate scheduler's state and the states of the random number generators). One-element tensors, such as a step
+counted on the device, are saved as numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ STATE_FILE = "training_state.json"
 
 
 def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], scheduler_state: dict[str, Any]) -> None:
-    """optimizer_state: as `MaskedAdamW.state_dict()` gives it. Of a sharded model all ranks call it; rank 0 writes."""
+    """Save the states of optimizer, scheduler and random number generators.
+
+    Of a sharded model all ranks call it, and rank 0 writes.
+
+    Args:
+        optimizer_state: the result of `MaskedAdamW.state_dict()`.
+    """
     folder = Path(folder)
     tensors, numbers = {}, {}
     for name, state in optimizer_state["state"].items():
@@ -50,7 +56,11 @@ def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], sch
 
 
 def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The optimizer's state, the scheduler's state and the random states of a checkpoint folder."""
+    """Load the optimizer's state, the scheduler's state and the random states of a checkpoint folder.
+
+    Raises:
+        CofituneError: a file is missing or cannot be read.
+    """
     folder = Path(folder)
     content = read_json(folder / STATE_FILE, "training state")
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in content["optimizer"]["numbers"].items()}
@@ -67,7 +77,7 @@ def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, A
 
 
 def random_states() -> dict[str, Any]:
-    """States of Python's, NumPy's and PyTorch's generators as JSON."""
+    """Return the states of Python's, NumPy's and PyTorch's random number generators as JSON values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {

@@ -1,4 +1,4 @@
-"""How a region is trained, beside Trainer's arguments."""
+"""Options of a training besides Trainer's arguments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ from ..optim import MaskedAdamW, Pull
 
 @dataclass(frozen=True, eq=False)
 class TrainOptions:
-    """loss: of a response token, see `losses.CrossEntropy`. anchor: texts of the base, some of which come with every
-    batch; their KL to the base is added to the loss. masks: {parameter name: soft mask}, as `Importance.masks` makes
-    them; mask_mode: where they act, "update" or "gradient". pull: toward the initial weights, see `optim.Pull`.
-    storage: the format of weights and optimizer states. memory: what the run does to need less of it. optimizer_kind:
-    called in place of MaskedAdamW, with its arguments; makes a subclass of it.
+    """Options of a training besides Trainer's arguments.
+
+    Attributes:
+        loss: loss of a response token, "ce", "dft" or "eaft"; `losses.CrossEntropy` has the formulas and their sources.
+        anchor: texts of the base, some of which join every batch; the KL to the base on them is added to the loss.
+        masks: {parameter name: float32 factors in [0, 1] that broadcast to the parameter}, as made by
+            `Importance.masks`.
+        mask_mode: where the masks act, "update" (on Adam's step) or "gradient" (on its input).
+        pull: pull toward the initial weights, see `optim.Pull`.
+        storage: format of weights and optimizer states: "auto", "fp32", "bf16_split", "bf16_sr", "bf16" or "int8".
+        memory: settings that save memory and time, see MemorySettings.
+        optimizer_kind: called in place of MaskedAdamW with the same arguments; it must return an instance of a
+            subclass.
+
+    Raises:
+        CofituneError: the loss is unknown.
     """
 
     loss: str = "ce"

@@ -1,4 +1,4 @@
-"""What to say when a training runs out of memory."""
+"""Error message of a training that runs out of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .trainer import CoFiTuneTrainer
 
 
 def out_of_memory(trainer: CoFiTuneTrainer) -> CofituneError:
-    """The error of a training that ran out of memory, with the setting that would take most off."""
+    """Make the error of a training that ran out of memory, with the setting that saves most."""
     if isinstance(trainer.region, Region):
         remedy = advice(trainer.model, trainer.region, _settings(trainer))
     else:
@@ -21,7 +21,7 @@ def out_of_memory(trainer: CoFiTuneTrainer) -> CofituneError:
 
 
 def _settings(trainer: CoFiTuneTrainer) -> Settings:
-    """The settings of a run as the planner knows them, of its longest rows."""
+    """Describe a run to the planner, by its longest rows."""
     arguments, data, memory = trainer.args, trainer.train_dataset, trainer.options.memory
     steps = arguments.gradient_accumulation_steps
     storages = {group["storage"] for group in trainer.optimizer.param_groups} if trainer.optimizer else {"auto"}

@@ -1,4 +1,4 @@
-"""Train one region of a model and prove that nothing else moved."""
+"""One training run: train a region and prove that nothing else changed."""
 
 from __future__ import annotations
 
@@ -36,12 +36,22 @@ from .trainer import CoFiTuneTrainer, LossNotFinite
 
 @dataclass
 class TrainResult:
-    """What a training run did and cost. `peak_memory` says of what `peak_memory_bytes` is the peak.
+    """Result and cost of a training run.
 
-    tokens: of the task's rows. loss: mean over the steps, the anchor's part in it; anchor_kl: mean KL to the base per
-    anchor token, in nats. cached_rows: rows whose frozen prefix was in the cache before the run. notes: what it could
-    not do, in sentences. eval_loss: nats per response token of the evaluation rows, by the weights that are
-    kept; best_step: the step that made these, where the best model is kept.
+    Attributes:
+        trained_parameters: number of trained parameters.
+        steps, epochs: updates made, and how often each row was seen.
+        tokens: tokens of the task's rows over all epochs.
+        loss: mean over the steps, in nats per response token, the anchor's part included.
+        seconds: wall-clock time of the training.
+        peak_memory_bytes: peak memory; `peak_memory` says which memory was measured, and how.
+        frozen_tensors, frozen_bytes: tensors proven unchanged, and their size.
+        interrupted: Ctrl-C ended the training early.
+        cached_rows: rows whose frozen prefix was in the cache before the run.
+        notes: things that the run could not do, in sentences.
+        anchor_kl: mean KL to the base per anchor token, in nats.
+        eval_loss: nats per response token of the evaluation rows, with the weights that are kept.
+        best_step: step that made the kept weights, if the best model is kept.
     """
 
     region: str
@@ -82,20 +92,37 @@ def train_region(
     on_last_good: Callable[[], Any] | None = None,
     interruptible: bool = False,
 ) -> TrainResult:
-    """Train `region` in place on the response tokens of `rows`; every other tensor is proven unchanged afterwards.
+    """Train `region` in place on the response tokens of `rows`, and prove that every other tensor is unchanged.
 
-    training: arguments of transformers.TrainingArguments, see `arguments.training_arguments`
-    (`resume_from_checkpoint: true` takes the last complete checkpoint in output_dir); without a learning rate see
-    `with_learning_rate`. eval_rows: rows of the evaluations that `training` asks for. on_last_good: called when the
-    loss stops being finite while the weights still are. interruptible: the first Ctrl-C then ends training after its
-    step, with a checkpoint. Raises LossNotFinite and CofituneError.
+    Args:
+        model: a causal language model of transformers.
+        region: a Region, or another `Trainable` such as LoRA adapters.
+        rows: encoded training rows, as from `encode_examples`.
+        output_dir: folder for checkpoints.
+        training: fields of transformers.TrainingArguments, see `arguments.training_arguments`. `resume_from_checkpoint:
+            true` takes the last complete checkpoint in output_dir. Without a learning rate, `with_learning_rate` sets
+            one.
+        options: loss, anchor, masks, storage and memory, see TrainOptions.
+        base: name, fingerprint and dtype of the base, written into checkpoints.
+        pad_token_id: token that pads rows of a batch.
+        eval_rows: rows for the evaluations that `training` asks for.
+        callbacks: callbacks of transformers.Trainer.
+        on_last_good: called when the loss is no longer finite while the weights still are.
+        interruptible: the first Ctrl-C ends training after the current step, with a checkpoint.
+
+    Returns:
+        A TrainResult: losses in nats per token, time in seconds, memory in bytes.
+
+    Raises:
+        LossNotFinite: the loss became NaN or infinite.
+        CofituneError: an argument is refused, memory ran out, or a tensor outside the region changed.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
     if resume is True:
         resume = broadcast_object(last_complete_checkpoint(output_dir))
     if model.device.type == "cpu":
-        training.setdefault("use_cpu", True)  # Trainer would move the model to a GPU that is there
+        training.setdefault("use_cpu", True)  # otherwise Trainer would move the model to a GPU
     training = with_learning_rate(training, model, full=region.is_full)
     check_precision(training, model)
     arguments = training_arguments(training, output_dir)
@@ -127,7 +154,7 @@ def train_region(
             raise
         raise out_of_memory(trainer) from error
     except CofituneError as error:
-        together = isinstance(error, LossNotFinite) or not is_sharded(model)  # another error may be one rank's alone
+        together = isinstance(error, LossNotFinite) or not is_sharded(model)  # another error may have hit a single rank
         if on_last_good is not None and together and _finite(trainer.trained):
             on_last_good()
         raise
@@ -172,7 +199,7 @@ def _prefix_cache(
     model: nn.Module, region: Trainable, data: Sequence[KeyedRows | None], arguments: TrainingArguments,
     memory: MemorySettings, proof: FrozenProof, notes: list[str],
 ) -> PrefixCache | None:
-    """The open cache of the layers below the region, or None where there is nothing to cache or reason not to."""
+    """Open the prefix cache of the layers below the region; None if it is off, with the reason in `notes`."""
     tokens = sum(len(row.input_ids) - 1 for rows in data if rows is not None for row in rows.rows)
     opened, reason = open_prefix(model, region, proof.digests, memory, tokens, arguments)
     if reason is not None:
@@ -186,7 +213,7 @@ def _note(notes: list[str], sentence: str) -> None:
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end (Trainer's state is its last file), or None."""
+    """Return the newest complete checkpoint, or None; Trainer's state is the last file of a checkpoint."""
     needed = ("delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json")
     found = [
         path for path in Path(folder).glob("checkpoint-*")

@@ -1,4 +1,4 @@
-"""A run's schedule: how long and how fast it trains, resolved once from its arguments, its model and its rows."""
+"""Schedule of a run: steps, epochs and rates, resolved once from its arguments, its model and its rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from .rates import with_learning_rate
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers that a run's arguments come to.
+    """Numbers that follow from a run's arguments, its model and its rows.
 
-    batch_size: rows of a micro-batch of one process. accumulation: micro-batches of a step. batches: micro-batches of
-    an epoch. epochs: how often each row is seen. steps, warmup_steps: updates. data_seed: of the order of the rows;
-    seed: of all else that is random.
+    Attributes:
+        batch_size: rows of a micro-batch of one process.
+        accumulation: micro-batches of a step.
+        batches: micro-batches of an epoch.
+        epochs: how often each row is seen.
+        steps, warmup_steps: numbers of updates.
+        data_seed: seed of the order of the rows.
+        seed: seed of everything else that is random.
     """
 
     learning_rate: float
@@ -35,10 +40,14 @@ class Schedule:
 
     @classmethod
     def of(cls, training: Mapping[str, Any], model: nn.Module, rows: int, *, full: bool = False) -> Schedule:
-        """Resolve the arguments of a training of `rows` rows; `full`: every parameter is trained, not a region.
+        """Resolve the arguments of a training.
+
+        Args:
+            rows: number of training rows.
+            full: every parameter is trained, not a region.
 
         Raises:
-            CofituneError: an argument that Trainer or we refuse.
+            CofituneError: an argument that Trainer or this package refuses.
         """
         arguments = training_arguments(with_learning_rate(training, model, full=full), "planned")
         accumulation, size = arguments.gradient_accumulation_steps, arguments.per_device_train_batch_size

@@ -1,4 +1,4 @@
-"""transformers.Trainer that trains a region: frozen modules cost nothing, checkpoints are deltas, MaskedAdamW steps."""
+"""Subclass of transformers.Trainer that trains a region: frozen modules cost nothing, checkpoints are deltas."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from .options import TrainOptions
 
 
 class LossNotFinite(CofituneError):
-    """The loss became NaN or infinite; `step` is the number of updates made before."""
+    """The loss became NaN or infinite; `step` is the number of updates made before that."""
 
     def __init__(self, step: int, value: float):
         super().__init__(
@@ -53,19 +53,33 @@ class LossNotFinite(CofituneError):
 
 
 class CoFiTuneTrainer(Trainer):
-    """Train one region of a model, held to the base by an anchor or a mask; everything else is Trainer.
+    """Trainer that trains one region of a model, held to the base by an anchor or a mask.
 
-    region: what is trained; the rest is frozen, has no gradient and no optimizer state. train_dataset: `Encoded` rows,
-    or `KeyedRows`, which hold the anchor of `options` besides. options: see TrainOptions. eval_dataset: rows of which
-    `evaluate` gives the mean loss. prefix_cache: the open cache of the layers below the region, if there is to be one.
-    args: of `arguments.training_arguments`, which refuses what has no effect here.
-    Differences to Trainer: a checkpoint holds the delta instead of the whole model, and no pickle; gradient clipping
-    (`max_grad_norm`) happens inside the optimizer; only response positions reach the head, and their logits never stand
-    all in memory; the layers below the region run without a graph, or not at all where their output is cached; rows
-    that begin alike are packed, others batched by length, and a batch holds the same rows in every epoch.
+    It differs from transformers.Trainer in these points. A checkpoint holds the delta instead of the whole model, and
+    no pickle. Gradient clipping (`max_grad_norm`) happens inside the optimizer, MaskedAdamW. Only response positions
+    reach the head, and their logits are never all in memory. The layers below the region run without a graph, or not at
+    all where their output is cached. Rows that begin alike are packed; otherwise rows of similar length are batched. A
+    batch holds the same rows in every epoch.
 
-    A model that `models.sharded.shard` has shared out over ranks is trained as it is: every rank takes
-    per_device_train_batch_size rows of each batch, and a step is that of one process with all of them.
+    A model that `models.sharded.shard` has sharded over ranks is trained as it is. Every rank takes
+    per_device_train_batch_size rows of each batch, and a step equals that of one process with all rows.
+
+    Args:
+        model: a causal language model of transformers.
+        args: TrainingArguments made by `arguments.training_arguments`, which refuses arguments that have no effect
+            here.
+        region: the part to train; everything else is frozen and has neither gradient nor optimizer state.
+        train_dataset: `Encoded` rows, or `KeyedRows`, which also hold the anchor of `options`.
+        options: see TrainOptions.
+        base: name, fingerprint and dtype of the base, written into checkpoints.
+        pad_token_id: token that pads rows of a batch.
+        eval_dataset: rows on which `evaluate` measures the mean loss, in nats per response token.
+        prefix_cache: open cache of the layers below the region.
+        kwargs: other arguments of transformers.Trainer, such as callbacks.
+
+    Raises:
+        CofituneError: settings exclude each other, or this model does not allow them.
+        LossNotFinite: the loss became NaN or infinite during training.
     """
 
     def __init__(
@@ -95,7 +109,7 @@ class CoFiTuneTrainer(Trainer):
         if args.world_size > 1:
             _check_sharded(model, args, options.memory)
         self.chunked: bool | None = None
-        args.remove_unused_columns = False  # our collator needs what the model's forward does not name
+        args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         _refuse_reentrant(args)
         super().__init__(
             model=model,
@@ -107,7 +121,7 @@ class CoFiTuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(_FrozenPart(self))
-        self.add_callback(SameOnAllRanks())  # after all that decide
+        self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, self.batches)
@@ -128,12 +142,12 @@ class CoFiTuneTrainer(Trainer):
             return self.accelerator.prepare(loader)
         from accelerate.data_loader import prepare_data_loader
 
-        # The batches are those of this rank already; accelerate would share them out once more.
+        # The batches are already those of this rank, so accelerate must not split them again.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self.args.world_size > 1:  # FSDP2 holds the model already: no DDP around it
+        if self.args.world_size > 1:  # FSDP2 already shards the model, so accelerate must not wrap it in DDP
             prepare_model = self.accelerator.prepare_model
             self.accelerator.prepare_model = lambda model, **options: prepare_model(
                 model, **{**options, "device_placement": False, "evaluation_mode": True}
@@ -151,7 +165,7 @@ class CoFiTuneTrainer(Trainer):
 
     @contextmanager
     def _free_prefix(self) -> Iterator[None]:
-        """Inside the block a forward takes packed rows and runs the frozen prefix without a graph."""
+        """Let a forward inside the block take packed rows and run the frozen prefix without a graph."""
         with ExitStack() as stack:
             if self.data_collator.packed:
                 stack.enter_context(trie_attention(self.model))
@@ -164,17 +178,20 @@ class CoFiTuneTrainer(Trainer):
             yield
 
     def settle_head(self) -> None:
-        """Find out whether the model's head allows the loss in chunks; inside `_free_prefix`, on the model's device."""
+        """Find out whether the model's head allows the loss in chunks.
+
+        Call it inside `_free_prefix`, with the model on its device.
+        """
         if self.prefix is None:
             self.chunked = takes_chunks(self.model)
             return
         weight = self.model.get_input_embeddings().weight
         states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        with self.prefix.replaced_by(states) as one_token:  # the layers below may be away
+        with self.prefix.replaced_by(states) as one_token:  # the weights of the layers below may be on the host
             self.chunked = takes_chunks(self.model, one_token)
 
     def _park_prefix(self) -> None:
-        """Fill the cache by a pass over all rows; if it then holds them all, the prefix's weights go to the host."""
+        """Fill the prefix cache with all rows; if it then holds them all, move the prefix's weights to the host."""
         for rows, batches in ((self.train_dataset, self.batches), (self.eval_dataset, self.eval_batches)):
             for indices in batches.batches if batches is not None else ():
                 batch = self.data_collator([rows[index] for index in indices])
@@ -228,7 +245,10 @@ class CoFiTuneTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One micro-batch; where gradients leave the device as they are made, the optimizer runs the backward."""
+        """Run one micro-batch.
+
+        Where gradients are released or moved to the host during the backward, the optimizer runs the backward.
+        """
         if self.release is None and self.options.memory.optimizer_states == "device":
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -247,13 +267,15 @@ class CoFiTuneTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The mean loss of the response tokens, in fp32, and the anchor's weight times its mean KL. A mean is over the
-        tokens of the whole step: the sum over `num_items_in_batch` where Trainer gives it."""
+        """Return the mean loss per response token plus the anchor's weight times its mean KL, float32 0-d, in nats.
+
+        Means are over the tokens of the whole step, namely sums divided by `num_items_in_batch` where Trainer gives it.
+        """
         if return_outputs:
             raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; `evaluate` gives the loss, "
                                 "and cofitune evaluate scores the model.")
         targets = inputs["labels"][0, 1:]
-        # FSDP averages the gradients over the ranks; times their number it is the sum.
+        # FSDP averages the gradients over the ranks; multiplying by their number makes it a sum.
         scale = world_size() / (total(len(targets)) if num_items_in_batch is None else num_items_in_batch)
         terms = [Term(inputs["predictors"], CrossEntropy(targets, self.options.loss), scale)]
         if "anchor_predictors" in inputs:
@@ -276,7 +298,7 @@ class CoFiTuneTrainer(Trainer):
         self, dataloader: DataLoader, description: str, prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The mean cross entropy of a response token in nats, as metric `eval_loss`; there are no predictions."""
+        """Measure the mean cross entropy per response token in nats, as metric `eval_loss`; no predictions are kept."""
         model, losses, tokens = self.model, 0.0, 0
         training = self.is_in_train
         self.callback_handler.eval_dataloader = dataloader
@@ -299,7 +321,7 @@ class CoFiTuneTrainer(Trainer):
                               num_samples=len(dataloader.dataset))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Trainer's, on the rows the trainer was made with."""
+        """Run Trainer's `evaluate` on the rows that the trainer was made with."""
         if self.eval_dataset is None:
             raise CofituneError("There are no rows to evaluate on; give CoFiTuneTrainer an eval_dataset.")
         metrics = super().evaluate(*args, **kwargs)
@@ -307,13 +329,13 @@ class CoFiTuneTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's, and with an anchor the mean KL per anchor token so far, in nats."""
+        """Log as Trainer does, and with an anchor also the mean KL per anchor token so far, in nats."""
         if self.anchor is not None and "loss" in logs:
             logs = {**logs, "anchor_kl": self.anchor_kl.value}
         super().log(logs, *args, **kwargs)
 
     def _forward(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Tensor]]:
-        """What the model's forward takes; the frozen prefix comes from the cache, or goes there."""
+        """Prepare the arguments of the model's forward; the frozen prefix is read from the cache or written to it."""
         call = _call(inputs)
         if self.prefix_cache is None:
             return nullcontext(call)
@@ -322,7 +344,7 @@ class CoFiTuneTrainer(Trainer):
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self._save(output_dir)  # on every rank, for each holds a part of the region
+        self._save(output_dir)  # on every rank, because each holds a part of the region
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -331,7 +353,7 @@ class CoFiTuneTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
-        barrier()  # it is complete for every rank that goes on from here
+        barrier()  # no rank goes on before the checkpoint is complete
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer = (self.release or self._masked_adamw).state_dict()
@@ -344,7 +366,7 @@ class CoFiTuneTrainer(Trainer):
             self.lr_scheduler.load_state_dict(scheduler)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        pass  # save_training_state has them
+        pass  # save_training_state saves them
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -360,7 +382,7 @@ class CoFiTuneTrainer(Trainer):
 
 
 class _Mean:
-    """Of numbers that stay on the device until somebody asks."""
+    """Running mean of numbers that stay on the device until `value` is read."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
@@ -375,11 +397,11 @@ class _Mean:
 
 
 class _FrozenPart(TrainerCallback):
-    """Makes the frozen part free, once Trainer has done to the model what it does before training.
+    """Removes the cost of the frozen layers, after Trainer has prepared the model for training.
 
-    transformers makes the embeddings' output require a gradient whenever checkpointing is on. That would drag the
+    With gradient checkpointing, transformers makes the embeddings' output require a gradient. That would run the
     backward through every frozen layer below the region. Non-reentrant checkpointing does not need it, so the hook is
-    taken off again; the gradients of the region are the same to the bit.
+    removed. The gradients of the region are the same to the bit.
     """
 
     def __init__(self, trainer: CoFiTuneTrainer):
@@ -405,7 +427,7 @@ def _keyed(rows: Sequence[Encoded] | KeyedRows | None, anchor: Anchor | None = N
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a batch the model's forward takes."""
+    """Select the entries of a batch that the model's forward takes."""
     names = ("input_ids", "attention_mask", "position_ids", "rows", "owners")
     return {name: batch[name] for name in names if name in batch}
 

@@ -1,4 +1,4 @@
-"""Trials: train a region from the base, score it, put the base back."""
+"""Trials: train a region from the base, score it, restore the base."""
 
 from .job import clean_node, run_job
 from .setup import TrialSetup

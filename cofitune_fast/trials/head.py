@@ -1,4 +1,4 @@
-"""What every report of a comparison tells of its run."""
+"""Head of every report: title, date, command, base and environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import Workbench
 
 
 def report_head(bench: Workbench, title: str) -> Head:
-    """title, created, command, base and environment."""
+    """Make the head of a report: title, created, command, base and environment."""
     return {
         "title": title,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -25,5 +25,5 @@ def report_head(bench: Workbench, title: str) -> Head:
 
 
 def _shown(source: str) -> str:
-    """A hub id as it is; of a folder or file its name, as a report goes to people on other machines."""
+    """Return a hub id as it is, and of a path only the last part, because reports are read on other machines."""
     return Path(source).name if Path(source).exists() else source

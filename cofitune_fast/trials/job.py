@@ -1,6 +1,6 @@
-"""A job: one rung of one node of a search. It trains a region further, scores it, and puts the base back.
+"""Jobs: one rung of one node of a search. A job trains a region further, scores it, and restores the base.
 
-A job and its result are plain data. A job killed anywhere can be run again: it goes on from the node's last
+A job and its result are plain data. A job killed at any moment can be run again: it resumes from the node's last
 checkpoint, and its result is the same to the bit.
 """
 
@@ -26,14 +26,20 @@ _NOTHING_TRAINED = {"peak_memory_bytes": 0, "cached_rows": 0, "notes": []}
 
 
 def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the node `job["id"]` up to `job["end"]` of its budget and score the part `job["split"]`.
+    """Train the node `job["id"]` up to `job["end"]` of its training and score the part `job["split"]`.
 
-    job: id, region (None: the base), split, learning_rate, seed, begin and end (fractions of the budget), last (whether
-    the node is finished then). A node that is to go on leaves a checkpoint, a finished one its delta, and is then not
-    trained again.
-    Returns scores (the figures of SuiteScores), tasks (its per-item values) and cost: seconds, training_seconds,
-    scoring_seconds, trained_parameters, and of the training peak_memory_bytes, cached_rows and notes (0 and none where
-    an earlier run of the job had trained already).
+    A node that goes on later leaves a checkpoint. A finished node leaves its delta and is not trained again.
+
+    Keys of `job`:
+        id, region (None: the base), split, learning_rate, seed.
+        begin, end: fractions of the node's training.
+        last: the node is finished after this job.
+
+    Returns:
+        scores: the figures of SuiteScores.
+        tasks: its per-item values.
+        cost: seconds, training_seconds, scoring_seconds, trained_parameters, peak_memory_bytes, cached_rows and notes.
+            The last three are 0 or empty if an earlier run of the job had trained already.
     """
     start = trained = time.perf_counter()
     if job["region"] is None:
@@ -53,7 +59,7 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
 
 
 def clean_node(setup: TrialSetup, node: str, *, delta: bool = False) -> None:
-    """Remove the checkpoints of a node that will not be trained further, and with `delta` its delta too."""
+    """Remove the checkpoints of a node that is not trained further, and with `delta` also its delta."""
     folder = setup.node_folder(node)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -73,8 +79,8 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
             load_delta(bench.model, checkpoint, base_fingerprint=bench.base.fingerprint)
             return dict(_NOTHING_TRAINED)
     pause = _Pause(job["end"], 60 * setup.checkpoint_minutes)
-    # The rows come in the same order in every node, so that nodes do not differ by it; what else is random is the
-    # node's own.
+    # All nodes see the rows in the same order, so that nodes do not differ by it. Everything else that is random has
+    # the node's own seed.
     shared = {"data_seed": setup.training.get("data_seed", setup.training.get("seed", 42))}
     run = bench.train(
         region, folder,
@@ -93,7 +99,7 @@ def _last_step(fraction: float, steps: int) -> int:
 
 
 class _Pause(TrainerCallback):
-    """Stops a training at a fraction of its steps with a checkpoint, and leaves one every `seconds` before."""
+    """Stops a training with a checkpoint at a fraction of its steps, and saves a checkpoint every `seconds` before."""
 
     def __init__(self, fraction: float, seconds: float):
         self.fraction, self.seconds, self.saved = fraction, seconds, time.monotonic()

@@ -1,4 +1,7 @@
-"""Cheap signals that guess, before any node is trained, which regions are worth it. docs/search.md says how well."""
+"""Priors: cheap signals that predict, before any node is trained, which regions are worth it.
+
+docs/search.md reports how well they predict.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ PriorName = Literal["gradient", "kl", "spectrum"]
 
 
 def make_prior(name: PriorName, bench: Workbench) -> Prior:
-    """A function of regions and their learning rates that gives each a number, larger for those to try first."""
+    """Return a function of regions and their learning rates that scores each region; the largest are tried first.
+
+    Raises:
+        CofituneError: the name is unknown.
+    """
     priors = {"gradient": first_order_gain, "kl": gain_minus_kl, "spectrum": spare_rank}
     if name not in priors:
         raise CofituneError(f"Unknown prior {name!r}; known are {', '.join(priors)}.")
@@ -29,8 +36,11 @@ def make_prior(name: PriorName, bench: Workbench) -> Prior:
 
 
 def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
-    """rate * sum |dL/dw| over the region, in nats per response token: to first order, what one step of Adam, whose
-    elements are about the rate long, takes off the loss. One backward through the whole model on 32 training rows."""
+    """Score regions by rate * sum |dL/dw|, in nats per response token.
+
+    To first order, one step of Adam, which moves each parameter by about the rate, lowers the loss by this much. It
+    takes one backward through the whole model on 32 training rows.
+    """
     model, sums = bench.model, {}
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -38,7 +48,7 @@ def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequenc
     def add(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             sums[name] = sums.get(name, 0.0) + parameter.grad.float().abs().sum().item()
-            parameter.grad = None  # never more than one gradient at a time
+            parameter.grad = None  # keep at most one gradient in memory
 
         return hook
 
@@ -58,8 +68,11 @@ def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequenc
 
 
 def gain_minus_kl(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
-    """What some steps along the sign of the gradient take off the loss, less the KL divergence from the base's
-    next-token distributions that they cause at the end of the prompts; both in nats per token, on 32 training rows."""
+    """Score regions by the gain of a few steps along the sign of the gradient, less the drift they cause.
+
+    The gain is the drop of the loss. The drift is the KL divergence from the base's next-token distributions at the end
+    of the prompts. Both are in nats per token, on 32 training rows.
+    """
     groups = _batches(bench)
     with torch.no_grad(), evaluation_mode(bench.model):
         before = [(_loss(bench, rows).item(), _prompt_log_probabilities(bench, rows)) for rows in groups]
@@ -86,8 +99,11 @@ def _gain_minus_kl(
 
 
 def spare_rank(bench: Workbench, regions: Sequence[Region], rates: Sequence[float]) -> list[float]:
-    """1 - effective rank / full rank, the mean over the region's matrices: how much of them the base leaves unused. The
-    effective rank is the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
+    """Score regions by 1 - effective rank / full rank, averaged over the region's matrices.
+
+    It measures how much of the matrices the base leaves unused. The effective rank is the exponential of the entropy of
+    the normalised singular values (Roy and Vetterli, 2007).
+    """
     known: dict[str, float] = {}
 
     def spare(name: str, weight: Tensor) -> float:
@@ -117,7 +133,7 @@ def _loss(bench: Workbench, rows: Sequence[Encoded]) -> Tensor:
 
 
 def _prompt_log_probabilities(bench: Workbench, rows: Sequence[Encoded]) -> Tensor:
-    """float32 [positions, vocabulary] after the last tokens of each prompt."""
+    """Return log-probabilities after the last tokens of each prompt, float32 [positions, vocabulary]."""
     batch = _on_device(bench, rows)
     prompt = (batch["attention_mask"] == 1) & (batch.pop("labels") < 0)
     chosen = prompt & (prompt.flip(1).cumsum(1).flip(1) <= PROMPT_TOKENS)

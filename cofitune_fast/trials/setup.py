@@ -1,4 +1,4 @@
-"""What a process needs to try regions: as plain data, so that it can be sent to another process or machine."""
+"""Setup of a process that tries regions, as plain data that can be sent to another process or machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from .workbench import TrialData, Workbench
 class TrialSetup:
     """The base, the data and how nodes are trained.
 
-    model: arguments of `load_model`, `path` among them. training: of transformers.TrainingArguments, for every node.
-    loss, anchor: see `training.train_region`. output: the folder of the search; nodes keep their checkpoints in
-    `nodes/ID` there. checkpoint_minutes: a node that trains longer leaves a checkpoint that often. work: what does a
-    job in a worker, as "module:function", called with workbench, setup and job; default `run_job`.
+    Attributes:
+        model: arguments of `load_model`, `path` among them.
+        data: files of the run.
+        training: fields of transformers.TrainingArguments, for every node.
+        output: the folder of the search; nodes keep their checkpoints in `nodes/ID` there.
+        storage: format of weights and optimizer states.
+        memory: settings that save memory and time.
+        checkpoint_minutes: a node that trains longer saves a checkpoint this often.
+        loss, anchor: see TrainOptions.
+        work: what does a job in a worker, as "module:function", called with workbench, setup and job; by default
+            `run_job`.
     """
 
     model: Mapping[str, Any]
@@ -42,7 +49,7 @@ class TrialSetup:
         return Path(self.output) / "nodes" / node
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
     @classmethod

@@ -1,7 +1,7 @@
-"""A workbench: one base model with its data and tasks, on which regions are tried one after another.
+"""Workbench: one base model with its data and tasks, on which regions are tried one after another.
 
-The model is loaded once. A trial trains a region in place, scores the result and puts the base's bytes back, which is
-proven by hash; so every trial starts from the same base.
+The model is loaded once. A trial trains a region in place, scores the result and restores the base's bytes, which is
+proven by hash. So every trial starts from the same base.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ from ..training import MemorySettings, Schedule, TrainOptions, TrainResult, eval
 
 @dataclass(frozen=True)
 class TrialData:
-    """The files of a run: the speciality's parts, the versatility suite's parts, and their limits.
+    """Files of a run: the parts of the speciality and of the versatility suite, and their limits.
 
-    train, valid, test: JSON, JSONL or CSV. versatility_valid, versatility_test: folders or YAML files with the groups
-    knowledge, reasoning and instruction. `limit` shortens train, `versatility_limit` each versatility task;
-    `versatility_generate` adds the tasks that need generated text (IFEval).
+    Attributes:
+        train, valid, test: JSON, JSONL or CSV files.
+        versatility_valid, versatility_test: folders or YAML files with the groups knowledge, reasoning and instruction.
+        max_length: longest row in tokens.
+        limit: number of first rows of `train` that are used.
+        versatility_limit: number of items of each versatility task that are used.
+        metric: metric of the speciality; None chooses it from the data.
+        versatility_generate: add the tasks that need generated text (IFEval).
     """
 
     train: str | None = None
@@ -64,7 +69,10 @@ _FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 over the content of a file, or over names and contents of all files in a folder ("" if there is none)."""
+    """Return the SHA-256 (hex) of a file's content, or of names and contents of all files in a folder.
+
+    The result is "" if there is nothing at `path`.
+    """
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     inside = sorted(file for file in path.rglob("*") if file.is_file())
@@ -73,13 +81,15 @@ def content_digest(path: Path) -> str:
 
 
 class BaseLost(CofituneError):
-    """The base's bytes could not be put back; nothing may be trained from what the model holds now."""
+    """The base's bytes could not be restored, so nothing may be trained from the model's current weights."""
 
 
 class Base:
     """A base model, loaded once, with its fingerprint, its layout and the digests of its tensors.
 
-    `digests` are those of the model as it is loaded; `info` names the full-precision base, also of a quantised model.
+    Attributes:
+        digests: SHA-256 of each tensor as it is loaded.
+        info: name, fingerprint and dtype of the full-precision base, also for a quantised model.
     """
 
     def __init__(self, loaded: LoadedModel):
@@ -112,18 +122,22 @@ class Workbench:
 
     @cached_property
     def train_rows(self) -> list[Encoded]:
-        """The encoded training rows. Raises CofituneError when no training file is named or it is unusable."""
+        """Encoded training rows.
+
+        Raises:
+            CofituneError: no training file is named, or it is unusable.
+        """
         path = self._file("train")
         return encode_examples(read_examples(path, self.data.limit), self.tokenizer, self.data.max_length)
 
     @cached_property
     def valid_rows(self) -> list[Encoded]:
-        """The encoded validation rows, for evaluations during training."""
+        """Encoded validation rows, for evaluations during training."""
         return encode_examples(read_examples(self._file("valid")), self.tokenizer, self.data.max_length)
 
     @cached_property
     def data_digests(self) -> dict[str, str]:
-        """SHA-256 of the content of each data file and folder of this run, by the name of its setting."""
+        """SHA-256 (hex) of the content of each data file and folder, by the name of its setting."""
         return {
             key: content_digest(Path(value)) for key, value in vars(self.data).items()
             if key in _FILES and value is not None
@@ -134,7 +148,11 @@ class Workbench:
         return sum(element_count(parameter) for parameter in self.model.parameters())
 
     def suite(self, split: str) -> Suite:
-        """The speciality and versatility tasks of `split` ("valid" or "test")."""
+        """Return the speciality and versatility tasks of `split` ("valid" or "test").
+
+        Raises:
+            CofituneError: files of this split are not set, or are unusable.
+        """
         if split not in self._suites:
             versatility = getattr(self.data, f"versatility_{split}")
             if versatility is None:
@@ -150,7 +168,7 @@ class Workbench:
         return self._suites[split]
 
     def suite_tokens(self, split: str) -> tuple[int, int]:
-        """What a scoring of `split` computes, see `scoring.suite_tokens`; counted once."""
+        """Count the tokens that scoring `split` computes, see `scoring.suite_tokens`; done once per split."""
         if split not in self._suite_tokens:
             self._suite_tokens[split] = suite_tokens(self.model, self.tokenizer, self.suite(split))
         return self._suite_tokens[split]
@@ -159,10 +177,11 @@ class Workbench:
         self, split: str, on_task: Callable[[str, Any], None] | None = None, *, region: Region | None = None,
         memory: MemorySettings | None = None,
     ) -> SuiteScores:
-        """Score the model as it is now on the tasks of `split`.
+        """Score the model's current weights on the tasks of `split`.
 
-        region: all that was changed since the base; with the settings `memory` the layers below it are then computed
-        once per base and split, and their output cached. The scores are the same to the bit.
+        Args:
+            region: everything that was changed since the base. With `memory`, the layers below it are computed once per
+                base and split, and their output is cached. The scores are the same to the bit.
         """
         suite, prefix = self.suite(split), None
         if region is not None and memory is not None:
@@ -171,8 +190,16 @@ class Workbench:
             return score_suite(self.model, self.tokenizer, suite, prefix=prefix, on_task=on_task)
 
     def base_states(self, split: str, rows: int) -> BaseStates | None:
-        """The base's side of the drift on at most `rows` responses of the split's instruction tasks, computed once;
-        None where it has none. The model must hold the base's bytes."""
+        """Compute the base's states for the drift on at most `rows` responses of the split's instruction tasks, once.
+
+        The model must hold the base's bytes.
+
+        Returns:
+            The states, or None if the split has no such responses.
+
+        Raises:
+            CofituneError: the model holds other bytes.
+        """
         key = split, rows
         if key not in self._base_states:
             chosen = drift_rows(self.model, self.tokenizer, self.suite(split), rows)
@@ -192,7 +219,7 @@ class Workbench:
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Importance:
-        """Importance of the units of `region` (None: all layers) on the first `samples` training rows."""
+        """Measure the importance of the units of `region` (None: all layers) on the first `samples` training rows."""
         rows = self.train_rows[:samples]
         stream = (batch for _, batch in batches(rows, self.pad_token_id, batch_size=batch_size, max_tokens=None))
         return compute_importance(
@@ -201,8 +228,13 @@ class Workbench:
         )
 
     def anchor(self, settings: AnchorSettings) -> Anchor | None:
-        """The base's own texts, written now if they are not in the cache; None where the weight is 0. The model must
-        hold the base's bytes."""
+        """Return the anchor of the base; its texts are written now unless they are in the cache.
+
+        The model must hold the base's bytes. The result is None if the weight is 0.
+
+        Raises:
+            CofituneError: the model holds other bytes, or the prompts are unusable.
+        """
         if settings.weight == 0:
             return None
         if settings not in self._anchors:
@@ -212,8 +244,10 @@ class Workbench:
         return self._anchors[settings]
 
     def anchor_tokens(self, settings: AnchorSettings) -> tuple[int, int]:
-        """Tokens and response tokens of all texts of an anchor, if each response is as long as it may be; nothing is
-        written for it."""
+        """Count tokens and response tokens of all texts of an anchor, if each response has its maximum length.
+
+        No text is written for it.
+        """
         prompts = settings.read_prompts(self._anchor_prompts(settings))[: settings.texts]
         lengths = [len(encode_prompt(self.tokenizer, messages)) for messages in prompts]
         responses = settings.texts * settings.tokens
@@ -225,11 +259,11 @@ class Workbench:
         return [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
 
     def with_data(self, data: TrialData) -> Workbench:
-        """The same base on other data; made once for each."""
+        """Return a workbench of the same base with other data, made once for each."""
         return self._shared.benches.get(data) or Workbench(self._shared, data)
 
     def schedule(self, training: Mapping[str, Any], *, full: bool = False) -> Schedule:
-        """The resolved schedule of a training on this model and these rows."""
+        """Resolve the schedule of a training on this model and these rows."""
         return Schedule.of(training, self.model, len(self.train_rows), full=full)
 
     def train(
@@ -237,8 +271,13 @@ class Workbench:
         options: TrainOptions = TrainOptions(),  # noqa: B008  (frozen)
         *, rows: Sequence[Encoded] | None = None, **watching: Any,
     ) -> TrainResult:
-        """Train `region` in place from what the model holds now, on `rows` or else the training rows; evaluations that
-        `training` asks for are on the validation rows. watching: callbacks and the like, see `training.train_region`.
+        """Train `region` in place from the model's current weights, see `training.train_region`.
+
+        Evaluations that `training` asks for use the validation rows.
+
+        Args:
+            rows: rows to train on, by default the training rows.
+            watching: callbacks and other arguments of `training.train_region`.
         """
         return train_region(
             self.model, region, self.train_rows if rows is None else rows, output_dir, training, options,
@@ -248,9 +287,12 @@ class Workbench:
 
     @contextmanager
     def trial(self, region: Region) -> Iterator[dict[str, Tensor]]:
-        """Whatever happens to `region` inside the block, the base's bytes are back after it, proven by hash.
+        """Restore the base's bytes of `region` after the block, and prove it by hash.
 
         Yields the base's tensors of the region, by name.
+
+        Raises:
+            BaseLost: the hashes differ after the block.
         """
         kept = {name: parameter.detach().clone() for name, parameter in region.parameters(self.model)}
         try:
@@ -264,7 +306,11 @@ class Workbench:
                 raise BaseLost("The base model's bytes could not be put back after a trial; load it anew.")
 
     def masks(self, importance: Importance, region: Region, preset: str) -> dict[str, Tensor]:
-        """The soft masks of `region`; the importance must have been measured on this base."""
+        """Make the soft masks of `region`.
+
+        Raises:
+            CofituneError: the importance was measured on another base.
+        """
         importance.check(self.base.fingerprint, self.base.model)
         return importance.masks(self.model, region, preset=preset)
 

@@ -1,12 +1,13 @@
-"""A worker: a process that loads the base once and does the jobs it is given. Setup, jobs and answers are JSON.
+"""Worker process that loads the base once and does the jobs it receives. Setup, jobs and answers are JSON.
 
-An answer is {"id", "result"}, or {"error"}: the sentence of a CofituneError, or {"failure"}: any other's traceback.
+An answer is {"id", "result"}, or {"error"} with the sentence of a CofituneError, or {"failure"} with another
+exception's traceback.
 
     python -m cofitune_fast.trials.worker FD
 
-reads the setup and then jobs, a line each, from standard input, and writes a line for each to the file descriptor FD,
-so that nothing a library prints can mix with the answers. It ends when its input ends, also in the middle of a job:
-whoever started it may have been killed, and must find no one at work in the same folder when it is started again.
+It reads the setup and then jobs, one a line, from standard input. It writes one line per answer to the file descriptor
+FD, so that library output cannot mix with the answers. It exits when its input ends, even in the middle of a job. Then
+its parent may have been killed, and a restarted parent must not find an old worker in the same folder.
 """
 
 from __future__ import annotations
@@ -31,17 +32,22 @@ from .workbench import Workbench
 
 
 class Worker:
-    """setup: a TrialSetup as JSON. shared: a file that is there if this machine has the search's folder."""
+    """Does jobs on one loaded base.
+
+    Args:
+        setup: a TrialSetup as JSON.
+        shared: a file that exists if this machine sees the search's folder.
+    """
 
     def __init__(self, setup: str, shared: str | None = None):
         self._text, self._shared = setup, shared
 
     def ready(self) -> str:
-        """The answer {"ready": process id}, or why this process cannot work."""
+        """Answer {"ready": process id}, or say why this process cannot work."""
         return _answer(self._ready)
 
     def do(self, job: str) -> str:
-        """The answer to a job."""
+        """Do a job and return the answer."""
         task = json.loads(job)
         return _answer(lambda: {"id": task["id"], "result": self._work(self._bench, self._setup, task)})
 
@@ -93,7 +99,7 @@ def main() -> None:
 def _read(lines: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    os._exit(0)  # not sys.exit, which would end this thread alone
+    os._exit(0)  # sys.exit would end only this thread
 
 
 if __name__ == "__main__":

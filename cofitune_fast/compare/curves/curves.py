@@ -1,11 +1,11 @@
-"""From the runs of a comparison to its curves and verdicts: pure numpy on plain data.
+"""Curves and verdicts of a comparison, computed with numpy from plain data.
 
-`curves_and_verdicts` makes two lists for comparison.json, which `artefacts.comparison` describes: a `CurveEntry` for
-each task and method in their order, and a `Verdict` for each task and measure.
+`curves_and_verdicts` makes two lists for comparison.json, described in `artefacts.comparison`: a `CurveEntry` for each
+task and method in their order, and a `Verdict` for each task and measure.
 
-The *reference* is the method `content["reference"]` names, or the one called full SFT, or else the method with the
-highest Spec at its best rate; its best rate is the one of the highest Uni on valid. A point without a run has no
-values. One that lacks seeds has the mean of those present, and says which are missing and why.
+The *reference* is the method that `content["reference"]` names, or the one called full SFT, or else the method with the
+highest Spec at its best rate. A method's best rate is the one with the highest Uni on valid. A point without a run has
+no values. A point that lacks seeds has the mean of those present, and lists the missing ones with the reason.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from .verdicts import choices, task_verdicts
 def curves_and_verdicts(
     content: Mapping[str, Any], items: Mapping[str, Mapping[str, SuiteScores]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """{"curves", "verdicts"} of a comparison, as described above; plain values for JSON.
+    """Return {"curves", "verdicts"} of a comparison as plain values for JSON.
 
-    content: comparison.json without these two. items: {run id: {"valid": SuiteScores, "test": SuiteScores}} with the
-    per-item values of every run that is done, and of the base as `base_name(task)`.
+    Args:
+        content: comparison.json without these two.
+        items: {run id: {"valid": SuiteScores, "test": SuiteScores}} with per-item values, for every finished run and
+            for the base as `base_name(task)`.
 
     Raises:
-        CofituneError: runs of different base or data, scores without items, a run of an unknown method, task or seed,
-            two runs of the same settings, or items that are not those of the run.
+        CofituneError: runs differ in base or data, scores lack items, a run has an unknown method, task or seed, two
+            runs have the same settings, or items belong to another run.
     """
     refuse_strangers(content)
     curves, verdicts = [], []

@@ -32,9 +32,12 @@ from ...scoring import GROUPS, SuiteScores, resampled_score, resampled_together
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift")
-"""What is reported of a point, larger is better: the figures of a suite, and two measures of versatility that move
-before it does. instruction_likelihood: exp(-NLL per token), mean over the likelihood-scored tasks of the instruction
-group. drift: minus the KL to the base in nats per token, where it was measured."""
+"""Figures reported of a point; larger is better.
+
+They are the figures of a suite, and two measures of versatility that change before Vers does. instruction_likelihood:
+exp(-NLL per token), mean over the likelihood-scored tasks of the instruction group. drift: minus the KL to the base in
+nats per token, where it was measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class Estimate:
         return Estimate(factor * self.value, factor * self.draws)
 
     def share_of(self, other: Estimate) -> Estimate:
-        """The quotient, for an `other` that is above 0; where a draw of it is not, the share is beyond all bounds."""
+        """Divide by `other`, which must be above 0; where a draw of it is not, the quotient's draw is infinite."""
         drawn = np.divide(self.draws, other.draws, out=np.full(len(self.draws), np.inf), where=other.draws > 0)
         return Estimate(self.value / other.value, drawn)
 
     def interval(self) -> tuple[float, float]:
-        """The percentiles of the draws; each is one of them, so that draws beyond all bounds do no harm."""
+        """Return the percentile interval; its ends are draws, not interpolated, so that infinite draws do no harm."""
         ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
         low, high = np.quantile(self.draws, ends, method="inverted_cdf")
         return float(low), float(high)
@@ -67,7 +70,7 @@ class Estimate:
 
 
 def mean_over_seeds(runs: Mapping[int, Estimate]) -> Estimate:
-    """The mean over {seed: estimate}, with the draws of the formula above."""
+    """Average over {seed: estimate}, with the draws of the formula above."""
     seeds = sorted(runs)
     drawn = np.stack([runs[seed].draws for seed in seeds], axis=1)
     value = math.fsum(runs[seed].value for seed in seeds) / len(seeds)
@@ -75,7 +78,7 @@ def mean_over_seeds(runs: Mapping[int, Estimate]) -> Estimate:
 
 
 def seed_weights(seeds: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray:
-    """float64 [resamples, seeds], rows of sum 1; the same for the same seeds."""
+    """Return weights float64 [resamples, seeds] whose rows sum to 1; they depend on the seeds alone."""
     k = len(seeds)
     if k == 1:
         return np.ones((resamples, 1))
@@ -86,10 +89,10 @@ def seed_weights(seeds: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray
 
 
 def suite_estimates(suites: Mapping[str, SuiteScores]) -> dict[str, dict[str, Estimate]]:
-    """{run: {figure: estimate}} of runs on the same items; a figure that a run lacks is left out.
+    """Return {run: {figure: Estimate}} of runs on the same items; a figure that a run lacks is left out.
 
     Raises:
-        CofituneError: a run lacks its items, or the runs were scored on other items (other data, or another base).
+        CofituneError: a run lacks its items, or the runs were scored on different items (other data, or another base).
     """
     names, scores = list(suites), list(suites.values())
     for name in names:
@@ -114,7 +117,7 @@ def suite_estimates(suites: Mapping[str, SuiteScores]) -> dict[str, dict[str, Es
 
 
 def suite_values(suite: SuiteScores) -> dict[str, float]:
-    """The same figures without draws."""
+    """Return the figures of `suite_estimates` without draws."""
     values = {figure: getattr(suite, figure) for figure in FIGURES[:6]}
     if likelihood := _likelihood_only(suite):
         tasks = likelihood.tasks["instruction"].values()
@@ -142,7 +145,9 @@ def _same_items(one: str, first: SuiteScores, other: str, second: SuiteScores) -
 
 
 def _items(suite: SuiteScores) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """What no training changes about the scores: tasks, metrics, numbers of items, and tokens of fixed answers."""
+    """Return the properties of scores that training cannot change: tasks, metrics, item counts, tokens of fixed
+    answers.
+    """
     return {
         (group, name): (score.metric, len(score.items), score.metric in ("likelihood", "nll") and
                         [item.tokens for item in score.items])

@@ -1,13 +1,13 @@
-"""A method's curve on the plane of speciality and versatility: which of its points are on it, and what lies between.
+"""A method's frontier on the plane of speciality and versatility, and the values between its points.
 
 The *frontier* is the upper-right hull of a method's points and the base, which every method reaches with rate 0. A
-place between two neighbours is reached at least in the mean by answering with either model in turn (the argument of
-Provost and Fawcett, Machine Learning 42, 2001, for ROC curves); a run at a rate between them, or their interpolated
-weights, usually do better, so the straight line is a cautious guess. Left of its highest point the curve is level: less
-speciality need not cost versatility.
+place between two neighbours is reached at least in the mean, by answering with either model in turn (the argument of
+Provost and Fawcett, Machine Learning 42, 2001, for ROC curves). A run at a rate between them, or their interpolated
+weights, usually does better, so the straight line is a cautious estimate. Left of its highest point the frontier is
+level, because less speciality need not cost versatility.
 
-Which points are on the hull is decided on the valid part, so that a method with many points (rates times alphas) does
-not win by picking lucky ones; on the test part the frontier is the hull of these. With one rate there is one point
+The validation part decides which points are on the hull. So a method with many points (rates times alphas) cannot win
+by picking lucky ones. On the test part the frontier is the hull of these points. With one rate there is one point
 beside the base.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def hull(spec: Sequence[float], versatility: Sequence[float]) -> list[int]:
-    """The indices of the upper-right hull's corners, by rising speciality; of equal points the first."""
+    """Return the indices of the upper-right hull's corners, by rising speciality; of equal points the first."""
     order = sorted(range(len(spec)), key=lambda index: (-spec[index], -versatility[index], index))
     corners: list[int] = []
     for index in order:
@@ -33,18 +33,21 @@ def hull(spec: Sequence[float], versatility: Sequence[float]) -> list[int]:
 
 
 def _above(x: Sequence[float], y: Sequence[float], right: int, middle: int, left: int) -> bool:
-    """Whether the line from `left` to `right` passes above or through `middle`."""
+    """True if the line from `left` to `right` passes above or through `middle`."""
     return (y[middle] - y[left]) * (x[right] - x[left]) <= (y[right] - y[left]) * (x[middle] - x[left])
 
 
 def versatility_at(spec: np.ndarray, versatility: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The frontier's versatility at a speciality, float64 [draws].
+    """Return the frontier's versatility at a speciality, float64 [draws].
 
-    spec, versatility: [draws, corners], corners in any order; target: [draws]. It is the highest of what a corner at or
-    beyond the target has, and of the lines that cross the target between two corners; so a corner of the validation
-    part that lies within the hull of the others on the test part takes nothing from them. Where no corner reaches the
-    target, the line through the last two goes on, which only single draws need: whether a method reaches a target is
-    decided by its estimate.
+    It is the maximum of the versatility of corners at or beyond the target, and of the lines that cross the target
+    between two corners. So a validation corner that lies inside the hull on the test part lowers nothing. Where no
+    corner reaches the target, the line through the last two corners is extended. Only single draws need this, because
+    the estimate decides whether a method reaches a target.
+
+    Args:
+        spec, versatility: [draws, corners], corners in any order.
+        target: [draws].
     """
     order = np.argsort(spec, axis=1, kind="stable")
     x, y = np.take_along_axis(spec, order, 1), np.take_along_axis(versatility, order, 1)
@@ -59,8 +62,10 @@ def versatility_at(spec: np.ndarray, versatility: np.ndarray, target: np.ndarray
 
 
 def supports(spec: Sequence[float], versatility: Sequence[float], target: float) -> list[int]:
-    """The indices of the one or two corners that `versatility_at` the target comes from, by rising speciality; the
-    last two where no corner reaches it."""
+    """Return the one or two corners that determine `versatility_at` the target, by rising speciality.
+
+    Where no corner reaches the target, these are the last two.
+    """
     order = sorted(range(len(spec)), key=lambda index: spec[index])
     beyond = [index for index in order if spec[index] >= target]
     if not beyond:
@@ -75,7 +80,7 @@ def supports(spec: Sequence[float], versatility: Sequence[float], target: float)
 def _at(
     x_left: np.ndarray, y_left: np.ndarray, x_right: np.ndarray, y_right: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """The height at `target` of lines through two points; the left one's, where both lie at the same place."""
+    """Evaluate lines through two points at `target`; where both have the same x, the left point's height."""
     width, rise = np.broadcast_arrays(x_right - x_left, y_right - y_left)
     slope = np.divide(rise, width, out=np.zeros(width.shape), where=width != 0)
     return y_left + slope * (target - x_left)
@@ -84,8 +89,11 @@ def _at(
 def mean_loss(
     spec: np.ndarray, versatility: np.ndarray, base_spec: np.ndarray, base_versatility: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """The area between the base's level and the frontier, from the base's speciality to the target, over that width:
-    the mean versatility lost on the way, float64 [draws]. Exact, as both are made of straight lines."""
+    """Return the mean versatility lost between the base's speciality and the target, float64 [draws].
+
+    It is the area between the base's level and the frontier divided by its width. The result is exact, because both are
+    piecewise linear.
+    """
     ends = np.stack([np.minimum(base_spec, target), target], axis=1)
     knots = np.sort(np.concatenate([np.clip(spec, ends[:, :1], ends[:, 1:]), ends], axis=1), axis=1)
     lost = base_versatility[:, None] - np.stack(

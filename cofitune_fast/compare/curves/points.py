@@ -1,4 +1,4 @@
-"""The points of a comparison's curves: the runs of one task by method, learning rate and alpha, over the seeds."""
+"""Points of a comparison's curves: the runs of one task by method, learning rate and alpha, over the seeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .draws import FIGURES, Estimate, mean_over_seeds, suite_estimates, suite_va
 from .frontier import hull
 
 TOLERANCE = 0.02
-"""Speciality is equal down to this much, relative, below the reference's."""
+"""Relative tolerance below the reference's Spec within which speciality counts as equal."""
 MEASURES = ("vers", "instruction_likelihood", "drift")
-"""The figures that stand for versatility on the plane."""
+"""Figures that can stand for versatility on the plane."""
 
 
 @dataclass
 class Point:
-    """One learning rate (and alpha) of a method: its runs by seed, mean figures on valid and estimates on test."""
+    """One learning rate (and alpha) of a method: runs by seed, mean figures on valid, estimates on test."""
 
     learning_rate: float
     alpha: float | None
@@ -42,7 +42,12 @@ class Point:
 
 @dataclass
 class TaskCurves:
-    """All that is known of one task. base: the point with rate 0; reference: a method's name, None without runs."""
+    """All points of one task.
+
+    Attributes:
+        base: the point with rate 0.
+        reference: name of the reference method; None without finished runs.
+    """
 
     task: str
     base: Point
@@ -53,11 +58,13 @@ class TaskCurves:
         return [point for point in self.methods[method] if point.runs]
 
     def best(self, method: str) -> Point | None:
-        """The point with the highest Uni on valid."""
+        """Return the point with the highest Uni on valid, or None."""
         return max(self.done(method), key=lambda point: point.valid["uni"], default=None)
 
     def corners(self, method: str, measure: str) -> list[Point]:
-        """The points of the frontier, the base among them, chosen on valid where the measure was taken there."""
+        """Return the points of the frontier, the base included, chosen on valid if the measure was taken there, else on
+        test.
+        """
         points = [self.base, *self.done(method)]
         on_valid = all(measure in point.valid for point in points)
         place = [
@@ -72,7 +79,7 @@ class TaskCurves:
 
 
 def task_curves(content: Mapping[str, Any], items: Mapping[str, Mapping[str, SuiteScores]], task: str) -> TaskCurves:
-    """The points of every method on a task, with their estimates."""
+    """Collect the points of every method on a task, with their estimates."""
     runs = [run for run in content["runs"] if run["task"] == task]
     done = [run for run in runs if run["state"] == "done"]
     base = base_name(task)

@@ -1,6 +1,6 @@
-"""What a comparison says of its methods: at their best rates, and at equal speciality on their frontiers.
+"""Verdicts of a comparison: its methods at their best rates, and at equal speciality on their frontiers.
 
-`artefacts.comparison.Verdict` says what a verdict holds, and `VerdictRowEntry.outcome` when a method is ahead.
+`artefacts.comparison.Verdict` describes a verdict, and `VerdictRowEntry.outcome` when a method is ahead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WORDS = {"vers": "Vers", "instruction_likelihood": "instruction likelihood", "dr
 
 
 def choices(found: TaskCurves, method: str) -> Chosen:
-    """The method's points chosen on valid, as rows of the table."""
+    """Return the method's points chosen on valid, as rows of the table."""
     points, reference = found.methods[method], found.best(found.reference) if found.reference else None
     if reference is None or not found.done(method):
         return {"uni": None, "equal_spec": None}
@@ -53,8 +53,11 @@ def _sign(low: float, high: float, seeds: int) -> str:
 
 
 def task_verdicts(found: TaskCurves, content: Mapping[str, Any]) -> list[Verdict]:
-    """The verdicts of a task by every measure. `content["rivals"]` names the methods that all others are held against,
-    by default the reference and every method whose name begins with LoRA."""
+    """Return the verdicts of a task by every measure.
+
+    `content["rivals"]` names the methods that all others are compared with, by default the reference and every method
+    whose name begins with LoRA.
+    """
     lora = [name for name in found.methods if plain_name(name).startswith("lora")]
     rivals = list(dict.fromkeys([*filter(None, [found.reference]), *content.get("rivals", lora)]))
     return [_verdict(found, measure, [name for name in rivals if name in found.methods]) for measure in MEASURES]
@@ -78,7 +81,7 @@ def _verdict(found: TaskCurves, measure: str, rivals: list[str]) -> Verdict:
 
 
 class _Place:
-    """A method's frontier where its speciality equals the target."""
+    """A method's frontier at the target speciality."""
 
     def __init__(self, corners: list[Point], base: Point, measure: str, target: Estimate):
         own = [corner for corner in corners if corner is not base]
@@ -98,7 +101,7 @@ def _place(found: TaskCurves, method: str, measure: str, target: Estimate) -> _P
 
 
 def _of_draws(function: Any, corners: list[Point], measure: str, *others: Estimate) -> Estimate:
-    """A function of (spec [draws, corners], measure [draws, corners], ...) at the estimates and on every draw."""
+    """Apply a function of (spec [draws, corners], measure [draws, corners], ...) to the estimates and to every draw."""
     pairs = [[corner.test[figure] for corner in corners] for figure in ("spec", measure)]
     value = function(*(np.array([[one.value for one in pair]]) for pair in pairs),
                      *(np.array([one.value]) for one in others))
@@ -132,7 +135,7 @@ def _verdict_row(
 def _below(
     found: TaskCurves, method: str, rival: str, measure: str, places: Mapping[str, _Place]
 ) -> Below:
-    """The two at the highest Spec that both reach, where that is less than the target."""
+    """Compare two methods at the highest Spec that both reach, where that is less than the target."""
     spec = min((places[name].highest for name in (method, rival)), key=lambda estimate: estimate.value)
     one, other = (_place(found, name, measure, spec) for name in (method, rival))
     return {

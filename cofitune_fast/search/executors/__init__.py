@@ -1,4 +1,4 @@
-"""Where the nodes of a search run. Executors move jobs and results, which are plain data, and know nothing of them."""
+"""Executors run the jobs of a search or a comparison; jobs and results are plain data that they only pass on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ ExecutorName = Literal["in-process", "processes", "ray"]
 
 
 class Executor(Protocol):
-    """slots: how many jobs run at once."""
+    """Runs jobs; `slots` is the number that run at once."""
 
     slots: int
 
     def run(self, jobs: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Pairs of a job and its result as they end, in any order; a job is asked for when a slot is free for it, so
-        that it may depend on what has ended. Raises CofituneError when a job fails."""
+        """Yield pairs of a job and its result as they end, in any order.
+
+        The next job is taken from `jobs` only when a slot is free, so that it may depend on earlier results.
+
+        Raises:
+            CofituneError: a job failed.
+        """
 
     def close(self) -> None: ...

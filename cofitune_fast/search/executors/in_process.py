@@ -1,4 +1,4 @@
-"""Jobs one after another, in this process."""
+"""Executor that runs jobs one after another in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Job = dict[str, Any]
 
 
 class InProcess:
-    """work: does a job and gives its result."""
+    """Runs jobs one after another in this process; `work` maps a job to its result."""
 
     slots = 1
 

@@ -1,4 +1,4 @@
-"""Several workers and the jobs they share: who gets which job, and what happens when a worker dies."""
+"""Pool of workers: assigns jobs, and retries the job of a worker that died."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ Job = dict[str, Any]
 
 
 class PoolWorker(ABC):
-    """One worker. It first answers, unasked, that it is ready, and then every job; see `trials.worker`."""
+    """One worker. It first reports that it is ready, and then answers every job; see `trials.worker`."""
 
     @abstractmethod
     def give(self, job: Job) -> None: ...
 
     @abstractmethod
     def answer(self) -> dict[str, Any] | None:
-        """The answer that has come, None if the worker died instead."""
+        """Return the answer that has arrived, or None if the worker died instead."""
 
     @abstractmethod
     def death(self) -> str:
-        """How it died, and where there is more about it; ends a sentence."""
+        """Describe how the worker died and where to read more; the text ends a sentence."""
 
     @abstractmethod
     def kill(self) -> None: ...
 
 
 class WorkerPool(ABC):
-    """An executor of `slots` workers, which are started when they are first needed.
+    """Executor with `slots` workers, started when first needed.
 
-    A job whose worker dies goes to the next free one, up to `retries` times, and goes on from the node's checkpoint. A
-    job is given only to a worker that is up, so that one which cannot be started again, as when its machine is gone,
-    holds nothing up.
+    A job whose worker dies goes to the next free worker, up to `retries` times, and resumes from the node's checkpoint.
+    Jobs are given only to workers that have reported ready. So a worker that cannot be restarted, for example because
+    its machine is gone, delays no job.
     """
 
     def __init__(self, slots: int, retries: int):
@@ -50,15 +50,16 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _wait(self, workers: Sequence[PoolWorker]) -> Iterable[PoolWorker]:
-        """Those with an answer, or dead; waits until there is one."""
+        """Wait until at least one worker has an answer or is dead, and return those workers."""
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
-        """Jobs and results as they end. Whatever breaks this off, also in the caller, stops the other jobs.
+        """Yield jobs and results as they end; an error, also one in the caller, stops the other jobs.
 
-        jobs: each is asked for when it can be given to a worker, after the results before it were taken.
+        Args:
+            jobs: the next one is taken when a worker can run it, after the earlier results were consumed.
 
         Raises:
-            CofituneError: a job says so, or its worker died more than `retries` times.
+            CofituneError: a job reports one, or its worker died more than `retries` times.
             RuntimeError: anything else went wrong in a worker, with its traceback.
         """
         waiting, deaths, source = deque(), Counter(), iter(jobs)

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, one per GPU, or a few that share its processors."""
+"""Worker processes on this machine: one per GPU, or a few that share its CPU cores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from .pool import Job, PoolWorker, WorkerPool
 
 
 class Processes(WorkerPool):
-    """workers: default one per GPU; without a GPU it must be given, and each has its share of the threads, unless
-    OMP_NUM_THREADS says how many. devices: names for CUDA_VISIBLE_DEVICES, default all that this process sees; more
-    workers than devices share them.
+    """Executor with worker processes on this machine.
 
-    What a worker prints goes to `workers/N.log` in the search's folder.
+    A worker's output goes to `workers/N.log` in the search's folder.
+
+    Args:
+        workers: number of processes, by default one per GPU; required without a GPU, where they share the threads
+            evenly unless OMP_NUM_THREADS is set.
+        devices: values for CUDA_VISIBLE_DEVICES, by default all GPUs that this process sees. More workers than devices
+            share them.
+
+    Raises:
+        CofituneError: there is no GPU and `workers` is not given.
     """
 
     def __init__(
@@ -40,7 +47,7 @@ class Processes(WorkerPool):
         super().__init__(workers, retries)
         self._setup = on_device(setup, "cuda") if devices else setup
         self._devices = devices
-        self._places = list(range(workers))[::-1]  # those without a worker, the next one last
+        self._places = list(range(workers))[::-1]  # numbers of the workers to start, the next one last
         self._threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // workers))
 
     def _start(self) -> PoolWorker:
@@ -66,7 +73,7 @@ class _Process(PoolWorker):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = os.pipe()
         with self.log.open("ab") as log:
-            # A session of its own: an interrupt from the keyboard is for the search, which then stops its workers.
+            # A new session keeps Ctrl-C from reaching the worker; the search catches it and stops its workers.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cofitune_fast.trials.worker", str(theirs)], env=environment,
                 stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[theirs], start_new_session=True,
@@ -96,17 +103,18 @@ class _Process(PoolWorker):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.answers.close()
-        with suppress(OSError):  # what was not sent any more
+        with suppress(OSError):  # unsent input is lost, as the process is dead
             self._process.stdin.close()
 
     def _send(self, content: dict[str, Any]) -> None:
-        with suppress(OSError):  # it is dead: `answer` will say so
+        with suppress(OSError):  # the process is dead, which `answer` reports
             self._process.stdin.write(json.dumps(content).encode() + b"\n")
             self._process.stdin.flush()
 
 
 def visible_gpus(setup: TrialSetup) -> list[str]:
-    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; none if the model is to be on the CPU."""
+    """List the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; empty if the model is to be on the CPU.
+    """
     if str(setup.model.get("device")) == "cpu":
         return []
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -114,7 +122,7 @@ def visible_gpus(setup: TrialSetup) -> list[str]:
 
 
 def on_device(setup: TrialSetup, device: str) -> TrialSetup:
-    """The setup for a process that sees a GPU of its own alone ("cuda"), or that is to use the CPU."""
+    """Return the setup for a process on `device`: "cuda", its only visible GPU, or "cpu"."""
     return replace(setup, model={**setup.model, "device": device})
 
 

@@ -1,4 +1,4 @@
-"""Jobs on the ranks of torchrun, which hold one model together: all of them do every job, at the same time."""
+"""Executor for the ranks of torchrun, which hold one model together: all of them do every job at the same time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Job = dict[str, Any]
 
 
 class Ranks:
-    """The executor of rank 0, which drives the search; the others `follow`. work: does a job and gives its result."""
+    """Executor of rank 0, which drives the search while the other ranks `follow`; `work` maps a job to its result."""
 
     slots = 1
 
@@ -24,7 +24,7 @@ class Ranks:
             try:
                 result = self._work(job)
             except BaseException:
-                self._whole = False  # the others have met the same error, or torchrun ends them
+                self._whole = False  # the other ranks meet the same error, or torchrun stops them
                 raise
             yield job, result
 
@@ -34,6 +34,6 @@ class Ranks:
 
 
 def follow(work: Callable[[Job], Job]) -> None:
-    """Do what rank 0 does until it closes its executor."""
+    """Run the jobs that rank 0 sends until it closes its executor."""
     while (job := broadcast_object(None)) is not None:
         work(job)

@@ -1,8 +1,8 @@
 """Workers on a Ray cluster (extra `ray`): as many as its machines have room for, with a GPU each where there are any.
 
 A worker is a Ray actor, so that it keeps its GPU and its loaded model from job to job; a job is a task of that actor.
-Retries are `WorkerPool`'s: Ray itself would wait for the lost actor's place, here another worker takes the job. Only
-JSON text goes to and fro.
+`WorkerPool` retries jobs instead of Ray. Ray would wait until the lost actor's resources are free again, whereas the
+pool gives the job to another worker. Only JSON text is exchanged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,22 @@ _PROBE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_le
 
 
 class RayCluster(WorkerPool):
-    """address: "auto" or host:port of a running cluster; None: RAY_ADDRESS, else a cluster of this machine's processors
-    alone, which ends with this executor. A Ray that the process has joined already is used as it is.
-
-    workers: at most so many jobs at once. gpus, cpus: what a job asks for; default a GPU where the cluster has any, and
-    one CPU, or a share of all CPUs where the cluster is of this machine alone and `workers` is given. Ray gives a job
-    as many threads as CPUs.
+    """Executor on a Ray cluster.
 
     All machines must see the search's folder, the model and the data under the same paths, and have the same versions
-    of Python, Ray and this package.
+    of Python, Ray and this package. A Ray that this process has already joined is used as it is.
+
+    Args:
+        address: "auto" or host:port of a running cluster. None stands for RAY_ADDRESS, or else for a cluster of this
+            machine's CPUs alone, which ends with this executor.
+        workers: largest number of jobs at once.
+        gpus: GPUs per job; by default one where the cluster has any.
+        cpus: CPUs per job, which is also its number of threads; by default one, or an equal share of all CPUs where the
+            cluster is this machine alone and `workers` is given.
+        retries: how often a job is given to another worker after its worker died.
+
+    Raises:
+        CofituneError: Ray is not installed, the cluster cannot be joined, or no machine has the resources of a job.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class _RayWorker(PoolWorker):
             return json.loads(self._ray.get(self.coming))
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            self._end = reason.partition(" Some common causes include")[0]  # and then Ray's advice, a paragraph of it
+            self._end = reason.partition(" Some common causes include")[0]  # leave out Ray's long advice
             return None
 
     def death(self) -> str:
@@ -110,7 +117,7 @@ class _RayWorker(PoolWorker):
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Even with log_to_driver=False Ray tells of dead workers on the standard output, where --json writes its lines.
+    # Even with log_to_driver=False Ray reports dead workers on standard output, where --json writes its lines.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray
@@ -133,7 +140,7 @@ def _join(ray: Any, address: str | None, cpus: int | None) -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
             raise CofituneError(f"There is no Ray cluster at {address} ({error}): {advice}") from None
-    # Ray itself would try for minutes and then end this process.
+    # Probe in another process: Ray would retry for minutes and then kill this one.
     try:
         probe = subprocess.run([sys.executable, "-c", _PROBE, address], capture_output=True, text=True,
                                timeout=CONNECT_SECONDS)
@@ -149,13 +156,13 @@ def _join(ray: Any, address: str | None, cpus: int | None) -> None:
 
 
 def _checkout() -> dict[str, Any]:
-    """The runtime environment in which workers find this package where it is used from a checkout, not installed."""
+    """Return the runtime environment that lets workers import this package from a checkout that is not installed."""
     root = Path(__file__).parents[3]
     return {} if root.name in ("site-packages", "dist-packages") else {"env_vars": {"PYTHONPATH": str(root)}}
 
 
 def _room(machine: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many jobs fit on a machine at once."""
+    """Count the jobs that fit on a machine at once."""
     wanted = {"CPU": cpus, "GPU": gpus}
     return min((int(machine.get(kind, 0) / each) for kind, each in wanted.items() if each), default=0)
 
@@ -165,7 +172,7 @@ def _sizes(machines: Sequence[dict[str, float]]) -> str:
 
 
 def _absolute(setup: TrialSetup) -> TrialSetup:
-    """With absolute paths: a worker of the cluster starts in another folder."""
+    """Make all paths absolute, because a worker of the cluster starts in another folder."""
     data = {key: os.path.abspath(value) for key, value in vars(setup.data).items()
             if key.split("_")[0] in ("train", "valid", "test", "versatility") and isinstance(value, str)}
     path = setup.model["path"]
