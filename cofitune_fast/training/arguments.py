@@ -15,7 +15,9 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..errors import CofituneError
+from ..memory.settings import MemorySettings
 from ..models import dtype_name
+from ..models.sharded import is_sharded
 from .rates import FULL_RATE
 
 # Trainer's own defaults except where they do not suit a command-line run or a region.
@@ -62,6 +64,13 @@ _LIGER = "the loss takes Liger's kernel by itself, on a GPU where the package is
 _COMPILED = ("a model whose frozen layers are skipped would be compiled anew at every step; leave it out (in a loop of "
              "your own the optimizer's step may be compiled)")
 
+_REENTRANT = "use_reentrant=True would run the backward through all frozen layers; leave it out"
+
+
+def _not_reentrant(value: Any) -> bool:
+    return not (value or {}).get("use_reentrant")
+
+
 REFUSED: dict[str, Rule] = {
     "optim": Rule(lambda value: str(value) in ("adamw_torch", "adamw_torch_fused"), _OWN_OPTIMIZER),
     "optim_args": Rule(_unset, _OWN_OPTIMIZER),
@@ -86,9 +95,43 @@ REFUSED: dict[str, Rule] = {
     "fsdp_config": Rule(_unset, _SHARDED),
     "parallelism_config": Rule(_unset, _SHARDED),
     "accelerator_config": Rule(_unset, _SHARDED),
+    "gradient_checkpointing_kwargs": Rule(_not_reentrant, _REENTRANT),
+    "activation_checkpointing_kwargs": Rule(_not_reentrant, _REENTRANT),  # its name in newer releases
     "label_names": Rule(_unset, _OWN_ROWS),
     "remove_unused_columns": Rule(lambda value: True, _OWN_ROWS),  # rows have no columns to remove
 }
+
+
+def refuse_ineffective(arguments: TrainingArguments) -> None:
+    """Refuse TrainingArguments made by hand that hold what would have no effect here.
+
+    Raises:
+        CofituneError: one sentence that names the argument and what to do.
+    """
+    for key, rule in REFUSED.items():
+        value = getattr(arguments, key, None)
+        value = getattr(value, "value", value)
+        if key != "accelerator_config" and not rule.accepts(value):  # that one is an object in any case
+            raise _no_effect(key, value)
+
+
+def check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
+    """Refuse a model that is not sharded where several processes train, and settings that work in one process only.
+
+    Raises:
+        CofituneError: one sentence that names the setting and what it must be.
+    """
+    if not is_sharded(model):
+        raise CofituneError(f"{args.world_size} processes train together, but the model is not sharded over them: load "
+                            "it by load_model after torchrun has started them, or start one process.")
+    alone = {"memory.gradient_release": (memory.gradient_release, "off"),
+             "memory.optimizer_states": (memory.optimizer_states, "device"),
+             "memory.prefix_weights": (memory.prefix_weights, "device"),
+             "training.average_tokens_across_devices": (args.average_tokens_across_devices, True)}
+    for name, (value, needed) in alone.items():
+        if value != needed:
+            raise CofituneError(f"{name} is {value}, which works in one process only; under torchrun it must be "
+                                f"{needed}, as it is by default.")
 
 
 def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> TrainingArguments:
@@ -165,7 +208,7 @@ def _refuse(values: Mapping[str, Any]) -> None:
             hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
             raise CofituneError(f"Unknown key training.{key}; {hint}")
         if key in REFUSED and not REFUSED[key].accepts(value):
-            raise CofituneError(f"training.{key} is {value!r}, which has no effect here: {REFUSED[key].instead}.")
+            raise _no_effect(key, value)
         _check_kind(key, value, known[key])
     for key in ("learning_rate", "num_train_epochs"):
         if values.get(key, 1) <= 0:
@@ -173,6 +216,10 @@ def _refuse(values: Mapping[str, Any]) -> None:
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _require_count(key, values.get(key, 1))
     _check_reports(values.get("report_to", "none"))
+
+
+def _no_effect(key: str, value: Any) -> CofituneError:
+    return CofituneError(f"training.{key} is {value!r}, which has no effect here: {REFUSED[key].instead}.")
 
 
 def _check_kind(key: str, value: Any, field: Field[Any]) -> None:

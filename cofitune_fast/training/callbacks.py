@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..memory.prefix import FrozenPrefix
 from ..models.sharded import any_rank
 
 
@@ -59,3 +62,28 @@ class SameOnAllRanks(TrainerCallback):
     ) -> None:
         for name in ("should_save", "should_evaluate", "should_log", "should_epoch_stop", "should_training_stop"):
             setattr(control, name, any_rank(getattr(control, name)))
+
+
+class FrozenPart(TrainerCallback):
+    """Removes the cost of the frozen layers, after Trainer has prepared the model for training.
+
+    With gradient checkpointing, transformers makes the embeddings' output require a gradient. That would run the
+    backward through every frozen layer below the region. Non-reentrant checkpointing does not need it, so the hook is
+    removed. The gradients of the region are the same to the bit. `then` is called at the end.
+    """
+
+    def __init__(self, prefix: FrozenPrefix | None, then: Callable[[], None]):
+        self._prefix, self._then = prefix, then
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model.disable_input_require_grads()  # does nothing where checkpointing is off
+        if self._prefix is not None:
+            self._prefix.stop_checkpointing()
+        self._then()

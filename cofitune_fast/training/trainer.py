@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
@@ -30,14 +27,15 @@ from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
-from ..memory.settings import MemorySettings
 from ..models.attention import trie_attention
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta
+from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
-from .callbacks import SameOnAllRanks
+from .callbacks import FrozenPart, SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
+from .mean import Mean
 from .options import TrainOptions
 
 
@@ -96,7 +94,9 @@ class CoFiTuneTrainer(Trainer):
         prefix_cache: PrefixCache | None = None,
         **kwargs: Any,
     ):
-        self.anchor_kl, self.kept_eval_loss = _Mean(), None
+        refuse_ineffective(args)
+        check_precision({"bf16": args.bf16}, model)
+        self.anchor_kl, self.kept_eval_loss = Mean(), None
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
@@ -107,10 +107,9 @@ class CoFiTuneTrainer(Trainer):
         if options.memory.gradient_release != "off":
             refuse_accumulation(args.gradient_accumulation_steps)
         if args.world_size > 1:
-            _check_sharded(model, args, options.memory)
+            check_sharded(model, args, options.memory)
         self.chunked: bool | None = None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
-        _refuse_reentrant(args)
         super().__init__(
             model=model,
             args=args,
@@ -120,7 +119,7 @@ class CoFiTuneTrainer(Trainer):
             **kwargs,
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
-        self.add_callback(_FrozenPart(self))
+        self.add_callback(FrozenPart(self.prefix, self.settle_head))
         self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
     def get_train_dataloader(self) -> DataLoader:
@@ -381,47 +380,6 @@ class CoFiTuneTrainer(Trainer):
                                     if entry["step"] == self.state.best_global_step and "eval_loss" in entry), None)
 
 
-class _Mean:
-    """Running mean of numbers that stay on the device until `value` is read."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | float = 0.0
-        self._count = 0
-
-    def add(self, number: Tensor) -> None:
-        self._sum, self._count = self._sum + number, self._count + 1
-
-    @property
-    def value(self) -> float | None:
-        return float(self._sum) / self._count if self._count else None
-
-
-class _FrozenPart(TrainerCallback):
-    """Removes the cost of the frozen layers, after Trainer has prepared the model for training.
-
-    With gradient checkpointing, transformers makes the embeddings' output require a gradient. That would run the
-    backward through every frozen layer below the region. Non-reentrant checkpointing does not need it, so the hook is
-    removed. The gradients of the region are the same to the bit.
-    """
-
-    def __init__(self, trainer: CoFiTuneTrainer):
-        self._trainer = trainer
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        model.disable_input_require_grads()  # does nothing where checkpointing is off
-        prefix = self._trainer.prefix
-        if prefix is not None:
-            prefix.stop_checkpointing()
-        self._trainer.settle_head()
-
-
 def _keyed(rows: Sequence[Encoded] | KeyedRows | None, anchor: Anchor | None = None) -> KeyedRows | None:
     return rows if rows is None or isinstance(rows, KeyedRows) else KeyedRows(rows, anchor)
 
@@ -430,27 +388,3 @@ def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Select the entries of a batch that the model's forward takes."""
     names = ("input_ids", "attention_mask", "position_ids", "rows", "owners")
     return {name: batch[name] for name in names if name in batch}
-
-
-def _check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
-    if not is_sharded(model):
-        raise CofituneError(f"{args.world_size} processes train together, but the model is not sharded over them: load "
-                            "it by load_model after torchrun has started them, or start one process.")
-    alone = {"memory.gradient_release": (memory.gradient_release, "off"),
-             "memory.optimizer_states": (memory.optimizer_states, "device"),
-             "memory.prefix_weights": (memory.prefix_weights, "device"),
-             "training.average_tokens_across_devices": (args.average_tokens_across_devices, True)}
-    for name, (value, needed) in alone.items():
-        if value != needed:
-            raise CofituneError(f"{name} is {value}, which works in one process only; under torchrun it must be "
-                                f"{needed}, as it is by default.")
-
-
-def _refuse_reentrant(args: TrainingArguments) -> None:
-    # Newer releases call the same argument activation_checkpointing_kwargs.
-    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        if (getattr(args, name, None) or {}).get("use_reentrant"):
-            raise CofituneError(
-                f"training.{name}: use_reentrant=True would run the backward through all frozen layers; "
-                "leave it out."
-            )

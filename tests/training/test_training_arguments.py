@@ -9,8 +9,10 @@ import torch
 from tiny import make_tiny_model
 from transformers import TrainingArguments
 
+from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.training import Schedule, arguments, check_arguments, training_arguments
+from cofitune_fast.regions import BaseInfo, Region
+from cofitune_fast.training import CoFiTuneTrainer, Schedule, arguments, check_arguments, training_arguments
 from cofitune_fast.training.arguments import REFUSED, check_precision
 
 
@@ -48,6 +50,18 @@ def test_a_missing_tracker_is_named(monkeypatch):
     check_arguments({"report_to": ["tensorboard"]})
     with pytest.raises(CofituneError, match=r"report_to names wandb, which is not installed"):
         check_arguments({"report_to": ["tensorboard", "wandb"]})
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, which has no effect here"),
+    ({"optim": "sgd"}, "optim is 'sgd', which has no effect here"),
+    ({"bf16": True}, "the model is loaded in float32"),
+])
+def test_arguments_made_by_hand_are_held_to_the_same_table(tmp_path, values, words):
+    model = make_tiny_model()
+    with pytest.raises(CofituneError, match=words):
+        CoFiTuneTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, **values), Region.parse("ffn@3"),
+                        [Encoded([4, 5, 6], 1)], base=BaseInfo.of(model, "tiny"), pad_token_id=0)
 
 
 def test_every_rule_is_about_an_argument_of_trainer_and_takes_its_default():
