@@ -35,6 +35,7 @@ def search(
                                     **{f"search.{key}": value for key, value in given.items() if value is not None}})
     settings.region = None
     if dry_run:
+        search_settings(settings)  # refuses what cannot be, before the model is loaded
         content = preview_search(settings, make_workbench(settings))
         emit(content, as_json, lambda: Console().print(show_space(content["nodes"], content["totals"])))
         return

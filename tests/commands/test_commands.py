@@ -288,6 +288,7 @@ def test_ctrl_c_says_how_to_go_on(cofitune, monkeypatch, tiny_run):
     ({"search.rungs": "[1]"}, "A race needs a rung below 1"),
     ({"search.budget": "2 weeks"}, "search.budget is '2 weeks'; write an amount above 0"),
     ({"search.rate_factors": "[0]"}, "search.rate_factors must be a list of numbers above 0"),
+    ({"search.keep": "0"}, "search.keep is 0.0; it must be above 0"),
     ({"search.executor": "processes"}, "say how many workers share the processors"),
     ({"search.ray_address": "auto"}, "search.ray_address is given, but search.executor is not ray"),
     ({"search.executor": "ray", "search.ray_address": "nowhere"}, "is neither auto nor host:port"),
@@ -301,6 +302,13 @@ def test_a_search_that_cannot_be_is_refused_in_a_sentence(cofitune, tiny_run, ch
     status, out, err = cofitune("search", *arguments({**tiny_run, **change}))
     assert status == 2 and words in err and "Traceback" not in err and out == ""
     assert not (Path(tiny_run["output"]) / "nodes").exists()
+
+
+@pytest.mark.parametrize("options", [["search"], ["search", "--dry-run"], ["run"]])
+def test_the_numbers_of_a_search_are_checked_before_the_model_is_looked_for(cofitune, tiny_run, options):
+    status, _, err = cofitune(*options, *arguments({**tiny_run, "model": "./nowhere", "search.confidence": 0.1}))
+    assert status == 2 and "search.confidence is 0.1; it must be at least 0.5" in err
+    assert not Path(tiny_run["output"]).exists()
 
 
 def test_a_search_without_a_validation_part_or_a_group(cofitune, tiny_run):
