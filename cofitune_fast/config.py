@@ -1,4 +1,4 @@
-"""One YAML per run: the sections, their defaults, and overrides from the command line."""
+"""Configuration of a run, one YAML file: the sections, their defaults, and overrides from the command line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ except ImportError as error:
 
 
 def _true_or_false(training: dict[str, Any]) -> dict[str, Any]:
-    """Refuse `off` where TrainingArguments wants true or false: it is text, and any text counts as true there."""
+    """Refuse a text such as `off` where TrainingArguments takes a bool, because it counts any text as true."""
     for key, value in training.items():
         if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
             from transformers import TrainingArguments
@@ -46,11 +46,11 @@ def _true_or_false(training: dict[str, Any]) -> dict[str, Any]:
 
 
 Training = Annotated[dict[str, Any], AfterValidator(_true_or_false)]
-"""Arguments of transformers.TrainingArguments."""
+"""Fields of transformers.TrainingArguments."""
 
 
 class Section(BaseModel):
-    """A section refuses unknown keys; a text in its place stands for its `main` key."""
+    """Section that refuses unknown keys; a text in place of the section sets its `main` key."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     main: ClassVar[str | None] = None
@@ -64,7 +64,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model: a folder, a hub id, or a GGUF file (alone, or `gguf_file` inside `path`).
 
-    `quantize` is how everything outside the region is held; the region itself stays in `dtype`.
+    `quantize` applies to everything outside the region; the region itself stays in `dtype`.
     """
 
     main = "path"
@@ -77,7 +77,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The speciality: JSON, JSONL or CSV files. `limit` takes the first rows of `train` only."""
+    """The speciality: JSON, JSONL or CSV files. `limit` keeps only the first rows of `train`."""
 
     main = "train"
     train: str | None = None
@@ -89,9 +89,12 @@ class DataSection(Section):
 
 
 class VersatilitySection(Section):
-    """Folders (or YAML files) with the groups knowledge, reasoning, instruction. `limit` is per task;
-    with `generate` also tasks count for which the model has to write (IFEval). drift_rows: on how many responses of the
-    instruction files `compare` (of methods) and `evaluate --delta` measure the KL to the base."""
+    """The versatility suite: folders or YAML files with the groups knowledge, reasoning and instruction.
+
+    `limit` is the number of items per task. `generate` adds tasks in which the model must write (IFEval). `drift_rows`
+    is the number of responses of the instruction files on which `compare` and `evaluate --delta` measure the KL to the
+    base.
+    """
 
     main = "valid"
     valid: str | None = None
@@ -102,7 +105,7 @@ class VersatilitySection(Section):
 
 
 class ImportanceSection(Section):
-    """How unit importance is measured, or the `file` that holds it already."""
+    """Settings for measuring unit importance, or the `file` of a measured one."""
 
     main = "file"
     file: str | None = None
@@ -112,13 +115,15 @@ class ImportanceSection(Section):
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of `Workbench.importance`."""
+        """Return the arguments of `Workbench.importance`."""
         return self.model_dump(exclude={"file"})
 
 
 class MaskSection(Section):
-    """The soft mask: `preset` of the normaliser ("none" trains without a mask) and where it acts. Off by default:
-    docs/comparison.md has what masks gave beyond a smaller learning rate, which is nothing so far."""
+    """The soft mask: its normaliser `preset` ("none" trains without a mask) and where it acts.
+
+    It is off by default. docs/comparison.md reports that masks gave nothing so far beyond a smaller learning rate.
+    """
 
     main = "preset"
     preset: Literal["none", PresetName] = "none"
@@ -126,8 +131,11 @@ class MaskSection(Section):
 
 
 class PlanSection(Section):
-    """What `cofitune plan` cannot know: response tokens per row (else half of data.max_length), rows of the training
-    data, and the rates of another machine: FLOP/s, bytes/s of its memory, and between it and the host."""
+    """Quantities that `cofitune plan` cannot know.
+
+    response_length: response tokens per row; by default half of data.max_length. rows: training rows. flops, bandwidth,
+    transfer: rates of another machine, namely FLOP/s, bytes/s of its memory, and bytes/s between it and the host.
+    """
 
     response_length: int | None = Field(None, ge=1)
     rows: int | None = Field(None, ge=1)
@@ -137,8 +145,7 @@ class PlanSection(Section):
 
 
 class WorkersSection(Section):
-    """Where runs are made: in this process, in `workers` processes of this machine, or on the Ray cluster at
-    `ray_address`."""
+    """Place of the runs: this process, `workers` processes on this machine, or the Ray cluster at `ray_address`."""
 
     executor: ExecutorName = "in-process"
     workers: int | None = Field(None, ge=1)
@@ -146,9 +153,12 @@ class WorkersSection(Section):
 
 
 class SearchSection(WorkersSection):
-    """The tree search: a named `space`, a YAML file or levels; a strategy, and what is to be different of it; training
-    arguments for its nodes over those of `training`; and where the nodes run. docs/search.md explains each, and
-    SearchSettings and Strategy check the numbers."""
+    """The tree search.
+
+    `space` is a named space, a YAML file or a list of levels. rungs, beam, keep and confidence override those of
+    `strategy`. `training` overrides the training arguments for the search's nodes. docs/search.md explains each key;
+    SearchSettings and Strategy check the numbers.
+    """
 
     main = "space"
     space: str | list[dict[str, Any]] = SearchSettings.space
@@ -167,19 +177,21 @@ class SearchSection(WorkersSection):
 
 
 class RunSection(Section):
-    """The main job. full_sft: whether full SFT is trained too, as a contrast. full_sft_training: its training
-    arguments, over those of `training`."""
+    """The main job. full_sft: train full SFT too, as a contrast. full_sft_training: its arguments, over those of
+    `training`.
+    """
 
     full_sft: bool = True
     full_sft_training: Training = Field(default_factory=dict)
 
 
 class CompareSection(WorkersSection):
-    """The `methods` to compare: names of the catalogue, or mappings {name, method, and what is to be different}, on
-    `tasks` ({name: the keys of `data`}; without them `data` is the one task), at `learning_rates` ({method: [...]}) and
-    with `seeds`. general: a file of general rows, for methods that take them. limit: training rows of each task that
-    has no limit of its own. executor, workers, ray_address: as in `search`. full_sft: the old name of
-    run.full_sft_training.
+    """The comparison of methods.
+
+    methods: names of the catalogue, or mappings {name, method, and fields that differ}. tasks: {name: the keys of
+    `data`}; without it `data` is the one task. learning_rates: {method: [...]}. seeds: seeds of every run. general: a
+    file of general rows, for methods that use them. limit: training rows of each task that has no limit of its own.
+    executor, workers, ray_address: as in `search`. full_sft: the old name of run.full_sft_training.
     """
 
     full_sft: Training = Field(default_factory=dict)
@@ -197,12 +209,15 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "paper": {"mask": {"preset": "paper", "mode": "gradient"}, "anchor": {"weight": 0.0},
               "search": {"space": "paper", "strategy": "greedy", "learning_rate": "fixed"}},
 }
-"""Settings under those that are given: paper is CoFiTune as published (arXiv 2404.10306)."""
+"""Defaults by preset, which given settings override; "paper" is CoFiTune as published (arXiv 2404.10306)."""
 
 
 class Config(Section):
-    """A whole run. Which sections a command needs, it says itself. preset: see PRESETS. anchor and memory have the
-    settings of these classes; docs/anchor.md and docs/memory.md explain each."""
+    """Configuration of a whole run; each command says which sections it needs.
+
+    preset: see PRESETS. anchor, memory: the fields of AnchorSettings and MemorySettings; docs/anchor.md and
+    docs/memory.md explain them.
+    """
 
     title: str = "CoFiTune run"
     preset: Preset = "default"
@@ -235,7 +250,11 @@ class Config(Section):
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """The configuration of a YAML file with overrides {"section.key": value} on top; one sentence when it is wrong."""
+    """Load a configuration from a YAML file, with overrides {"section.key": value}.
+
+    Raises:
+        CofituneError: a key is unknown, a value is wrong, or the file is unusable; one sentence.
+    """
     values = _read(Path(path)) if path is not None else {}
     for key, value in (overrides or {}).items():
         _set(values, key.split("."), value)
@@ -249,7 +268,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 
 
 def _put_under(values: dict[str, Any], preset: dict[str, dict[str, Any]]) -> None:
-    """Give `values` what the preset has and they do not."""
+    """Fill in the preset's values where `values` has none."""
     for section, content in preset.items():
         given = values.get(section, {})
         if isinstance(given, str) and (main := _main_key(section)):
@@ -259,7 +278,12 @@ def _put_under(values: dict[str, Any], preset: dict[str, dict[str, Any]]) -> Non
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """`--section.key value` and `--section.key=value` pairs; values are read as YAML, so numbers are numbers."""
+    """Parse `--section.key value` and `--section.key=value` pairs; values are read as YAML, so that numbers become
+    numbers.
+
+    Raises:
+        CofituneError: an option has no value, or a value has no option.
+    """
     overrides: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
@@ -277,7 +301,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 
 def _wants_text(keys: list[str]) -> bool:
-    """Whether a key takes text, so that a name such as 2024 stays a name."""
+    """True if a key takes text, so that a name such as 2024 stays a name."""
     kind: Any = Config
     for key in keys:
         kind = fields_of(section_of(kind)).get(key)
@@ -295,7 +319,7 @@ def _value(text: str) -> Any:
 
 
 def _with_home(value: Any) -> Any:
-    """Write out the home folder in every path that begins with ~/ ."""
+    """Expand the home folder in every path that begins with ~/ ."""
     if isinstance(value, dict):
         return {key: _with_home(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -314,7 +338,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Set a nested key; `model: folder` in one place and `model.dtype` in another come together in one section."""
+    """Set a nested key; `model: folder` and `model.dtype` from different places are merged into one section."""
     main = _main_key(keys[0])
     if main and isinstance(values.get(keys[0]), str):
         values[keys[0]] = {main: values[keys[0]]}
@@ -329,5 +353,5 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _main_key(section: str) -> str | None:
-    """The key that a text in place of a whole section stands for."""
+    """Return the key that a text in place of a whole section sets, or None."""
     return getattr(section_of(fields_of(Config).get(section)), "main", None)

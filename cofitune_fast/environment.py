@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure was measured with."""
+"""Description of the machine and the versions with which a figure was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Machine, memory, GPU and versions, as report.json and `cofitune env` show them."""
+    """Collect machine, memory (bytes), GPU and versions, as report.json and `cofitune env` show them."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "machine": f"{platform.system()} {platform.machine()}",

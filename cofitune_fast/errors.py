@@ -1,8 +1,8 @@
-"""The one exception for everything a user can put right."""
+"""Exception for all errors that a user can put right."""
 
 
 class CofituneError(ValueError):
-    """Bad input, in one sentence: what is wrong, where, and what to do about it.
+    """Error that a user can put right, in one sentence: what is wrong, where, and what to do about it.
 
     The command line prints the sentence without a traceback and exits with status 2.
     """

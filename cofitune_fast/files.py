@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: write under a temporary name, wait for the disk, then rename."""
+"""Atomic files, which are complete or absent: write under a temporary name, sync to disk, then rename."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .errors import CofituneError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    When the block is left, the file is on the disk under its name and survives a power cut.
+    When the block has ended, the file is on disk under its name and survives a power cut.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -30,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     ordinary = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(stat.S_IMODE(ordinary))  # safetensors makes its files private; an artefact is an ordinary file
+        temporary.chmod(stat.S_IMODE(ordinary))  # safetensors makes its files private; give them ordinary permissions
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -40,10 +40,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; put it in `path`'s place if the block succeeds, else remove it.
+    """Yield a temporary folder beside `path`; replace `path` by it if the block succeeds, else remove it.
 
-    A folder that stands there already is moved aside first and deleted last, so that a process killed or a power cut at
-    any moment leaves the old content or the new one somewhere whole.
+    A folder at `path` is moved aside first and deleted last. So after a kill or a power cut at any moment either the
+    old or the new content exists completely.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -66,7 +66,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Create the folder `path` and those above it where they are missing, so that they survive a power cut."""
+    """Create the folder `path` and missing parents, synced to disk so that they survive a power cut."""
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Parse a JSON file; `what` names the artefact in the error, e.g. "delta"."""
+    """Parse a JSON file; `what` names the artefact in errors, e.g. "delta".
+
+    Raises:
+        CofituneError: the file is absent or no JSON.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +100,11 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Create `path` if need be and prove by a write that files can be put there."""
+    """Create the folder `path` if needed, and prove that files can be written there.
+
+    Raises:
+        CofituneError: they cannot.
+    """
     path = Path(path)
     try:
         make_folder(path)
@@ -108,12 +116,12 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name that nobody else uses, in the same folder and with the same suffix."""
+    """Return an unused hidden name in the same folder, with the same suffix."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content or a folder's list of names is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Settings from plain values, checked by the types and ranges of the class that will hold them.
+"""Validation of settings: plain values are checked by the types and ranges of the class that will hold them.
 
-pydantic is imported where values are read; the classes themselves do without it.
+pydantic is imported only when values are read; the classes themselves do not need it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from .errors import CofituneError
 
 T = TypeVar("T")
-_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's errors of models and of dataclasses
 
 
 def validated(kind: type[T], values: Any, where: str | Callable[[str], str]) -> T:
-    """An instance of `kind`, a dataclass or a pydantic model, from plain values.
+    """Build an instance of `kind`, a dataclass or a pydantic model, from plain values.
 
-    A dataclass refuses unknown keys if its `__pydantic_config__` says so, and checks ranges in `__post_init__`. where:
-    what the values stand in, for the sentence about a wrong one, such as "run.yaml"; or a function that says it for a
-    key.
+    A dataclass refuses unknown keys if its `__pydantic_config__` says so, and checks ranges in `__post_init__`.
+
+    Args:
+        where: source of the values for error messages, such as "run.yaml", or a function that returns it for a key.
 
     Raises:
-        CofituneError: an unknown key, with the nearest known one; a value of the wrong type or out of range.
+        CofituneError: a key is unknown (the sentence names the nearest known one), or a value has the wrong type or is
+            out of range.
     """
     try:
         from pydantic import ValidationError
@@ -38,7 +40,11 @@ def validated(kind: type[T], values: Any, where: str | Callable[[str], str]) -> 
 
 
 def check_choices(settings: Any, section: str) -> None:
-    """Refuse a value that the Literal of its field does not name, for settings made by hand. Raises CofituneError."""
+    """Refuse a value that the Literal of its field does not name, in settings made without `validated`.
+
+    Raises:
+        CofituneError: the first such value.
+    """
     for name, annotation in fields_of(type(settings)).items():
         value = getattr(settings, name)
         if get_origin(annotation) is Literal and value not in get_args(annotation):
@@ -47,7 +53,7 @@ def check_choices(settings: Any, section: str) -> None:
 
 
 def fields_of(kind: Any) -> dict[str, Any]:
-    """The annotations of a dataclass or pydantic model by field name; of anything else there are none."""
+    """Return the annotations of a dataclass or pydantic model by field name; {} for anything else."""
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return {field.name: hints[field.name] for field in fields(kind)}
@@ -55,7 +61,7 @@ def fields_of(kind: Any) -> dict[str, Any]:
 
 
 def section_of(annotation: Any) -> Any:
-    """The dataclass or pydantic model that a field holds, alone or with None; None if it holds neither."""
+    """Return the dataclass or pydantic model that a field holds, alone or optionally; None if it holds neither."""
     return next((kind for kind in (annotation, *get_args(annotation)) if fields_of(kind)), None)
 
 
@@ -67,11 +73,11 @@ def _adapter(kind: type) -> Any:
 
 
 def _sentence(kind: Any, problems: Sequence[Any], where: str | Callable[[str], str]) -> str:
-    # A misspelt key often explains the other problems.
+    # Report a misspelt key first, because it often causes the other problems.
     problem = min(problems, key=lambda item: item["type"] not in _UNKNOWN_KEY)
     place: list[str] = []
     section, parent = kind, kind
-    for part in problem["loc"]:  # what comes after a plain field is pydantic's own bookkeeping
+    for part in problem["loc"]:  # parts after a plain field are internal to pydantic
         if section is None:
             break
         place.append(str(part))
@@ -84,6 +90,6 @@ def _sentence(kind: Any, problems: Sequence[Any], where: str | Callable[[str], s
         hint = f"did you mean {'.'.join([*place[:-1], nearest[0]])}?" if nearest else f"known are {', '.join(known)}."
         return f"Unknown key {key} in {source}; {hint}"
     own = problem.get("ctx", {}).get("error")
-    if isinstance(own, CofituneError):  # from __post_init__; it names the key
+    if isinstance(own, CofituneError):  # raised by __post_init__, and names the key
         return str(own) if callable(where) else f"{source[:1].upper()}{source[1:]}: {own}"
     return f"{f'{key} in ' if key else ''}{source} is wrong: {problem['msg']} (given: {problem['input']!r})."

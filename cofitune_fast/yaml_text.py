@@ -1,6 +1,6 @@
-"""YAML as people write settings: numbers, true and false as in YAML 1.2, all else text.
+"""YAML reader for settings: numbers, true and false as in YAML 1.2, everything else text.
 
-PyYAML reads YAML 1.1, where `off` is false, `1e-4` text and `2024-05-01` a date. Quoted text is text in both.
+PyYAML reads YAML 1.1, in which `off` is false, `1e-4` text and `2024-05-01` a date. Quoted text is text in both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOAT = re.compile(
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's booleans and floats, and without dates."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as PyYAML wants it)
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML reads it from the class)
         first: [(tag, pattern) for tag, pattern in known
                 if tag.removeprefix(_TAG) not in ("bool", "float", "timestamp")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -36,15 +36,19 @@ _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError."""
+    """Parse a YAML text.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
     return yaml.load(text, _Loader)
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
-    """The value of a YAML or JSON file; `what` names it in errors, e.g. "configuration".
+    """Read a YAML or JSON file; `what` names it in errors, e.g. "configuration".
 
     Raises:
-        CofituneError: it is not there, cannot be read, or is not YAML.
+        CofituneError: the file is absent, cannot be read, or is not YAML.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Settings of the anchor: the section `anchor:` of the configuration."""
+"""Settings of the anchor, the section `anchor:` of the configuration."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ _SHIPPED = Path(__file__).with_name("prompts.txt")
 
 @dataclass(frozen=True)
 class AnchorSettings:
-    """The section `anchor:`.
+    """Settings of the anchor, the section `anchor:` of the configuration.
 
-    weight: weight of the mean KL per anchor token, relative to the mean loss per response token; 0: no anchor.
-    rows: number of anchor texts added to each batch of a step.
-    texts: number of texts that the base writes. tokens: maximum number of tokens of each.
-    prompts: "general" (shipped with the package), "task" (those of the training rows), or a file: text with one prompt
-        per line, or training data in any format, of which only the prompts are used.
-    temperature: sampling temperature of the base.
-    top_k: number of the base's most probable tokens that are stored at each place; all others count as one.
-    seed: seed of the sampling and of the order.
+    Attributes:
+        weight: weight of the mean KL per anchor token, relative to the mean loss per response token; 0: no anchor.
+        rows: number of anchor texts added to each batch of a step.
+        texts: number of texts that the base writes.
+        tokens: maximum number of tokens of each text.
+        prompts: "general" (shipped with the package), "task" (those of the training rows), or a file: text with one
+            prompt per line, or training data in any format, of which only the prompts are used.
+        temperature: sampling temperature of the base.
+        top_k: number of the base's most probable tokens that are stored at each position; all others count as one.
+        seed: seed of the sampling and of the order.
+
+    Raises:
+        CofituneError: a value is out of range.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -50,7 +55,7 @@ class AnchorSettings:
             raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
 
     def identity(self) -> dict[str, Any]:
-        """What a run's results depend on: of a file of prompts what it says, wherever it lies."""
+        """Return the settings that a run's results depend on; a file of prompts counts by its content, not its path."""
         if self.weight == 0:
             return {"weight": 0.0}
         prompts = self.prompts
@@ -59,7 +64,14 @@ class AnchorSettings:
         return {**asdict(self), "prompts": prompts}
 
     def read_prompts(self, task: Sequence[list[Message]] | None = None) -> list[list[Message]]:
-        """Read the prompts as messages. task: the prompts of the training rows."""
+        """Read the prompts as messages.
+
+        Args:
+            task: prompts of the training rows, used if `prompts` is "task".
+
+        Raises:
+            CofituneError: the file of prompts is unusable, or there are no training rows.
+        """
         if self.prompts == "task":
             if not task:
                 raise CofituneError("anchor.prompts is task, but there are no training rows; set data.train.")

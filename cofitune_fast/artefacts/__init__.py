@@ -1,4 +1,4 @@
-"""The JSON artefacts, each described once: the types that its writer returns are those that its reader checks."""
+"""Types of the JSON artefacts, each defined once: writers return these types, and readers check against them."""
 
 from .reading import checked, read_artefact
 

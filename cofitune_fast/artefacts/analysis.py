@@ -1,4 +1,4 @@
-"""analysis.json: what training changed, read at every layer (docs/analysis.md explains each figure)."""
+"""Types of analysis.json: the effects of training, read at every layer (docs/analysis.md explains each figure)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Role = Literal["attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ff
 
 
 class Rest(Entry, total=False):
-    """What has no role: embedding, head and norms together."""
+    """Parameters without a role: embedding, head and norms together."""
 
     relative: Finite | None
     share: Required[Finite]
 
 
 class Change(Entry, total=False):
-    """How far training moved the weights; see `analysis.change.weight_change`."""
+    """Change of the weights in training; see `analysis.change.weight_change`."""
 
     relative: Required[dict[str, list[Finite | None]]]
     share: Required[dict[str, list[Finite]]]
@@ -27,7 +27,7 @@ class Change(Entry, total=False):
 
 
 class Lens(Entry, total=False):
-    """What the head reads in the embedding and after each layer: means over the response tokens."""
+    """Logit lens at the embedding and after each layer: means over the response tokens."""
 
     nll: Required[list[Finite]]
     nll_se: Required[list[Finite]]
@@ -37,21 +37,26 @@ class Lens(Entry, total=False):
 
 
 class Counts(Entry, total=False):
-    """Tokens by the layer from which on they are readable (the embedding first), and those that never are."""
+    """Counts of tokens by the layer from which on they are readable (the embedding first), and of those that never are.
+    """
 
     counts: Required[list[int]]
     never: Required[int]
 
 
 class Readable(Entry, total=False):
-    """gained: of the tokens that are right at the end in this model and not in the base."""
+    """Depths at which tokens become readable.
+
+    Attributes:
+        gained: counts over tokens that are right at the end in this model but not in the base.
+    """
 
     all: Required[Counts]
     gained: Required[Counts]
 
 
 class Direct(Entry, total=False):
-    """What each module adds by itself to the right token's lead, in logits; attention and FFN by layer."""
+    """Direct contribution of each module to the right token's lead, in logits; attention and FFN by layer."""
 
     embedding: Required[Finite]
     attention: Required[list[Finite]]
@@ -61,7 +66,7 @@ class Direct(Entry, total=False):
 
 
 class Model(Entry, total=False):
-    """The base, which has no change, or a fine-tuned model."""
+    """Figures of a fine-tuned model, or of the base, which has no change."""
 
     name: Required[Text]
     path: str | None
@@ -73,7 +78,11 @@ class Model(Entry, total=False):
 
 
 class Data(Entry, total=False):
-    """The rows that were read; tokens: those of their responses."""
+    """Data that was read.
+
+    Attributes:
+        tokens: number of response tokens.
+    """
 
     file: Words
     task: Words
@@ -82,7 +91,7 @@ class Data(Entry, total=False):
 
 
 class Measured(Entry, total=False):
-    """What `analysis.analyze` measures; the base is the first model."""
+    """Measurements of `analysis.analyze`; the base is the first model."""
 
     layers: Required[int]
     roles: Required[list[Role]]

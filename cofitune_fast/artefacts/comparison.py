@@ -1,7 +1,7 @@
-"""comparison.json: every run of a comparison, and the curves and verdicts that follow from them.
+"""Types of comparison.json: every run of a comparison, and the curves and verdicts that follow from them.
 
 An *interval* is an estimate on the test part with its 95 % interval (see `compare.curves.draws`). FIGURE is one of
-`draws.FIGURES`, of which a point has those that its runs have; MEASURE is one of `points.MEASURES`.
+`draws.FIGURES`; a point has those that all its runs have. MEASURE is one of `points.MEASURES`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ Interval = Annotated[IntervalEntry, Check(_low_to_high)]
 
 
 class Cost(Entry, total=False):
-    """The cost of a run, or the mean over runs of what they all know. preparation: what came before the
-    training, such as a mask."""
+    """Cost of a run, or the mean over runs of the fields that all of them have.
+
+    Attributes:
+        preparation_seconds: time before the training, for example to make a mask.
+    """
 
     seconds: NumberOrNull
     preparation_seconds: NumberOrNull
@@ -59,7 +62,12 @@ class Cost(Entry, total=False):
 
 
 class SuiteEntry(Figures, total=False):
-    """Scores of a part. nll: per token, of the tasks that have one. drift: KL to the base in nats per token."""
+    """Scores of a part.
+
+    Attributes:
+        nll: NLL per token, by task, of the tasks that have one.
+        drift: metrics of the KL to the base, in nats per token.
+    """
 
     nll: dict[str, NumberOrNull]
     drift: dict[str, NumberOrNull]
@@ -69,7 +77,7 @@ Suite = Annotated[SuiteEntry, Check(uni_is_the_sum)]
 
 
 class MethodEntry(Entry, total=False):
-    """recipe: see `methods.recipe.Recipe`."""
+    """Method of a comparison; `recipe` has the fields of `methods.recipe.Recipe`."""
 
     name: Required[Text]
     sentence: Words
@@ -77,8 +85,13 @@ class MethodEntry(Entry, total=False):
 
 
 class RunEntry(Entry, total=False):
-    """One method on one task at one rate and seed; alpha: the interpolation that was scored. A run that is missing or
-    failed has no scores, and `why` says what happened."""
+    """One method on one task at one rate and seed.
+
+    A run that is missing or failed has no scores, and `why` gives the reason.
+
+    Attributes:
+        alpha: the interpolation that was scored.
+    """
 
     id: str
     method: Required[str]
@@ -94,7 +107,11 @@ class RunEntry(Entry, total=False):
 
 
 class MissingRun(Entry, total=False):
-    """at: the point that lacks the run, where this is not said by the place of the entry."""
+    """Run that is not done.
+
+    Attributes:
+        at: the point that lacks the run, if the entry's place does not tell.
+    """
 
     at: str
     seed: Required[int]
@@ -105,9 +122,13 @@ class MissingRun(Entry, total=False):
 class PointEntry(Entry, total=False):
     """A learning rate (and alpha) of a method over its seeds.
 
-    seeds: those present. interval_of: "items and seeds", "items" (one seed), or null (no run). valid: {FIGURE: mean
-    over the seeds present}. test: {FIGURE: interval}. minus_base: {FIGURE: interval of the paired difference}. cost:
-    the mean over the seeds present.
+    Attributes:
+        seeds: finished seeds.
+        interval_of: "items and seeds", "items" (one seed), or null (no run).
+        valid: {FIGURE: mean over the finished seeds}.
+        test: {FIGURE: interval}.
+        minus_base: {FIGURE: interval of the paired difference}.
+        cost: mean over the finished seeds.
     """
 
     learning_rate: Required[Finite]
@@ -122,11 +143,14 @@ class PointEntry(Entry, total=False):
 
 
 class ChosenPoint(Entry, total=False):
-    """The point chosen on valid; `point` is its index.
+    """Point chosen on valid.
 
-    minus_reference: {FIGURE: interval of the paired difference}. outcome: {FIGURE: ahead, level, behind or open}, by
-    whether this interval holds 0 (open: it does not, but one of the two has a single seed). time_of_reference: training
-    seconds as a share of the reference's, or null.
+    Attributes:
+        point: its index.
+        minus_reference: {FIGURE: interval of the paired difference}.
+        outcome: {FIGURE: "level" if this interval holds 0, else "ahead" or "behind", or "open" if one of the two
+            methods has a single seed}.
+        time_of_reference: training seconds as a share of the reference's, or null.
     """
 
     point: Required[int]
@@ -136,16 +160,23 @@ class ChosenPoint(Entry, total=False):
 
 
 class Chosen(Entry, total=False):
-    """uni: by the highest Uni on valid. equal_spec: by the least loss of Vers among the points whose Spec is at most
-    2 % below the reference's."""
+    """Points chosen on valid.
+
+    Attributes:
+        uni: the point with the highest Uni.
+        equal_spec: the point with the highest Vers among those whose Spec is at most 2 % below the reference's.
+    """
 
     uni: Required[ChosenPoint | None]
     equal_spec: Required[ChosenPoint | None]
 
 
 class CurveEntry(Entry, total=False):
-    """One for each task and method. frontier: {MEASURE: indices of the points on it, by rising speciality; null is the
-    base}."""
+    """Curve of a method on a task.
+
+    Attributes:
+        frontier: {MEASURE: indices of the points on it, by rising speciality; null is the base}.
+    """
 
     task: Required[str]
     method: Required[str]
@@ -178,18 +209,26 @@ class Below(Entry, total=False):
 
 
 class VerdictRowEntry(Entry, total=False):
-    """A method at the target.
+    """Verdict on one method at the target Spec.
 
-    versatility: that of its frontier there, between the points named; loss: the base's less that; mean_loss: the area
-    between the base's level and the frontier from the base's Spec to the target, over that width. share: {RIVAL: the
-    loss as a share of the rival's, null where the rival's own loss may be none (its interval holds 0)}. difference:
-    {RIVAL: versatility less the rival's, paired}. seeds: the fewest of the points named; missing: the runs that the
-    whole frontier lacks. All intervals are of 95 %, one at a time; nothing corrects for the number of methods.
+    All intervals are 95 % intervals, one at a time; nothing corrects for the number of methods.
 
-    outcome: {RIVAL: "ahead" or "behind" where the intervals of the two losses lie apart, which is stricter than a
-    paired difference beyond 0; else "level"; "open" where they lie apart but one of the two has a single seed, whose
-    interval knows nothing of other seeds; "unreached" where one of them does not come so far, and `below` has the two
-    where both do}.
+    Attributes:
+        reaches: its frontier reaches the target.
+        between: the points of its frontier on either side of the target.
+        seeds: smallest number of seeds of these points.
+        missing: runs that the whole frontier lacks.
+        versatility: versatility of its frontier at the target.
+        loss: the base's versatility less that.
+        mean_loss: area between the base's level and the frontier from the base's Spec to the target, divided by that
+            width.
+        share: {RIVAL: the loss as a share of the rival's, null where the rival's interval holds 0}.
+        difference: {RIVAL: versatility less the rival's, paired}.
+        outcome: {RIVAL: outcome}. "ahead" or "behind": the intervals of the two losses do not overlap, which is
+            stricter than a paired difference other than 0. "level": they overlap. "open": they do not overlap, but one
+            of the two has a single seed, whose interval does not cover other seeds. "unreached": one of the two does
+            not reach the target.
+        below: {RIVAL: the two at a Spec that both reach}, for "unreached".
     """
 
     method: Required[str]
@@ -219,11 +258,14 @@ VerdictRow = Annotated[VerdictRowEntry, Check(_judged_if_reached)]
 
 
 class Verdict(Entry, total=False):
-    """One for each task and MEASURE.
+    """Verdict on a task by one MEASURE.
 
-    target: the Spec of the reference at its best rate, less the tolerance. The *reference* is the method that the
-    settings name, or the one called full SFT, or else the method with the highest Spec at its best rate; its best rate
-    is the one of the highest Uni on valid. It is null, and so is the target, while no run is done.
+    The *reference* is the method that the settings name, or the one called full SFT, or else the method with the
+    highest Spec at its best rate. A method's best rate is the one with the highest Uni on valid. Reference and target
+    are null while no run is done.
+
+    Attributes:
+        target: Spec of the reference at its best rate, less the tolerance.
     """
 
     task: Required[str]
@@ -238,7 +280,12 @@ class Verdict(Entry, total=False):
 
 
 class ComparisonEntry(Head, total=False):
-    """split: names of the parts that rates are chosen on and that is reported. base_scores: {task: {part: scores}}."""
+    """Content of comparison.json.
+
+    Attributes:
+        split: names of the part on which rates are chosen and of the part that is reported.
+        base_scores: {task: {part: scores}}.
+    """
 
     title: Annotated[str, words("Comparison"), Missing(str)]
     split: Table[Words]

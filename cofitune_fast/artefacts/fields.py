@@ -1,8 +1,8 @@
-"""What a value of an artefact may be, and what stands for it where a file lacks it.
+"""Field types of the artefacts: the values they allow, and the value that replaces a missing one.
 
-The annotations cost a writer nothing and need no package. pydantic follows them when an artefact is read. Every
-artefact is a TypedDict in which a key may be absent unless it is `Required`: it may be newer than the file. After
-reading, a key whose type says what it is if `Missing` is always there.
+Writers need no package for these annotations; pydantic applies them when an artefact is read. Every artefact is a
+TypedDict. A key may be absent unless it is `Required`, because it may be newer than the file. After reading, a key
+whose type has a `Missing` is always there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class Entry(TypedDict, total=False):
-    """A JSON object; it may have keys that its type does not name, and they are kept."""
+    """JSON object; keys that its type does not name are allowed and kept."""
 
     __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Where the key is absent or its value null, it is what `make` returns."""
+    """Fills in the result of `make` where the key is absent or its value null."""
 
     make: Callable[[], Any]
 
@@ -41,8 +41,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Check:
-    """A rule beyond the type. `rule` returns the value, completed or as it is, or raises ValueError with the flaw in
-    words that go on from the value's place: "is 3, but must be at most 2"."""
+    """Applies a rule besides the type.
+
+    Attributes:
+        rule: returns the value, completed or unchanged, or raises ValueError with the end of a sentence about the
+            value, such as "is 3, but must be at most 2".
+    """
 
     rule: Callable[[Any], Any]
 
@@ -54,7 +58,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Read:
-    """A rule, as in `Check`, that takes the place of the type's own."""
+    """Applies a rule, as in `Check`, in place of the type's own validation."""
 
     rule: Callable[[Any], Any]
 
@@ -65,7 +69,11 @@ class Read:
 
 
 def number(value: Any) -> float:
-    """The value as it is, whole or not, if it is a number."""
+    """Return the value unchanged if it is a number.
+
+    Raises:
+        ValueError: it is no number.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"must be a number or null, not {value!r}")
     return value
@@ -82,7 +90,7 @@ def number_or_null(value: Any) -> float | None:
 
 
 def between(low: float, high: float) -> Check:
-    """A number within [low, high]; one that is not known passes."""
+    """Require a number within [low, high]; NaN passes."""
 
     def rule(value: float) -> float:
         if math.isfinite(value) and not low - 1e-9 <= value <= high + 1e-9:
@@ -99,7 +107,7 @@ def _not_negative(value: float) -> float:
 
 
 def words(otherwise: str) -> Read:
-    """Any value as text, and `otherwise` for what is empty."""
+    """Read any value as text, and an empty one as `otherwise`."""
     return Read(lambda value: str(value or otherwise))
 
 
@@ -110,7 +118,7 @@ def _not_empty(value: str) -> str:
 
 
 def distinct(key: str | None = None) -> Check:
-    """A list in which no value stands twice; of objects, no value of `key`."""
+    """Require a list without repeated values, or for objects without repeated values of `key`."""
 
     def rule(entries: list[Any]) -> list[Any]:
         values = [entry if key is None else entry[key] for entry in entries]
@@ -123,7 +131,7 @@ def distinct(key: str | None = None) -> Check:
 
 
 def refuse_unknown(names: Iterable[Any], known: Iterable[Any], where: str, what: str) -> None:
-    """Raise ValueError for the first of the names, None left aside, that is not known."""
+    """Raise ValueError for the first name that is neither known nor None."""
     known = set(known)
     for name in names:
         if name is not None and name not in known:
@@ -139,17 +147,17 @@ def none() -> None:
 
 
 Number = Annotated[float, Read(number), Missing(nan)]
-"""A number; NaN if it is not known."""
+"""Number; NaN if it is not known."""
 NumberOrNull = Annotated[float | None, Read(number_or_null)]
 Finite = Annotated[float, Read(_finite)]
 Fraction = Annotated[float, Read(number), between(0, 1), Missing(nan)]
 Error = Annotated[float, Read(number), Check(_not_negative), Missing(nan)]
-"""A standard error."""
+"""Standard error; NaN if it is not known."""
 Text = Annotated[str, Check(_not_empty)]
 Words = Annotated[str, words(""), Missing(str)]
-"""A text that may be empty."""
+"""Text that may be empty."""
 Items = Annotated[list[T], Missing(list)]
 Table = Annotated[dict[str, T], Missing(dict)]
 Part = Annotated[T, Missing(dict)]
-"""An object whose keys are all filled where the file lacks it."""
+"""Object that is made with default values where the file lacks it."""
 Maybe = Annotated[T | None, Missing(none)]

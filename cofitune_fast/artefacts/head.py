@@ -1,4 +1,4 @@
-"""What every artefact tells of its run."""
+"""Types shared by all artefacts: the description of the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .fields import Entry, Number, Table, Text, Words
 
 
 class Base(Entry, total=False):
-    """The model before fine-tuning. fingerprint: SHA-256 over its parameters."""
+    """The model before fine-tuning; `fingerprint` is the SHA-256 over its parameters."""
 
     model: Required[Text]
     fingerprint: Words
@@ -17,7 +17,13 @@ class Base(Entry, total=False):
 
 
 class Head(Entry, total=False):
-    """created: ISO 8601. environment: machine and versions, as `cofitune env` shows them."""
+    """Head of an artefact.
+
+    Attributes:
+        created: date and time, ISO 8601.
+        command: the command line.
+        environment: machine and versions, as `cofitune env` shows them.
+    """
 
     created: Words
     command: Words

@@ -1,4 +1,4 @@
-"""Read an artefact by the type that its writer used; whatever is wrong with it is one sentence."""
+"""Reader of artefacts: checks a file against the type that its writer used; an error is one sentence."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 KINDS = {"report": ("run", "Report"), "comparison": ("comparison", "Comparison"), "analysis": ("analysis", "Analysis")}
-"""What can be read: its module here, and its type there. A search.json is a report without methods."""
+"""Kinds of artefacts: the module here and the type in it. A search.json is a report without methods."""
 
-_MUST = {  # pydantic's names of errors, in the words of who reads the file
+_MUST = {  # pydantic's error types, in the words of JSON
     "dict_type": 'must be a JSON object {"name": value, …}',
     "list_type": "must be a JSON list […]",
     "string_type": "must be a text",
@@ -26,19 +26,22 @@ _MUST = {  # pydantic's names of errors, in the words of who reads the file
 
 
 def read_artefact(kind: str, path: str | Path) -> dict[str, Any]:
-    """The checked content of a JSON file; `kind` is a key of KINDS.
+    """Read and check a JSON file; `kind` is a key of KINDS.
 
     Raises:
-        CofituneError: the file is absent, is no JSON, or a part of it is not as the type says; or pydantic is missing.
+        CofituneError: the file is absent or no JSON, a part does not match its type, or pydantic is missing.
     """
     return checked(kind, read_json(path, kind), path)
 
 
 def checked(kind: str, content: Any, path: str | Path = "") -> dict[str, Any]:
-    """A checked copy of an artefact's content, completed as its type says. `path` is for the sentence about a flaw.
+    """Return a checked copy of an artefact's content, completed as its type says.
+
+    Args:
+        path: file name for error messages.
 
     Raises:
-        CofituneError: a part is not as the type says, or pydantic is missing.
+        CofituneError: a part does not match its type, or pydantic is missing.
     """
     try:
         from pydantic import ValidationError
@@ -62,7 +65,7 @@ def _adapter(kind: str) -> TypeAdapter:
 
 
 def _in_words(error: dict[str, Any]) -> str:
-    """An error of pydantic as "PLACE is …", such as "methods[2].spec must be a number or null, not 'high'"."""
+    """Phrase an error of pydantic as "PLACE is …", such as "methods[2].spec must be a number or null, not 'high'"."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     kind, value = error["type"], error["input"]
     if kind == "value_error":

@@ -1,4 +1,4 @@
-"""report.json, what one run found on one base; search.json is the same with a search and no methods."""
+"""Types of report.json, the results of one run on one base; search.json is the same with a search and no methods."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from .scores import SCORES, Figures, uni_is_the_sum
 from .search import SearchPart
 
 BASE = "base"
-"""The name of the row that holds the untrained model's scores."""
+"""Name of the row that holds the untrained model's scores."""
 
 
 class MethodEntry(Figures, total=False):
-    """A method: what it trained, its scores on the test part, and what it cost.
+    """A method: its region, its scores on the test part, and its cost.
 
-    state: a method that failed has no scores, and what it cost may be null; `why` says in a sentence what happened.
-    learning_rate and epochs are null for the base. run: the training in full. drift: from the base, where it
-    was measured. details: {task: its score and metrics}.
+    Attributes:
+        state: a method that failed has no scores, and its cost may be null.
+        why: the reason of a failure, in a sentence.
+        learning_rate, epochs: null for the base.
+        run: the fields of TrainResult.
+        drift: KL to the base, where it was measured.
+        details: {task: its score and metrics}.
     """
 
     name: Required[Text]
@@ -48,7 +52,7 @@ Method = Annotated[MethodEntry, Check(uni_is_the_sum), Check(_scored_if_done)]
 
 
 class Spread(Entry, total=False):
-    """The raw scores of a layer's units."""
+    """Distribution of the raw scores of a layer's units."""
 
     mean: Number
     p10: Number
@@ -64,11 +68,16 @@ Layer = TypedDict(
     },
     total=False,
 )  # fmt: skip
-"""A layer's importance: spreads of FFN units, and the heads one by one, normalised within the layer."""
+"""Importance of a layer: distributions of the FFN units, and the heads one by one, normalised within the layer."""
 
 
 class ImportancePart(Entry, total=False):
-    """preset: the mask's normaliser. samples: how many the importance was measured on."""
+    """Importance in a report.
+
+    Attributes:
+        preset: the mask's normaliser.
+        samples: number of rows that importance was measured on.
+    """
 
     preset: Words
     mask_mode: Words
@@ -77,7 +86,7 @@ class ImportancePart(Entry, total=False):
 
 
 class CheckRow(Entry, total=False):
-    """What was verified about the delta and the merged model."""
+    """Check of the delta and the merged model."""
 
     name: Required[Text]
     passed: Required[bool]
@@ -92,7 +101,11 @@ class Split(Entry, total=False):
 
 
 class ReportEntry(Head, total=False):
-    """complete: whether all methods are there; a report is written after each."""
+    """Content of report.json.
+
+    Attributes:
+        complete: all methods are there; the report is rewritten after each method.
+    """
 
     title: Annotated[str, words("CoFiTune report"), Missing(str)]
     complete: Annotated[bool, Missing(lambda: True)]

@@ -1,4 +1,4 @@
-"""Scores as they stand in every artefact: figures in [0, 1], larger is better, each with its standard error."""
+"""Types of scores in all artefacts: figures in [0, 1], larger is better, each with its standard error."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated
 from .fields import Check, Entry, Error, Fraction, Missing, Read, between, nan, number
 
 GROUPS = ("knowledge", "reasoning", "instruction")
-"""What Vers is the mean of."""
+"""Groups of tasks; Vers is the mean of their scores."""
 SCORES = ("spec", "vers", *GROUPS, "uni")
 ROUNDING = 0.002  # scores may have been rounded to three decimals before they were written
 
 
 class Figures(Entry, total=False):
-    """Uni = Spec + Vers lies in [0, 2]."""
+    """Scores with standard errors; Uni = Spec + Vers lies in [0, 2]."""
 
     spec: Fraction
     spec_se: Error

@@ -1,4 +1,4 @@
-"""The part `search` of report.json and search.json: every region that was tried, and which one was chosen."""
+"""Types of the part `search` of report.json and search.json: every tried region, and the choice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from .scores import Figures, Scores, uni_is_the_sum
 
 
 class Cost(Entry, total=False):
-    """flops: counted operations. full_sft: in units of one full fine-tuning."""
+    """Cost of a part of a search.
+
+    Attributes:
+        flops: counted operations.
+        full_sft: the same in units of one full fine-tuning.
+    """
 
     seconds: Number
     tokens: Number
@@ -33,7 +38,7 @@ class Cost(Entry, total=False):
 
 
 class DifferenceEntry(Entry, total=False):
-    """A paired difference of Uni with its standard error and the ends of its 95 % interval."""
+    """Paired difference of Uni with its standard error and the ends of its 95 % interval."""
 
     value: Number
     se: Number
@@ -48,7 +53,7 @@ def _share_of_training(entry: Any) -> Any:
 
 
 class RungEntry(Cost, Figures, total=False):
-    """The scores after a fraction of the training, and what this rung alone cost."""
+    """Scores after a fraction of the training, and the cost of this rung alone."""
 
     fraction: Number
 
@@ -63,11 +68,16 @@ def _name_of_node(value: Any) -> str | int:
 
 
 class NodeEntry(Cost, Figures, total=False):
-    """A region that was tried; its scores are those of its last rung, its cost is that of all.
+    """Tried region; the scores are those of its last rung, the cost that of all rungs.
 
-    roles, layers: the region's two halves. rate_factor: of the learning rate, against the search's. fraction: of its
-    training that it got. dropped: why it was not trained further. tied: whether it is among those
-    tied with the best. difference: its Uni less the base's. behind: the Uni of the best less its own.
+    Attributes:
+        roles, layers: the two parts of the region's text.
+        rate_factor: factor of the learning rate against the search's.
+        fraction: share of its training that it received.
+        dropped: the reason why it was not trained further.
+        tied: it is tied with the best.
+        difference: its Uni less the base's.
+        behind: the best node's Uni less its own.
     """
 
     id: Required[Annotated[str, Read(_name_of_node)]]
@@ -91,7 +101,7 @@ class NodeEntry(Cost, Figures, total=False):
 
 
 def _complete_node(node: NodeEntry) -> NodeEntry:
-    """Names for a node that has none; one that does not say how far it was trained was trained to the end."""
+    """Fill in missing names and the missing fraction of a node; without one it was trained to the end."""
     node["label"] = node["label"] or node["region"] or str(node["id"])
     node["level_name"] = node["level_name"] or f"level {node['level']}"
     ends = [rung["fraction"] for rung in node["rungs"]]
@@ -106,7 +116,7 @@ Node = Annotated[NodeEntry, Check(uni_is_the_sum), Check(_complete_node), Check(
 
 
 class ChoiceEntry(Entry, total=False):
-    """How sure the choice is; see `search.choice.Choice`."""
+    """Certainty of the choice; see `search.choice.Choice`."""
 
     best: Maybe[Any]
     tied: Items[Any]
@@ -120,15 +130,21 @@ class ChoiceEntry(Entry, total=False):
 
 
 class Tested(Entry, total=False):
-    """Scores on the test part, read once after the choice."""
+    """Scores on the test part, which is read once, after the choice."""
 
     base: Required[Scores]
     chosen: Required[Scores]
 
 
 class SearchEntry(Entry, total=False):
-    """complete: whether it ended by itself; `stopped` says why it did not. cost: of all nodes and the base's scores.
-    base: its scores on the part that the search chose on."""
+    """Search of a run.
+
+    Attributes:
+        complete: the search was not stopped early.
+        stopped: the reason why it was.
+        cost: cost of all nodes and of the base's scores.
+        base: the base's scores on the part that the search chose on.
+    """
 
     space: Words
     strategy: Words

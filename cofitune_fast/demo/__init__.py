@@ -1,9 +1,9 @@
-"""The data the package carries: a speciality a small model can learn in a minute, and a versatility suite.
+"""Data of the package: a speciality that a small model learns in a minute, and a versatility suite.
 
     data_folder() / "speciality" / "train.jsonl"                       prompt, completion
-    data_folder() / "versatility" / "valid" / "knowledge" / ...jsonl    the three groups, valid and test
+    data_folder() / "versatility" / "valid" / "knowledge" / ...jsonl    three groups, valid and test
 
-data/README.md says what each file is; the generators are in the checkout's examples/demo_data/.
+data/README.md describes each file. The generators are in the repository's examples/demo_data/.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """The folder of the embedded data files, wherever the package is installed."""
+    """Return the folder of the embedded data files, wherever the package is installed."""
     return Path(str(resources.files(__name__) / "data"))
 
 

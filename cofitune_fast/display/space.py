@@ -1,4 +1,4 @@
-"""A search space as a tree, before anything is trained."""
+"""Display of a search space as a tree, before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from .texts import duration
 
 
 def show_space(nodes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> Group:
-    """What `cofitune search --dry-run` prints: the nodes as a tree, then a few lines of totals.
+    """Render the nodes of a search space as a tree, followed by totals, as `cofitune search --dry-run` prints them.
 
-    nodes: parents before their children, each with id, parent, level, level_name, region, trained_parameters, share (of
-    all parameters), full_sft (its cost in full fine-tunings, or None), learning_rate, and kind, "node", or "later" for
-    what is tried only if its parent wins. totals: nodes, and as far as they are known strategy, nodes_likely,
-    full_sft_likely, full_sft_most, full_sft_paper and seconds.
+    Args:
+        nodes: parents before their children, each with id, parent, level, level_name, region, trained_parameters, share
+            (of all parameters), full_sft (cost in full fine-tunings, or None), learning_rate, and kind: "node", or
+            "later" for a node that is tried only if its parent wins.
+        totals: nodes, and as far as known strategy, nodes_likely, full_sft_likely, full_sft_most, full_sft_paper and
+            seconds.
     """
     levels = dict.fromkeys(node["level_name"] for node in nodes)
     tree = Tree("", guide_style="dim", hide_root=True)

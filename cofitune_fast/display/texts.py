@@ -1,4 +1,4 @@
-"""How nodes, scores and times are written in a terminal."""
+"""Text formats of nodes, scores and times in a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..search import Candidate, Node
 
 
 def scores_text(scores: dict[str, float]) -> str:
-    """"Spec 0.612  Vers 0.534  Uni 1.146 ± 0.021"."""
+    """Format scores as "Spec 0.612  Vers 0.534  Uni 1.146 ± 0.021"."""
     return (f"Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
             f"Uni {scores['uni']:.3f} ± {scores['uni_se']:.3f}")
 
@@ -17,11 +17,11 @@ def duration(seconds: float) -> str:
 
 
 def name(node: Node | Candidate) -> str:
-    """The region, and by how much its learning rate differs from that of other nodes with the same region."""
+    """Return the region's text, with its rate factor if that is not 1."""
     factor = f" ×{node.rate_factor:g}" if node.rate_factor != 1 else ""
     return f"{node.region}{factor}"
 
 
 def rung_text(fraction: float) -> str:
-    """"25 %" of the node's training."""
+    """Format a fraction of a node's training as "25 %"."""
     return f"{100 * fraction:.3g} %"

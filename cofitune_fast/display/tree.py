@@ -1,4 +1,4 @@
-"""A live tree in the terminal: the stages, under the search its levels, and a line for each node."""
+"""Display as a live tree in the terminal: the stages, the search's levels, and a line for each node."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rich.tree import Tree
 from ..search import Candidate, Level, Node
 from .texts import duration, name, rung_text
 
-_AROUND = 14  # lines of a terminal that are left to the stages, the other levels and the last line
-_CLOSED = 4  # lines of a level that is over, while the search goes on
+_AROUND = 14  # terminal lines reserved for the stages, the other levels and the last line
+_CLOSED = 4  # lines shown of a finished level while the search goes on
 
 
 @dataclass
 class Line:
-    """A node as it stands: `goal` is the fraction it is being trained to, None while it waits."""
+    """Line of a node; `goal` is the fraction it is being trained to, None while it waits."""
 
     name: str
     node: Node | None = None
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass
 class LevelLines:
-    """The nodes of one level as aligned lines, the reason why one was dropped below it."""
+    """Nodes of one level as aligned lines, each dropped node followed by the reason."""
 
     title: str
     display: TreeDisplay
@@ -79,7 +79,8 @@ class LevelLines:
 
 
 class TreeDisplay:
-    """A live tree: the stages, under the search its levels and nodes, and below it the best so far and the time."""
+    """Live tree of the stages, and under the search its levels and nodes; below it the best node so far and the time.
+    """
 
     def __init__(self, console: Console):
         self.console, self.began = console, time.perf_counter()
@@ -123,7 +124,7 @@ class TreeDisplay:
         self.current.add(self.open)
 
     def rung(self, fraction: float, candidates: list[Candidate]) -> None:
-        """Each running node shows its own rung."""
+        """Ignore the event, because each running node shows its own rung."""
 
     def start(self, candidate: Candidate, fraction: float) -> None:
         self.open.lines[candidate.id].goal = fraction
@@ -134,7 +135,7 @@ class TreeDisplay:
         self.best = best
 
     def drop(self, node: Node) -> None:
-        """The line reads `node.dropped` itself."""
+        """Ignore the event, because the node's line reads `node.dropped`."""
 
     def chosen(self, node: Node, sentence: str) -> None:
         self.best = node

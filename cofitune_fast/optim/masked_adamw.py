@@ -20,44 +20,49 @@ _Named = tuple[str, torch.Tensor]
 
 
 class MaskedAdamW(Optimizer):
-    """AdamW (decoupled weight decay) whose step is damped per unit by a soft mask.
+    """AdamW (decoupled weight decay) with a soft mask that damps each unit's step.
 
-    `ops.masked_adamw_` states the formula, both mask modes and the storage formats. A step is: the global L2 norm of
-    the raw gradients of all groups, then one fused pass per group. Nothing waits for the device: a norm that is not
-    finite sets a flag there on which the pass leaves parameters and states alone; the step counts all the same.
-    bfloat16 needs no loss scaling, so torch.amp.GradScaler has no place here.
+    `ops.masked_adamw_` has the formula, both mask modes and the storage formats. A step computes the global L2 norm of
+    the raw gradients of all groups, and then runs one fused pass per group. It never synchronises with the device. If
+    the norm is not finite, a flag on the device makes the pass leave parameters and states unchanged; the step still
+    counts. bfloat16 needs no loss scaling, so do not use torch.amp.GradScaler.
 
-    Parameters may be DTensors with placements Shard(0) or Replicate (FSDP2, `fully_shard`): each rank updates its rows,
-    the norm is that of all shards, and the bits are those of an unsharded run with the same gradients and norm.
+    Parameters may be DTensors with placements Shard(0) or Replicate (FSDP2, `fully_shard`). Each rank updates its rows,
+    and the norm is that of all shards. The bits are those of an unsharded run with the same gradients and norm.
 
     Args:
-        params: (name, parameter) pairs, as `Region.apply` returns, or dicts {"params": pairs, "lr": ..., ...} with a
-            group's own lr, betas, eps, weight_decay, mask_mode, storage or seed.
-        lr: a number or a tensor of one element, which schedulers change in place. A float32 tensor rounds the number;
-            with capturable it should lie on the parameters' device.
-        max_grad_norm: clip the gradients to this global norm; None: do not clip.
-        masks: name -> factors in [0, 1] as float32, or uint8 in units of 1/255, broadcasting to the parameter as
-            [out, 1], [1, in] or in full. A parameter without a mask is updated in full.
+        params: (name, parameter) pairs, as returned by `Region.apply`, or dicts {"params": pairs, "lr": ..., ...} with
+            a group's own lr, betas, eps, weight_decay, mask_mode, storage or seed.
+        lr: a number, or a one-element tensor that schedulers change in place. A float32 tensor rounds the number; with
+            capturable it should be on the parameters' device.
+        betas: decay rates of the first and the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay, times lr.
+        max_grad_norm: clip the gradients to this global L2 norm; None does not clip.
+        masks: {name: factors in [0, 1]}, float32, or uint8 in units of 1/255, that broadcast to the parameter as [out,
+            1], [1, in] or in full. A parameter without a mask is updated in full.
         mask_mode: "update" damps the step, decay and pull included; "gradient" is the paper's mask on the gradient,
             which Adam nearly divides out.
-        storage: "auto" is "fp32" for float32 parameters and "bf16_sr" for bfloat16 ones. These may also have
+        storage: "auto" is "fp32" for float32 parameters and "bf16_sr" for bfloat16 ones. bfloat16 parameters also take
             "bf16_split", "bf16" or "int8".
-        seed: of the stochastic rounding; with the parameter's name, step and element it fixes the random bits.
+        seed: seed of the stochastic rounding. With the parameter's name, the step and the element it determines the
+            random bits.
         zero_grad_after: set the gradients to zero in the same pass, so that no `zero_grad()` is needed.
         backend: "auto", "reference", "cpu", "triton" or "cuda"; see `ops.backends()`.
         pull: draws the parameters back to their initial values (L2-SP, L1-SP, EWC); see `Pull`. It costs a copy of
-            them, 2 (bfloat16) or 4 bytes per parameter, which is saved with the state unless it was given.
-        capturable: count steps on the device, so that a step works under torch.compile (give lr as a tensor) and
+            them, 2 (bfloat16) or 4 bytes per parameter, which is saved with the state unless the caller provided it.
+        capturable: count steps on the device, so that a step works under torch.compile (with lr as a tensor) and
             CUDA-graph capture. States are made at once, and every parameter needs a gradient at every step.
 
-    Masks and initial weights are used in place where they have the right device and dtype. For a DTensor they and a
-    pull's units may be whole or DTensors placed like it.
+    Masks and initial weights are used in place where they have the right device and dtype. For a DTensor, masks,
+    initial weights and the units of a pull may be full tensors or DTensors with the same placement.
 
     Attributes:
         last_grad_norm: float32 0-d tensor on the parameters' device, the norm before clipping; None before a step.
 
     Raises:
-        CofituneError: parameters without names, unknown or unfitting tensors, an option or dtype out of range.
+        CofituneError: a parameter has no name, a tensor is unknown or does not fit, or an option or dtype is out of
+            range.
     """
 
     @torch.no_grad()
@@ -84,12 +89,12 @@ class MaskedAdamW(Optimizer):
         self.zero_grad_after = zero_grad_after
         self.backend = backend
         self.capturable = capturable
-        # A dictionary, as torch.compile forgets what a compiled step assigns to attributes of an optimizer.
+        # A dictionary, because assignments to the optimizer's attributes are lost in a step under torch.compile.
         self._measured: dict[str, torch.Tensor | None] = {"norm": None, "clip": None}
         require(pull is None or isinstance(pull, Pull), f"{NAME}: pull must be a Pull or None, not {pull!r}.")
         self._given = Given(masks or {}, pull)
         self._factors: dict[str, Factors] = {}
-        self._batches: list[tuple[list[int] | None, list[Batch]]] = []  # per group: whose gradients, and how to step
+        self._batches: list[tuple[list[int] | None, list[Batch]]] = []  # per group: parameters with gradients, batches
         params = list(params)
         require(bool(params), f"{NAME}: there are no parameters to train; a region that selects some is needed.")
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, mask_mode=mask_mode, storage=storage,
@@ -101,8 +106,8 @@ class MaskedAdamW(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group {"params": (name, parameter) pairs, ...options}.
 
-        Masks are for parameters given to the constructor; so is a pull with units or initial weights by name, while one
-        without holds for later groups too.
+        Masks apply only to parameters given to the constructor, and so does a pull with units or initial weights by
+        name. A pull without them also applies to later groups.
         """
         pairs = named_pairs(param_group)
         names = [name for name, _ in pairs]
@@ -128,7 +133,7 @@ class MaskedAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient; returns what `closure` returns, if there is one."""
+        """Update all parameters that have a gradient; returns the result of `closure`, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,15 +148,15 @@ class MaskedAdamW(Optimizer):
 
     @torch.no_grad()
     def measure_grad_norm(self) -> torch.Tensor:
-        """The global L2 norm of the gradients as they are now (float32, 0-d, on the device), before clipping.
+        """Measure the global L2 norm of the current gradients before clipping: float32, 0-d, on the device.
 
-        The next `step` clips by this norm instead of measuring again: for training loops that log it beforehand.
-        `zero_grad` and `load_state_dict` forget it.
+        The next `step` clips by this norm instead of measuring again. This is for training loops that log the norm
+        before the step. `zero_grad` and `load_state_dict` discard it.
         """
         return self._measure(self._ready())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, as torch's optimizers do, and forget the norm measured for the next step."""
+        """Clear the gradients as torch's optimizers do, and discard the norm measured for the next step."""
         super().zero_grad(set_to_none)
         self._measured["clip"] = None
 
@@ -164,7 +169,7 @@ class MaskedAdamW(Optimizer):
         return measured.norm
 
     def _ready(self) -> list[tuple[dict[str, Any], Batch, list[torch.Tensor]]]:
-        """Per batch its group and gradients."""
+        """List (group, batch, gradients) for every batch."""
         ready = []
         for index, group in enumerate(self.param_groups):
             if not self.capturable:
@@ -194,17 +199,21 @@ class MaskedAdamW(Optimizer):
 
     @torch.no_grad()
     def create_states(self) -> None:
-        """Make all states now and not at the first step: torch.distributed.checkpoint.load fills those it finds."""
+        """Make all states now instead of at the first step, because torch.distributed.checkpoint.load fills existing
+        ones.
+        """
         for group in self.param_groups:
             for name, p in _pairs(group):
                 self._state(group, name, p)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {name: {"step", "storage", "exp_avg", "exp_avg_sq", ...}}, "param_groups": [{"params": [names],
-        ...options}]}: of the states what `ops._storage.new_state` lists, and with a pull to weights as they
-        were when the optimizer was made also these, "anchor".
+        """Return the states by parameter name and the options of the groups.
 
-        Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not part of it: give them to the
+        The format is {"state": {name: {"step", "storage", "exp_avg", "exp_avg_sq", ...}}, "param_groups": [{"params":
+        [names], ...options}]}. The entries of a state are those of `ops._storage.new_state`. With a pull to the weights
+        at construction, these weights are part of it as "anchor".
+
+        Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not included; give them to the
         constructor. For DTensor parameters states are DTensors, as torch.distributed.checkpoint takes them.
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():
@@ -218,18 +227,18 @@ class MaskedAdamW(Optimizer):
         return dict(state) if anchor is None else {**state, "anchor": anchor}
 
     def _anchor(self, name: str) -> torch.Tensor | None:
-        """What belongs to a saved state because nobody else has it."""
+        """Return the initial weights if only the optimizer has them, so that they must be saved; else None."""
         pull = self._given.pull
         return self._factors[name].anchor if pull is not None and pull.initial is None else None
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over options and states; with the same masks and data the run then goes on as if never interrupted.
+        """Load options and states; with the same masks and data the run then continues as if never interrupted.
 
         Tensors are copied bit for bit into the optimizer's own. An lr that is a tensor here stays one.
 
         Raises:
-            CofituneError: groups, names, shapes or storages are not those of this optimizer; nothing has been changed
+            CofituneError: groups, names, shapes or storages are not those of this optimizer. Nothing has been changed
                 then.
         """
         state_dict = self._through(self._optimizer_load_state_dict_pre_hooks, dict(state_dict))
@@ -253,21 +262,24 @@ class MaskedAdamW(Optimizer):
             self.state[by_name[name]] = state
             states.fill(state, self._anchor(name), saved.get(name))
         self._measured["clip"] = None
-        if not self.capturable:  # steps may differ now
+        if not self.capturable:  # parameters of a batch may now be at different steps
             self._batches = [(None, [])] * len(self.param_groups)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def _through(self, hooks: Mapping[int, Callable[..., Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state dict after registered hooks, each of which may return another one, as in torch."""
+        """Pass the state dict through registered hooks, each of which may return another one, as in torch."""
         for hook in hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a deep copy takes along: all but hooks, wrappers that a scheduler has put over methods, and a measured
-        norm, whose gradients are not copied either."""
+        """Return the attributes for a deep copy.
+
+        Left out are hooks, wrappers that a scheduler has put over methods, and a measured norm, because the gradients
+        it belongs to are not copied.
+        """
         kept = {key: value for key, value in vars(self).items()
                 if not key.startswith("_optimizer_") and not hasattr(type(self), key)}
         return {**kept, "_measured": {**self._measured, "clip": None}, "_batches": []}

@@ -1,4 +1,4 @@
-"""From report.json or comparison.json to what people read: page, pictures, table. Reads artefacts, never a model."""
+"""Pages, pictures and tables made from report.json, comparison.json or analysis.json; no model is needed."""
 
 from .analysis.page import write_analysis_page
 from .comparison.rows import comparison_table

@@ -1,4 +1,4 @@
-"""Differences of two scores, and whether they are more than the standard error."""
+"""Differences of two scores, compared with their standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AHEAD, TIE, BEHIND, UNKNOWN = "ahead", "tie", "behind", "unknown"
 
 @dataclass(frozen=True)
 class Difference:
-    """a − b of one score, with se = √(se_a² + se_b²); NaN where a part is missing."""
+    """Difference a − b of one score, with se = √(se_a² + se_b²); NaN where a part is missing."""
 
     value: float
     se: float
@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Beyond two standard errors, the usual 95 % line."""
+        """True beyond two standard errors, the usual 95 % threshold."""
         return self.outcome in (AHEAD, BEHIND) and abs(self.value) > 2 * self.se
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Difference:
 
 
 def difference(a: Entry, b: Entry, key: str) -> Difference:
-    """a − b for the score `key`. The errors are taken as independent (see the report's footnote)."""
+    """Return a − b for the score `key`; the errors are taken as independent (see the report's footnote)."""
     errors = [entry.get(f"{key}_se", math.nan) for entry in (a, b)]
     value = a[key] - b[key] if finite(a[key]) and finite(b[key]) else math.nan
     return Difference(value, math.hypot(*errors) if all(map(finite, errors)) else math.nan)

@@ -1,4 +1,4 @@
-"""The top of a page: a title, some sentences, a badge and a few large numbers."""
+"""Headline of a page: a title, some sentences, a badge and a few large numbers."""
 
 from __future__ import annotations
 

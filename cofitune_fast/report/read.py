@@ -1,4 +1,4 @@
-"""Read a report.json, search.json or comparison.json."""
+"""Reader of report.json, search.json and comparison.json."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from .style.numbers import finite
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Read and check a report.json, a search.json, which holds a search and no methods, or a comparison.json.
+    """Read and check a report.json, a comparison.json, or a search.json, which holds a search and no methods.
 
-    path: the file, or a folder, of which the first of report.json, search.json and comparison.json is read. Returns
-    the report as a dictionary in which every optional part exists: `search` and `importance` may be None, lists may be
-    empty, and a score that is absent or null is NaN.
+    Args:
+        path: the file, or a folder, in which the first of report.json, search.json and comparison.json is read.
+
+    Returns:
+        The report as a dictionary in which every optional part exists: `search` and `importance` may be None, lists may
+            be empty, and a score that is absent or null is NaN.
 
     Raises:
-        CofituneError: the file is absent, is no JSON, or a part is not as its type in `artefacts` says; or pydantic
-            is missing.
+        CofituneError: the file is absent or no JSON, a part is not as its type in `artefacts` says, or pydantic is
+            missing.
     """
     path = Path(path)
     if path.is_dir():
@@ -29,17 +32,17 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def checked_report(content: Any, path: str | Path = "") -> dict[str, Any]:
-    """The same of content that was read or made before."""
+    """Check content that was read or made before, as `read_report` does."""
     return checked("comparison" if is_comparison(content) else "report", content, path)
 
 
 def is_comparison(content: Any) -> bool:
-    """Whether this is the content of a comparison.json, not of a report.json or search.json."""
+    """True for the content of a comparison.json, False for that of a report.json or search.json."""
     return isinstance(content, dict) and "runs" in content
 
 
 def plain_json(value: Any) -> Any:
-    """A copy in which NaN and infinities are null, so that every JSON reader takes the file."""
+    """Copy a value with null in place of NaN and infinities, so that every JSON reader accepts the file."""
     if isinstance(value, dict):
         return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network and no script."""
+"""Writer of the page: one HTML file that needs no network and no script."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ PICTURES = {  # name of the PNG: (drawing, what a reader who cannot see it is to
 
 
 def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dict[str, Any]:
-    """Make report.html and its pictures from a report, given as a dictionary or as the path that `read_report` takes.
+    """Write report.html and its pictures from a report, given as a dictionary or as the path that `read_report` takes.
 
-    Returns the paths: {"html": Path, "json": Path, "png": [Path, …]}. The JSON is a copy of the report (NaN as null),
-    unless the report already lies in `folder`; that of a search alone, without methods, is called search.json. The
-    content of a comparison.json makes comparison.html instead.
-    A picture without data is left out. Every file is complete or absent.
+    From the content of a comparison.json it writes comparison.html instead. A picture without data is left out. Every
+    file is complete or absent.
+
+    Returns:
+        {"html": Path, "json": Path, "png": [Path, …]}. The JSON is a copy of the report (NaN as null), unless the
+            report already lies in `folder`. That of a search alone, without methods, is called search.json.
 
     Raises:
         CofituneError: the report is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.
@@ -67,14 +69,14 @@ def write_report(report: dict[str, Any] | str | Path, folder: str | Path) -> dic
                 written.append(save_png(figure, folder / f"{name}.png"))
                 drawings[name] = inline_svg(figure, name, html.escape(description))
             else:
-                (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report in the same folder
+                (folder / f"{name}.png").unlink(missing_ok=True)  # left by an earlier report
     page = folder / ("comparison.html" if comparison else "report.html")
     write_text(page, (render_comparison if comparison else render)(raw, drawings))
     return {"html": page, "json": target, "png": written}
 
 
 def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
-    """The page of a checked report; `drawings` are finished `<svg>` elements by picture name."""
+    """Render the page of a checked report; `drawings` are finished `<svg>` elements by picture name."""
     styles = method_styles([method["name"] for method in report["methods"]])
     return _rendered(
         "run/page.html.j2",
@@ -95,7 +97,7 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
 
 
 def render_comparison(content: dict[str, Any], drawings: dict[str, str]) -> str:
-    """The page of a checked comparison, likewise."""
+    """Render the page of a checked comparison; `drawings` as for `render`."""
     return _rendered("comparison/page.html.j2", content, drawings=drawings, **comparison_values(content))
 
 
@@ -110,7 +112,7 @@ def _search_alone(report: dict[str, Any]) -> bool:
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Base, splits and environment as (name, text) pairs; byte counts are made readable."""
+    """List base, splits and environment as (name, text) pairs; byte counts are made readable."""
     base = report["base"]
     facts = [
         ("base model", base["model"]),

@@ -1,1 +1,1 @@
-"""analysis.json: where the speciality enters."""
+"""Page of an analysis.json, which shows where the speciality enters."""

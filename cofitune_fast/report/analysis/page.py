@@ -1,4 +1,4 @@
-"""analysis.html: the page of an analysis, one file without network and script, and its pictures."""
+"""Writer of analysis.html and its pictures; the page is one file without network and script."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ PICTURES = {  # name: (drawing, what a reader who cannot see it is told)
 
 
 def write_analysis_page(analysis: str | Path, folder: str | Path) -> dict[str, Any]:
-    """Make analysis.html and its pictures in `folder` from an analysis.json or the folder it lies in.
+    """Write analysis.html and its pictures into `folder` from an analysis.json or the folder that holds it.
 
-    Returns {"html": Path, "json": Path, "png": [Path, ...], "sentences": [str, ...]}. Every file is complete or absent.
+    Every file is complete or absent.
+
+    Returns:
+        {"html": Path, "json": Path, "png": [Path, ...], "sentences": [str, ...]}.
 
     Raises:
         CofituneError: the analysis is malformed, the folder cannot be written, or matplotlib or jinja2 is missing.

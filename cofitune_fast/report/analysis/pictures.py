@@ -1,4 +1,4 @@
-"""The pictures of an analysis: change per layer and role, the lens, attention against FFN."""
+"""Pictures of an analysis: change per layer and role, the logit lens, attention against FFN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES = {"attention": ("attention", "blue"), "ffn": ("FFN", "vermillion")}
 
 
 def change_map(analysis: dict[str, Any]) -> Figure:
-    """One map per fine-tuned model, roles by layers, all on one scale; a cell that did not move stays empty."""
+    """Draw one map per fine-tuned model, roles by layers, all on one scale; an unchanged cell stays empty."""
     import numpy as np
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
@@ -50,9 +50,9 @@ def change_map(analysis: dict[str, Any]) -> Figure:
 
 
 def lens_curves(analysis: dict[str, Any]) -> Figure:
-    """NLL, its difference to the base, KL to the last layer, and the share of tokens readable; a line per model.
+    """Draw NLL, its difference to the base, KL to the last layer, and the share of readable tokens; a line per model.
 
-    Drawn from the first layer on: what the head reads in the embedding would squeeze all the rest.
+    The curves start at the first layer, because the values at the embedding would compress the scale.
     """
     figure = new_figure(WIDTH, 6.0)
     styles = method_styles([model["name"] for model in analysis["models"]])
@@ -86,7 +86,7 @@ def lens_curves(analysis: dict[str, Any]) -> Figure:
 
 
 def module_bars(analysis: dict[str, Any]) -> Figure:
-    """Direct contributions of attention and FFN per layer: the base's, and below it how each model differs from it."""
+    """Draw the direct contributions of attention and FFN per layer: those of the base, then each model's difference."""
     base, *others = analysis["models"]
     figure = new_figure(WIDTH, 0.35 + 1.75 * (1 + len(others)))
     height = figure.get_figheight()

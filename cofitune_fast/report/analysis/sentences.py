@@ -1,4 +1,4 @@
-"""What an analysis says in sentences and rows, from its figures alone."""
+"""Sentences and table rows of an analysis, made from its figures alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..style.numbers import MISSING, NBSP, percent
 
 
 def sentences(analysis: dict[str, Any]) -> list[str]:
-    """Two sentences for each fine-tuned model: where its weights moved, and where its answers become readable."""
+    """Write two sentences for each fine-tuned model: where its weights moved, and where its answers become readable."""
     base, *others = analysis["models"]
     return [text for model in others for text in (_moved(model), _entered(model, base))]
 
 
 def rows(analysis: dict[str, Any]) -> list[dict[str, str]]:
-    """One row of texts per model, the base first."""
+    """Make one row of texts per model, the base first."""
     base = analysis["models"][0]
     table = []
     for model in analysis["models"]:
@@ -38,7 +38,7 @@ def rows(analysis: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def median_layer(part: dict[str, Any]) -> int | None:
-    """The layer by which half of the readable tokens are readable; -1 is the embedding, None if none ever is."""
+    """Return the layer by which half of the readable tokens are readable; -1 is the embedding, None if none ever is."""
     whole = sum(part["counts"])
     totals = accumulate(part["counts"])
     return next((depth - 1 for depth, total in enumerate(totals) if 2 * total >= whole), None) if whole else None

@@ -1,1 +1,1 @@
-"""comparison.json: curves, verdicts and tables."""
+"""Page of a comparison.json: curves, verdicts and tables."""

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: what each method loses at equal speciality, alone and against its time."""
+"""Pictures of a comparison: each method's loss at equal speciality, alone and against its training time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PANELS = {"vers": "Vers lost", "instruction_likelihood": "Instruction likelihood
 
 
 def losses(content: dict[str, Any], task: str) -> Figure | None:
-    """A dot with its interval for each method and measure, at the Spec of the reference; left is better."""
+    """Draw a dot with its interval for each method and measure, at the Spec of the reference; left is better."""
     verdicts = {key: verdict for key in MEASURES if (verdict := verdict_of(content, task, key))}
     if not verdicts:
         return None
@@ -49,7 +49,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], styles: dict[str, Any]) -> No
     reached = [row for row in rows if row["reaches"]]
     ends = [0.0, *(row["loss"]["value"] for row in reached)]
     span = (max(ends) - min(ends)) or 0.01
-    # An interval from two seeds may be many times the rest; it is cut off at the panel's edge.
+    # An interval from two seeds can be very wide, so it is cut off at the panel's edge.
     ends += [max(row["loss"]["low"], min(ends) - 0.6 * span) for row in reached]
     ends += [min(row["loss"]["high"], max(ends) + 0.6 * span) for row in reached]
     pad = 0.06 * ((max(ends) - min(ends)) or span)
@@ -76,7 +76,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], styles: dict[str, Any]) -> No
 
 
 def cost(content: dict[str, Any], task: str) -> Figure | None:
-    """The time of a run as a share of the reference's against what is lost at equal speciality; down-left is better."""
+    """Draw training time, as a share of the reference's, against the loss at equal speciality; lower left is better."""
     key = next((key for key in ("instruction_likelihood", "vers") if verdict_of(content, task, key)), None)
     if key is None:
         return None

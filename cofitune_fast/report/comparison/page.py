@@ -1,4 +1,4 @@
-"""What the page of a comparison shows: its pictures by name, and the values of its template."""
+"""Content of a comparison's page: its pictures by name, and the values of its template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 def comparison_pictures(content: dict[str, Any]) -> dict[str, tuple[Draw, str]]:
-    """{name of the PNG: (drawing, what a reader who cannot see it is told)}."""
+    """Return {name of the PNG: (drawing, description for readers who cannot see it)}."""
     return {
         f"{kind}-{slug}": (partial(draw, task=task), f"{text}, on {task}")
         for task, slug in slugs(content).items() for kind, (draw, text) in KINDS.items()
@@ -34,7 +34,7 @@ def comparison_pictures(content: dict[str, Any]) -> dict[str, tuple[Draw, str]]:
 
 
 def slugs(content: dict[str, Any]) -> dict[str, str]:
-    """A name for files and ids for each task, no two the same."""
+    """Return a unique name for each task, for use in file names and ids."""
     plain = {task: re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-") for task in content["tasks"]}
     twice = {slug for slug in plain.values() if not slug or list(plain.values()).count(slug) > 1}
     return {task: f"{slug or 'task'}-{place}" if slug in twice else slug
@@ -42,7 +42,7 @@ def slugs(content: dict[str, Any]) -> dict[str, str]:
 
 
 def comparison_values(content: dict[str, Any]) -> dict[str, Any]:
-    """The template's values beside those that all pages share."""
+    """Return the template's values besides those that all pages share."""
     styles = styles_of(content)
     return {
         "colors": {name: look.color for name, look in styles.items()},
@@ -76,6 +76,8 @@ def _task(content: dict[str, Any], task: str, slug: str) -> dict[str, Any]:
 
 
 def _kept(content: dict[str, Any], task: str) -> list[tuple[str, str, str]]:
-    """(method, rate by Uni, rate by Vers among those of the reference's Spec), where the two differ."""
+    """List (method, rate with the best Uni, rate with the best Vers at the reference's Spec) where the two rates
+    differ.
+    """
     rows = zip(chosen_rows(content, task, "uni"), chosen_rows(content, task, "equal_spec"), strict=True)
     return [(one.name, one.rate, other.rate) for one, other in rows if one.rate != other.rate]

@@ -23,7 +23,8 @@ def styles_of(content: dict[str, Any]) -> dict[str, Style]:
 
 
 def plane(content: dict[str, Any], task: str, measure: str) -> Figure | None:
-    """One curve for each method through its frontier, a point for each rate, crosses of the difference to the base."""
+    """Draw one curve per method through its frontier, a point per rate, and error bars of the difference to the base.
+    """
     curves = {name: [point for point in curve["points"] if {"spec", measure} <= point["test"].keys()]
               for name, curve in curves_of(content, task).items()}  # fmt: skip
     base = _base(content, task, measure)
@@ -55,7 +56,7 @@ def plane(content: dict[str, Any], task: str, measure: str) -> Figure | None:
 
 
 def _base(content: dict[str, Any], task: str, measure: str) -> tuple[float, float] | None:
-    """The base's place, from any point's figures less their differences to it."""
+    """Compute the base's position from any point: its figures less their differences to the base."""
     for curve in curves_of(content, task).values():
         for point in curve["points"]:
             if {"spec", measure} <= point["minus_base"].keys():
@@ -70,14 +71,16 @@ def _at(point: dict[str, Any], measure: str) -> tuple[float, float]:
 
 
 def _bars(point: dict[str, Any], key: str) -> list[list[float]]:
-    """The interval of the difference to the base, as matplotlib wants it: distances below and above."""
+    """Return the interval of the difference to the base as matplotlib takes it: distances below and above."""
     interval = point["minus_base"].get(key) or point["test"][key]
     return [[max(0.0, interval["value"] - interval["low"])], [max(0.0, interval["high"] - interval["value"])]]
 
 
 def _limits(axes: Axes, places: list[tuple[float, float]], points: list[dict[str, Any]], measure: str) -> None:
-    """Room for all points and the crosses of those with all seeds; with two seeds of three a cross may fill the page,
-    and is cut off."""
+    """Set axis limits that hold all points, and the error bars of points with all seeds.
+
+    Error bars from two of three seeds can be very wide, so they may be cut off.
+    """
     whole = [point for point in points if not point["missing"]]
     for index, (key, setter) in enumerate((("spec", axes.set_xlim), (measure, axes.set_ylim))):
         ends = [place[index] for place in places]
@@ -97,7 +100,7 @@ def _curve(
     grey = look.color == GREY
     corners = curve["frontier"].get(measure, [])
     places = sorted(base if index is None else _at(curve["points"][index], measure) for index in corners)
-    # A corner is chosen on valid; where another is above it in both on test, the frontier does not pass through it.
+    # Corners are chosen on valid. On test one may be below another in both scores; the line leaves it out.
     line = [(x, y) for x, y in places if (x, y) == base or not any(u > x and v > y for u, v in places)]
     axes.plot(*zip(*line, strict=True), color=look.light, lw=1.0 if grey else 2.4, alpha=0.8 if grey else 1.0,
               zorder=2, gid=f"curve {curve['method']}")
@@ -112,7 +115,8 @@ def _curve(
 
 
 def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], styles: dict[str, Style]) -> None:
-    """Every name once, in the right margin at the height of its curve's end, moved apart where they would touch."""
+    """Write each name once in the right margin, at the height of its curve's end, moved apart where names would touch.
+    """
     bottom, top = axes.get_ylim()
     height = axes.figure.get_figheight() * axes.get_position().height
     gap = 0.165 / height  # of the axes' height: a line of text
@@ -130,9 +134,11 @@ def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], styles: dict[st
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Rising heights moved as little as need be to lie `gap` apart, in [0, 1] where there is room: neighbours that
-    touch form a block around their mean (the pool-adjacent-violators algorithm)."""
-    blocks: list[tuple[float, int]] = []  # the mean of height - gap * place within its block, and the block's size
+    """Move rising heights as little as possible to lie `gap` apart, within [0, 1] where there is room.
+
+    Neighbours that touch form a block around their mean (the pool-adjacent-violators algorithm).
+    """
+    blocks: list[tuple[float, int]] = []  # (mean of height - gap * place, size) of each block
     for place, height in enumerate(heights):
         blocks.append((height - gap * place, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:

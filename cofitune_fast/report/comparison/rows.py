@@ -1,4 +1,4 @@
-"""The rows of a comparison's tables, every number as text, for page and terminal."""
+"""Rows of a comparison's tables for page and terminal, with every number as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIGURES = {"spec": "Spec", "vers": "Vers", "knowledge": "Knowledge", "reasoning"
 
 @dataclass(frozen=True)
 class ChosenRow:
-    """A method at the rate chosen on valid: its figures with their differences to base and reference below them."""
+    """A method at the rate chosen on valid: each figure, and below it the differences to base and reference."""
 
     name: str
     rate: str
@@ -31,7 +31,8 @@ class ChosenRow:
 
 @dataclass(frozen=True)
 class EqualRow:
-    """A method at the speciality of the reference: per measure its loss, shares of the rivals' losses, outcomes."""
+    """A method at the reference's speciality: per measure its loss, its shares of the rivals' losses, and the outcomes.
+    """
 
     name: str
     losses: dict[str, Cell]
@@ -43,13 +44,13 @@ def curves_of(content: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
 
 
 def verdict_of(content: dict[str, Any], task: str, measure: str) -> dict[str, Any] | None:
-    """The verdict, if there is one with rows."""
+    """Return the verdict, or None if there is none with rows."""
     found = [entry for entry in content["verdicts"] if (entry["task"], entry["measure"]) == (task, measure)]
     return found[0] if found and found[0]["rows"] else None
 
 
 def shown(figure: str, value: float | None, signed: bool = False) -> str:
-    """A figure as it is read: the KL as a positive number of nats with four decimals, all else with three."""
+    """Format a figure: the KL as a positive number of nats with four decimals, everything else with three."""
     if value is None:
         return MISSING
     if figure == "drift":
@@ -64,7 +65,7 @@ def interval_text(figure: str, interval: dict[str, float], signed: bool = False)
 
 
 def loss_cell(figure: str, row: dict[str, Any]) -> Cell:
-    """The loss at equal speciality, or how far the method comes."""
+    """Format the loss at equal speciality, or the highest Spec of a method that does not reach it."""
     if not row["reaches"]:
         return Cell(MISSING, f"Spec {score(row['highest_spec']['value'])} at most")
     loss, digits = row["loss"], 4 if figure == "drift" else 3
@@ -72,13 +73,13 @@ def loss_cell(figure: str, row: dict[str, Any]) -> Cell:
 
 
 def figures_of(content: dict[str, Any], task: str) -> list[str]:
-    """The figures that any point of the task has, in order."""
+    """List the figures that any point of the task has, in order."""
     points = [point for curve in curves_of(content, task).values() for point in curve["points"]]
     return [figure for figure in FIGURES if any(figure in point["test"] for point in points)]
 
 
 def chosen_rows(content: dict[str, Any], task: str, kind: str = "uni") -> list[ChosenRow]:
-    """One row for each method with a run; `kind` is a key of a curve's `chosen`."""
+    """Make one row for each method with a run; `kind` is a key of a curve's `chosen`."""
     rows = []
     for name, curve in curves_of(content, task).items():
         chosen = curve["chosen"][kind]
@@ -117,7 +118,7 @@ def point_name(point: dict[str, Any]) -> str:
 
 
 def seeds_cell(content: dict[str, Any], point: dict[str, Any] | None) -> Cell:
-    """Seeds present of seeds asked, and the names of the others."""
+    """Format the number of finished seeds of those requested, and name the others."""
     if point is None:
         return Cell(f"0 of {len(content['seeds'])}")
     gone = ", ".join(f"{entry['seed']} {entry['state']}" for entry in point["missing"])
@@ -125,7 +126,7 @@ def seeds_cell(content: dict[str, Any], point: dict[str, Any] | None) -> Cell:
 
 
 def equal_rows(content: dict[str, Any], task: str) -> list[EqualRow]:
-    """One row for each method that has a run, over the measures that are judged."""
+    """Make one row for each method with a run, over the measures that are judged."""
     verdicts = {key: verdict for key in MEASURES if (verdict := verdict_of(content, task, key))}
     names = list(dict.fromkeys(row["method"] for verdict in verdicts.values() for row in verdict["rows"]))
     rows = []
@@ -153,7 +154,7 @@ def _share_text(share: dict[str, float] | None) -> str:
 
 
 def gaps(content: dict[str, Any]) -> list[str]:
-    """A line for each method, task and reason with runs that are not done."""
+    """Make a line for each method, task and reason with runs that are not done."""
     found: dict[tuple[str, ...], list[str]] = {}
     for run in content["runs"]:
         if run["state"] != "done":
@@ -164,7 +165,7 @@ def gaps(content: dict[str, Any]) -> list[str]:
 
 
 def comparison_table(content: dict[str, Any]) -> Table:
-    """The comparison as a rich Table for the terminal: each method at its chosen rate, and its loss at equal Spec.
+    """Make a rich Table for the terminal: each method at its chosen rate, and its loss at equal Spec.
 
     Raises:
         CofituneError: rich is not installed, or the comparison is malformed.
@@ -201,7 +202,7 @@ def comparison_table(content: dict[str, Any]) -> Table:
 
 
 def _narrow(cell: Cell) -> str:
-    """In two lines, made to fit into a terminal of 80 columns."""
+    """Format a cell in two lines, short enough for a terminal of 80 columns."""
     small = cell.small.replace("0.", ".").replace(", ", ",").replace(" at most", "").replace("Spec ", "Spec ≤ ")
     return f"{cell.text}\n[dim]{small.replace('[', chr(92) + '[')}[/dim]" if small else cell.text
 

@@ -1,1 +1,1 @@
-"""report.json: headline, tables and pictures of one run."""
+"""Page of a report.json: headline, tables and pictures of one run."""

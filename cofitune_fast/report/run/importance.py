@@ -1,4 +1,4 @@
-"""Importance per layer: the spread of the FFN units' scores and a map of the attention heads."""
+"""Picture of importance per layer: the spread of the FFN units' scores and a map of the attention heads."""
 
 from __future__ import annotations
 

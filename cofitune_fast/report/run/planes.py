@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def tradeoff(report: dict[str, Any]) -> Figure | None:
-    """Spec to the right, Vers upward; error bars of one standard error; dotted lines of equal Uni."""
+    """Draw the methods with Spec to the right and Vers upward.
+
+    Error bars are one standard error. Dotted lines connect points of equal Uni.
+    """
     points = plottable(report["methods"])
     if not points:
         return None
@@ -50,7 +53,8 @@ def tradeoff(report: dict[str, Any]) -> Figure | None:
 
 
 def uni_bars(report: dict[str, Any]) -> Figure | None:
-    """Spec and Vers stacked to Uni, one bar a method, in the report's order; the whisker is Uni's standard error."""
+    """Draw Spec and Vers stacked to Uni, one bar per method in the report's order; the whisker is Uni's standard error.
+    """
     rows = plottable(report["methods"])
     if not rows:
         return None
@@ -95,7 +99,7 @@ def _base_line(axes: Axes, labels: Labels, points: list[dict[str, Any]]) -> None
         axes.axhline(base["vers"], color=LIGHT["base"], lw=0.9, ls=(0, (5, 3)), zorder=1)
         far = max(
             axes.get_xlim(), key=lambda end: abs(end - base["spec"])
-        )  # write where the longer part of the line is
+        )  # place the label on the longer part of the line
         middle = (base["spec"] + far) / 2
         places = [(dx, dy, "center", "bottom" if dy > 0 else "top") for dx in (0, -60, 60) for dy in (3, -3)]
         labels.write("the base's versatility", (middle, base["vers"]), places, fontsize=7, color=LIGHT["muted"])

@@ -1,4 +1,4 @@
-"""The report in sentences, made from the numbers alone and in the same words whoever wins."""
+"""Sentences of a report, made from the numbers alone and in the same words whoever wins."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NO_FULL_SFT = "no full SFT to compare with"
 
 
 def headline(report: Entry) -> Headline:
-    """The report in one sentence and a few more, from the numbers alone.
+    """Summarise the report in a title and a few sentences, from the numbers alone.
 
-    It is about the last CoFiTune row beside full SFT. Where full SFT's Uni is higher by more than the combined
-    standard error, the title says that full SFT wins. Methods that failed take no part, and are said to have failed.
+    It compares the last CoFiTune row with full SFT. Where full SFT's Uni is higher by more than the combined standard
+    error, the title says that full SFT wins. Failed methods are not compared; a sentence reports each failure.
     """
     line = _of_the_done(report, done(report["methods"]))
     line = replace(line, sentences=[*failures(report), *line.sentences])
@@ -30,7 +30,7 @@ def headline(report: Entry) -> Headline:
 
 
 def failures(report: Entry) -> list[str]:
-    """A sentence for each method that failed, with its reason."""
+    """Write a sentence for each method that failed, with its reason."""
     return [
         f"{_capital(row['name'])} failed: {(row['why'] or 'the report does not say why').rstrip('.')}."
         for row in report["methods"] if row["state"] == "failed"
@@ -66,7 +66,7 @@ def _of_the_done(report: Entry, methods: list[Entry]) -> Headline:
 
 
 def _verdict(lead: Difference, ours: Entry, full: Entry) -> str:
-    """Who leads in Uni, in the same words for both sides, and how sure that is."""
+    """Say who leads in Uni and how sure that is, in the same words for both sides."""
     strength = (
         f"more than {'two standard errors' if lead.clear else 'one standard error but not two: a hint, no proof'}"
     )
@@ -113,7 +113,7 @@ def _gain(ours: Entry, base: Entry | None) -> str:
 
 
 def _against_base(ours: Entry, base: Entry | None) -> str:
-    """Silent when fine-tuning pays in Uni; said plainly when it does not."""
+    """Say if fine-tuning does not raise Uni over the base; return "" if it does."""
     outcome = difference(ours, base, "uni").outcome if base else UNKNOWN
     values = f"({score(base['uni'])} against {score(ours['uni'])})" if base else ""
     if outcome == BEHIND:
@@ -127,7 +127,7 @@ def _against_base(ours: Entry, base: Entry | None) -> str:
 
 
 def _strongest(methods: list[Entry], ours: Entry, full: Entry | None) -> str:
-    """Name a third method that scores higher than ours: a win over full SFT alone would be half the truth."""
+    """Name a third method that scores higher than ours, so that a win over full SFT does not hide it."""
     known = (BASE, ours["name"], full["name"] if full else None)
     rivals = [row for row in methods if row["name"] not in known and finite(row["uni"])]
     top = max(rivals, key=lambda row: row["uni"], default=None)
@@ -140,7 +140,7 @@ def _strongest(methods: list[Entry], ours: Entry, full: Entry | None) -> str:
 
 
 def _cost(report: Entry, ours: Entry, full: Entry | None) -> str:
-    """Training time and memory beside full SFT's, and the search, which is part of the price."""
+    """State training time and memory beside full SFT's, and the time of the search."""
     parts = []
     if finite(ours["seconds"]):
         beside = f" ({full['name']}: {duration(full['seconds'])})" if full and finite(full["seconds"]) else ""

@@ -1,4 +1,4 @@
-"""The methods as a table: rows shared by terminal, plain text and page."""
+"""Table of the methods; terminal, plain text and page share its rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ FOOTNOTE = (
 
 @dataclass(frozen=True)
 class Row:
-    """A method, every number as text. failed: why it has no scores, or "" if it did not fail."""
+    """A method with every number as text.
+
+    Attributes:
+        failed: the reason why it has no scores, or "" if it did not fail.
+    """
 
     name: str
     region: str
@@ -46,7 +50,7 @@ class Row:
 
 
 def method_rows(report: dict[str, Any]) -> list[Row]:
-    """One row per method of a checked report, every number as text."""
+    """Make one row per method of a checked report, with every number as text."""
     methods = report["methods"]
     leaders = {key: best(methods, key) for key in SCORES}
     rows = []
@@ -70,7 +74,7 @@ def method_rows(report: dict[str, Any]) -> list[Row]:
 
 
 def methods_table(report: dict[str, Any]) -> Table:
-    """The comparison as a rich Table for the terminal.
+    """Make a rich Table of the methods for the terminal.
 
     Raises:
         CofituneError: rich is not installed, or the report is malformed.
@@ -104,7 +108,7 @@ def methods_table(report: dict[str, Any]) -> Table:
 
 
 def plain_table(report: dict[str, Any]) -> str:
-    """The comparison as aligned text, without rich; a leading score is followed by an asterisk."""
+    """Format the methods as aligned text, without rich; an asterisk follows a leading score."""
     report = checked("report", report)
     lines = [["Method", "Region", *TITLES.values()]]
     for row in method_rows(report):
@@ -125,7 +129,7 @@ def plain_table(report: dict[str, Any]) -> str:
 
 
 def _state(report: dict[str, Any]) -> list[str]:
-    """What is to be said of a run that is not finished, or in which a method failed."""
+    """List remarks on a run that is unfinished or in which a method failed."""
     return [*([] if report["complete"] else [UNFINISHED]), *failures(report)]
 
 
@@ -138,7 +142,7 @@ class DetailRow:
 
 
 def detail_rows(report: dict[str, Any]) -> list[DetailRow]:
-    """One row per task and metric over all methods: the main value with its error, then the other metrics."""
+    """Make one row per task and metric over all methods: the main value with its error, then the other metrics."""
     main = ("value", "se", "n", "metric")
     rows: list[DetailRow] = []
     tasks = dict.fromkeys(task for method in report["methods"] for task in method["details"])

@@ -1,1 +1,1 @@
-"""The search in a report: nodes, choice and cost."""
+"""Search section of a page: nodes, choice and cost."""

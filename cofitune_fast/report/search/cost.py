@@ -1,4 +1,4 @@
-"""What each searched region cost, in the order of training, and the search as a whole."""
+"""Picture of a search's cost: each region in the order of training, and the total."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..style.palette import LIGHT, STEPS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABEL = 30  # signs of a region's name that fit
+LABEL = 30  # characters of a region's name that fit
 REST = "the base's scores"
 
 
 def search_cost(report: dict[str, Any]) -> Figure | None:
-    """One bar a node, its rungs one after another; in full fine-tunings where that is known, else in seconds."""
+    """Draw one bar per node, its rungs one after another, in full fine-tunings where known, else in seconds."""
     search = report["search"]
     nodes = search["nodes"] if search else []
     unit = next((key for key in ("full_sft", "seconds") if nodes and all(finite(node[key]) for node in nodes)), None)
@@ -28,7 +28,7 @@ def search_cost(report: dict[str, Any]) -> Figure | None:
     if rest > 0.002 * total:
         rows.insert(0, (REST, [(1.0, rest)], None))
     colors = _rung_colors(nodes)
-    top = 0.51 if len(colors) > 1 else 0.30  # inches above the bars, for the total and the key to the rungs
+    top = 0.51 if len(colors) > 1 else 0.30  # inches above the bars, for the total and the legend
     figure = new_figure(6.2, top + 0.51 + 0.24 * len(rows))
     height = figure.get_figheight()
     left = min(0.40, 0.035 + 0.0125 * max(len(name) for name, _, _ in rows))
@@ -65,7 +65,7 @@ def search_cost(report: dict[str, Any]) -> Figure | None:
 
 
 def parts(node: dict[str, Any], unit: str) -> list[tuple[float, float]]:
-    """(end of the rung as a fraction of the training, its cost) of each rung; one part where they are not known."""
+    """List (end of the rung as a fraction of the training, its cost); one entry where the rungs are not known."""
     rungs = [(rung["fraction"], rung[unit]) for rung in node["rungs"]]
     return rungs if rungs and all(finite(cost) for _, cost in rungs) else [(node["fraction"], node[unit])]
 

@@ -1,4 +1,4 @@
-"""The searched regions in the plane of speciality and versatility, with the Pareto front."""
+"""Picture of the searched regions on the plane of speciality and versatility, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEVEL_LOOKS = (("^", "step3"), ("o", "step4"), ("s", "step6"), ("D", "muted"))  # of the search's levels
+LEVEL_LOOKS = (("^", "step3"), ("o", "step4"), ("s", "step6"), ("D", "muted"))  # marker and colour of each level
 NINETY_FIVE = 1.96  # standard errors to each side of a 95 % interval of a mean
 
 
 def search_plane(report: dict[str, Any]) -> Figure | None:
-    """The search's nodes in their own plane, as they are scored on another split than the methods.
+    """Draw the search's nodes on a plane of their own, because they are scored on another split than the methods.
 
-    Bars are 95 % intervals of each score by itself. Nodes that were dropped stand where their last rung left them,
-    hollow and without bars; the front is that of the others and the base.
+    Bars are 95 % intervals of each score alone. Dropped nodes are hollow and without bars, at the scores of their last
+    rung. The front is that of the other nodes and the base.
     """
     search = report["search"]
     nodes = plottable(search["nodes"]) if search else []
@@ -63,7 +63,9 @@ def search_plane(report: dict[str, Any]) -> Figure | None:
 
 
 def pareto_front(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points than which no other has more of Spec or Vers and no less of the other, from low to high Spec."""
+    """Return the Pareto-optimal points, from low to high Spec: no other point is better in one score and no worse in
+    the other.
+    """
     front: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (-point["spec"], -point["vers"])):
         last = front[-1] if front else None
@@ -97,7 +99,7 @@ def _point(axes: Axes, point: dict[str, Any], marker: str, color: str, size: flo
 
 
 def _draw_front(axes: Axes, labels: Labels, front: list[dict[str, Any]]) -> None:
-    """The edge of what the front dominates, a staircase from the left side of the plane to its bottom."""
+    """Draw the boundary of the area that the front dominates, a staircase from the left of the plane to its bottom."""
     if len(front) < 2:
         return
     x = [axes.get_xlim()[0], *(point["spec"] for point in front), front[-1]["spec"]]

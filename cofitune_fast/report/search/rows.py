@@ -1,4 +1,4 @@
-"""The search as the page shows it: how sure the choice is, the nodes as a table, and their costs."""
+"""Search section of the page: how certain the choice is, the nodes as a table, and their costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .sentences import choice_sentence, interval
 
 
 def search_view(report: Entry) -> Entry | None:
-    """What the template shows of the search, every number as text; None if there is no search."""
+    """Return the template's values of the search, with every number as text; None if there is no search."""
     search = report["search"]
     if not search or not search["nodes"]:
         return None
@@ -49,7 +49,7 @@ def _row(node: Entry, search: Entry, parameters: float) -> Entry:
 
 
 def _facts(search: Entry) -> list[tuple[str, str]]:
-    """How sure the choice is, as (name, text) pairs."""
+    """List how certain the choice is, as (name, text) pairs."""
     choice = search["choice"]
     if not choice:
         return []
@@ -69,7 +69,7 @@ def _facts(search: Entry) -> list[tuple[str, str]]:
 
 
 def _cost(entry: Entry) -> tuple[str, str]:
-    """In full fine-tunings and, smaller, as time; the time alone where nothing else is known."""
+    """Format a cost in full fine-tunings and, smaller, as time; as time alone where nothing else is known."""
     clock = duration(entry["seconds"])
     if not finite(entry.get("full_sft")):
         return clock, ""

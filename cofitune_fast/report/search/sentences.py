@@ -1,4 +1,4 @@
-"""The search in sentences, from the numbers alone: what it chose, and how sure that is."""
+"""Sentences about a search, from the numbers alone: its choice, and how certain that is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..style.numbers import MISSING, NBSP, finite, percent, score, score_with_er
 
 
 def search_headline(search: Entry) -> Headline:
-    """What a search without any method has to say: its choice, and whether that is better than the untrained base."""
+    """Summarise a search without methods: its choice, and whether that is better than the untrained base."""
     nodes = {node["id"]: node for node in search["nodes"]}
     chosen = nodes.get(search["chosen"])
     if chosen is None or not finite(chosen["uni"]):
@@ -45,7 +45,7 @@ def choice_sentence(search: Entry) -> str:
 
 
 def search_sentence(search: Entry) -> str:
-    """How sure the search's choice is: who is near the chosen region, and whether another one scored higher."""
+    """Say how certain the choice is: which regions are near the chosen one, and whether another one scored higher."""
     nodes = {node["id"]: node for node in search["nodes"] if finite(node["uni"])}
     chosen = nodes.pop(search["chosen"], None)
     if chosen is None or not nodes:
@@ -67,7 +67,7 @@ def search_sentence(search: Entry) -> str:
 
 
 def interval(difference: Entry | None) -> tuple[str, str]:
-    """("+0.031", "[+0.012, +0.050]"), or a dash."""
+    """Format a difference and its interval as ("+0.031", "[+0.012, +0.050]"), or as a dash."""
     if not difference or not finite(difference["value"]):
         return MISSING, ""
     low, high = difference["low"], difference["high"]
@@ -76,7 +76,7 @@ def interval(difference: Entry | None) -> tuple[str, str]:
 
 
 def _outcome(difference: Entry) -> str:
-    """On which side of 0 the whole interval lies."""
+    """Judge by the side of 0 on which the whole interval lies."""
     low, high = difference.get("low"), difference.get("high")
     if not (finite(low) and finite(high)):
         return UNKNOWN

@@ -1,6 +1,6 @@
-"""The search as a drawn tree: levels from left to right, colour by Uni, the chosen path in front.
+"""Picture of the search as a tree: levels from left to right, colour by Uni, the chosen path on top.
 
-Nodes that were dropped are pale; a bar at the foot of a box shows how much of its training the node got.
+Dropped nodes are pale. A bar at the bottom of a box shows how much of its training the node received.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BOX_WIDTH, BOX_HEIGHT = 1.95, 0.60  # inches
 COLUMN_GAP, ROW_GAP, GROUP_GAP = 0.55, 0.12, 0.26
 MARGIN, HEADER = 0.12, 0.42
-LABEL = 27  # signs that fit into a box
+LABEL = 27  # characters that fit into a box
 
 
 def search_tree(report: dict[str, Any]) -> Figure | None:
@@ -61,10 +61,10 @@ def search_tree(report: dict[str, Any]) -> Figure | None:
 
 
 def layout(nodes: list[dict[str, Any]]) -> tuple[dict[Any, tuple[int, float]], int]:
-    """(id -> (column, y of the centre in inches, from 0.3 on), number of columns).
+    """Return (id -> (column, y of the centre in inches, from 0.3 on), number of columns).
 
-    Each column is a stack in the order of the parents; siblings stand as near to their parent's height as the
-    groups above let them.
+    Each column is a stack in the order of the parents. Siblings are placed as near to their parent's height as the
+    groups above allow.
     """
     levels = sorted({node["level"] for node in nodes})
     places: dict[Any, tuple[int, float]] = {}
@@ -87,7 +87,7 @@ def layout(nodes: list[dict[str, Any]]) -> tuple[dict[Any, tuple[int, float]], i
 
 
 def chosen_path(search: dict[str, Any]) -> set[Any]:
-    """The ids of the chosen node and its ancestors."""
+    """Return the ids of the chosen node and its ancestors."""
     parents = {node["id"]: node["parent"] for node in search["nodes"]}
     path, node = set(), search["chosen"]
     while node is not None:
@@ -110,7 +110,7 @@ def _edge(axes: Axes, start: tuple[float, float], end: tuple[float, float], stro
 def _box(
     axes: Axes, node: dict[str, Any], corner: tuple[float, float], scores: list[float], trained: float, accent: float
 ) -> None:
-    """One node; `accent` is the width of its edge in points on the chosen path, 0 off it."""
+    """Draw one node; `accent` is the width of its edge in points on the chosen path, 0 off it."""
     from matplotlib.patches import FancyBboxPatch
 
     x, y = corner

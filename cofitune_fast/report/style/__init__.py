@@ -1,1 +1,1 @@
-"""What all pages share: colours, canvas, numbers and page frame."""
+"""Style shared by all pages: colours, canvas, number formats and page frame."""

@@ -1,4 +1,4 @@
-"""matplotlib without its global state: one style for all pictures, themed SVG for the page, PNG files beside it."""
+"""Drawing with matplotlib without its global state: one style, SVG for the page, PNG files beside it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ INSTALL = "pip install 'cofitune-fast[report]'"
 DPI = 180
 STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so pictures are the same on every machine
     "font.size": 9,
-    "text.parse_math": False,  # a dollar in a user's name is a dollar
+    "text.parse_math": False,  # a dollar in a user's name is no formula
     "text.color": LIGHT["ink"],
     "axes.edgecolor": LIGHT["line"],
     "axes.labelcolor": LIGHT["muted"],
@@ -42,7 +42,7 @@ STYLE = {
     "figure.facecolor": LIGHT["surface"],
     "axes.facecolor": "none",
     "patch.edgecolor": LIGHT["ink"],
-    "svg.fonttype": "none",  # text stays text: sharp, selectable, in the page's own font
+    "svg.fonttype": "none",  # keep text as text: sharp, selectable, in the page's font
     "svg.hashsalt": "cofitune",
 }
 
@@ -56,11 +56,11 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """All drawing and saving happens in here; the caller's own matplotlib settings are left alone."""
+    """Apply our matplotlib settings inside the block, for drawing and saving; the caller's settings are untouched."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A user's names may hold signs that DejaVu lacks: the PNG then shows a box, the page shows the sign.
+        # Names may hold characters that DejaVu lacks: the PNG then shows a box, the page the character.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -68,14 +68,14 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, free of pyplot."""
+    """Make an empty figure of that size in inches, without pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
 
 
 def blank_axes(figure: Figure) -> Axes:
-    """Axes over the whole figure whose data units are inches from the upper left corner."""
+    """Add axes over the whole figure whose data units are inches from the upper left corner."""
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, figure.get_figwidth())
     axes.set_ylim(figure.get_figheight(), 0)
@@ -90,9 +90,9 @@ def save_png(figure: Figure, path: Path) -> Path:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one `<svg>` element: colours as CSS variables, ids of its own, no size but a view box.
+    """Render the figure as one `<svg>` element with colours as CSS variables, prefixed ids and a view box but no size.
 
-    The text in it is escaped by matplotlib; `description` must be escaped by the caller.
+    matplotlib escapes the text in the figure; the caller must escape `description`.
     """
     buffer = io.StringIO()
     figure.savefig(

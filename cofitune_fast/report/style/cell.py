@@ -1,4 +1,4 @@
-"""A cell of a table."""
+"""Cell of a table."""
 
 from __future__ import annotations
 

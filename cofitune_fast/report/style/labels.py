@@ -1,4 +1,4 @@
-"""Names beside the points of a plane, placed so that they can be read."""
+"""Names beside the points of a plane, placed where they can be read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def error_bar(entry: dict[str, Any], key: str) -> float | None:
-    """The standard error of a score, or None where it is missing."""
+    """Return the standard error of a score, or None where it is missing."""
     return entry[f"{key}_se"] if finite(entry[f"{key}_se"]) else None
 
 
 class Labels:
-    """Texts in a plane, each at the first of its possible places where it covers no point and no other text."""
+    """Texts on a plane, each at the first of its candidate places where it covers no point and no other text."""
 
     NEAR = ((8, 7, "left", "bottom"), (8, -7, "left", "top"), (-8, 7, "right", "bottom"), (-8, -7, "right", "top"),
             (0, 12, "center", "bottom"), (0, -12, "center", "top"))  # fmt: skip
@@ -32,7 +32,7 @@ class Labels:
         self.texts: list[Bbox] = []
 
     def keep_free(self, entry: dict[str, Any], width: float = 1.0) -> None:
-        """No text over this entry's marker, nor, if it can be helped, over its bars of `width` standard errors."""
+        """Keep text off this entry's marker and, if possible, off its bars of `width` standard errors."""
         from matplotlib.transforms import Bbox
 
         x, y = self.axes.transData.transform((entry["spec"], entry["vers"]))
@@ -44,7 +44,7 @@ class Labels:
             self.bars.append(Bbox(ends).padded(self.point))
 
     def keep_free_line(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """No further text over this level or upright line, in data coordinates, if it can be helped."""
+        """Keep later text off this horizontal or vertical line, in data coordinates, if possible."""
         from matplotlib.transforms import Bbox
 
         self.bars.append(Bbox(self.axes.transData.transform([start, end])).padded(self.point))
@@ -62,7 +62,9 @@ class Labels:
         self, text: str, at: tuple[float, float], places: list[tuple[float, float, str, str]], *,
         optional: bool = False, **look: Any,
     ) -> None:  # fmt: skip
-        """Put `text` at the least crowded of `places` (dx, dy in points, ha, va); an optional one only if free."""
+        """Write `text` at the least crowded of `places` (dx, dy in points, ha, va); optional text only where it is
+        free.
+        """
         frame = self.axes.get_window_extent(self.renderer).padded(1)
         best = None
         for dx, dy, ha, va in places:

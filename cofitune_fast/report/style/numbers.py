@@ -1,4 +1,4 @@
-"""How numbers look in every table and picture: one function per kind, missing values as an en dash."""
+"""Number formats of every table and picture: one function per kind; missing values are an en dash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def score_with_error(value: float | None, error: float | None) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """Whole percents, with a decimal where rounding would hide the point: below 10 % and just beside 100 %."""
+    """Format whole percents, with a decimal where rounding would mislead: below 10 % and next to 100 %."""
     if not finite(fraction):
         return MISSING
     value = 100 * fraction
@@ -37,7 +37,7 @@ def percent(fraction: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Parameters: 1234 -> 1.23 K, 134515008 -> 135 M, 8.03e9 -> 8.03 B."""
+    """Format a number of parameters: 1234 -> 1.23 K, 134515008 -> 135 M, 8.03e9 -> 8.03 B."""
     if not finite(value):
         return MISSING
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -47,7 +47,7 @@ def count(value: float | None) -> str:
 
 
 def byte_size(value: float | None) -> str:
-    """Bytes in binary units, as memory is sold and reported: 1073741824 -> 1.00 GiB."""
+    """Format bytes in binary units: 1073741824 -> 1.00 GiB."""
     if not finite(value) or value < 0:
         return MISSING
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
@@ -57,7 +57,7 @@ def byte_size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Two units at most: 0.4 s, 12 s, 5 min 12 s, 2 h 5 min, 3 d 4 h."""
+    """Format seconds with two units at most: 0.4 s, 12 s, 5 min 12 s, 2 h 5 min, 3 d 4 h."""
     if not finite(seconds) or seconds < 0:
         return MISSING
     if seconds < 9.95:
@@ -73,7 +73,7 @@ def duration(seconds: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A learning rate in the field's notation: 4e-05 -> 4e-5."""
+    """Format a learning rate in the usual notation: 4e-05 -> 4e-5."""
     if not finite(value):
         return MISSING
     mantissa, _, exponent = f"{value:.3g}".partition("e")
@@ -84,7 +84,8 @@ def rate(value: float | None) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut the middle out, as both ends of a region text tell something; at most `length` characters."""
+    """Shorten a text to at most `length` characters by cutting its middle, because both ends of a region text matter.
+    """
     text = " ".join(text.split())
     if len(text) <= length:
         return text

@@ -1,4 +1,4 @@
-"""What all pages share: templates with their filters, the style sheet, dates and the machine."""
+"""Page frame shared by all pages: templates with their filters, the style sheet, dates and the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REPORT = __package__.rpartition(".")[0]  # template names are paths in its fold
 
 
 def page_template(name: str) -> Template:
-    """A page's template, with the filters that all pages share.
+    """Load a page's template, with the filters that all pages share.
 
     Raises:
         CofituneError: jinja2 is missing.
@@ -36,7 +36,7 @@ def page_template(name: str) -> Template:
 
 
 def style_variables() -> dict[str, str]:
-    """What every page's head needs: its style sheet, and the colours of the light and the dark scheme."""
+    """Return the style sheet and the colours of the light and the dark scheme, for the head of every page."""
     light, dark = css_variables()
     return {"css": _own_file("style/style.css"), "light": light, "dark": dark}
 
@@ -56,7 +56,7 @@ def readable_date(text: str) -> str:
 
 
 def environment_facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """The machine and its versions as (name, text) pairs."""
+    """List the machine and its versions as (name, text) pairs."""
     return [
         (key.removesuffix("_bytes").replace("_", " "), byte_size(value))
         if key.endswith("_bytes") and finite(value)

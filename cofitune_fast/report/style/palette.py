@@ -1,9 +1,9 @@
-"""Colours of page and pictures, each with a light and a dark value, and the fixed look of each method.
+"""Colours of page and pictures, each with a light and a dark value, and the fixed style of each method.
 
-Pictures are drawn in the light colours; in the page's SVG each is then replaced by its CSS variable, so that the
-dark scheme reaches into the pictures. The replacement needs every light value to be unique.
-The method colours follow the hues of Okabe and Ito (2008), which keep apart for all common kinds of colour blindness,
-darkened until they can be read as text on white; a marker of its own per method tells them apart in grey as well.
+Pictures are drawn in the light colours. In the page's SVG each colour is then replaced by its CSS variable, so that the
+dark scheme applies to pictures too. So every light value must be unique. The method colours follow the hues of Okabe
+and Ito (2008), which remain distinct for all common kinds of colour blindness, darkened until they can be read as text
+on white. Each method also has its own marker, for prints in grey.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLORS: dict[str, tuple[str, str]] = {  # name: (light, dark)
     "purple": ("#5d3a9b", "#b49bea"),
     "brown": ("#8a5a3c", "#cf9f80"),
     "olive": ("#77781a", "#cfd05a"),
-    # a sequence from low to high, and the ink on each step
+    # a scale from low to high, and the text colour on each step
     "step0": ("#eef3f8", "#1f2730"),
     "step1": ("#d6e4f0", "#22384a"),
     "step2": ("#b5d0e6", "#245069"),
@@ -67,7 +67,7 @@ class Style:
 
 
 def method_styles(names: list[str]) -> dict[str, Style]:
-    """The look of each method, the same in every picture and table; unknown names share out what is left over."""
+    """Return the style of each method, the same in every picture and table; unknown names get the remaining colours."""
     taken = {KNOWN[name] for name in names if name in KNOWN}
     free = [color for color in CYCLE if color not in taken] or list(CYCLE)
     styles: dict[str, Style] = {}
@@ -86,9 +86,10 @@ def method_styles(names: list[str]) -> dict[str, Style]:
 
 
 def highlighted_styles(methods: list[dict[str, Any]]) -> dict[str, Style]:
-    """Colours for our methods; all others are grey, told apart by their markers and the names beside them.
+    """Return coloured styles for our methods and grey ones for all others, which differ by marker and label.
 
-    methods: {name, recipe} of a comparison. The last of ours is the boldest.
+    Args:
+        methods: {name, recipe} entries of a comparison. The last of ours is the boldest.
     """
     ours = [method["name"] for method in methods if is_ours(method)]
     styles = {}
@@ -99,19 +100,19 @@ def highlighted_styles(methods: list[dict[str, Any]]) -> dict[str, Style]:
 
 
 def is_ours(method: dict[str, Any]) -> bool:
-    """Whether a method trains a region with an anchor, or is called CoFiTune."""
+    """True if a method trains a region with an anchor, or is called CoFiTune."""
     recipe = method.get("recipe") or {}
     region = recipe.get("region") or "full"
     return method["name"].lower().startswith("cofitune") or bool(region != "full" and recipe.get("anchor"))
 
 
 def css_variables() -> tuple[str, str]:
-    """(light, dark) declarations for `:root`."""
+    """Return the (light, dark) declarations for `:root`."""
     return tuple("".join(f"--{name}:{pair[scheme]};" for name, pair in COLORS.items()) for scheme in (0, 1))
 
 
 def step_of(value: float, low: float, high: float) -> int:
-    """The step of the sequence for a value between low and high; the middle one when all values are equal."""
+    """Return the step of the colour scale for a value between low and high; the middle one if all values are equal."""
     if high - low < 1e-12:
         return STEPS // 2
     return min(STEPS - 1, max(0, int((value - low) / (high - low) * STEPS)))

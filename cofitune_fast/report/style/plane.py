@@ -1,4 +1,4 @@
-"""What the Spec-Vers planes of methods and of searched regions share."""
+"""Drawing shared by the Spec-Vers planes of methods and of searched regions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .palette import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL = 30  # signs of a method's name that fit into a picture
+LABEL = 30  # characters of a method's name that fit into a picture
 
 
 def plottable(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -20,9 +20,9 @@ def plottable(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def limits(axes: Axes, points: list[dict[str, Any]], width: float = 1.0) -> None:
-    """Room for all error bars, `width` standard errors to each side, and for labels.
+    """Set axis limits with room for labels and all error bars, `width` standard errors to each side.
 
-    Never narrower than 0.04, so that noise does not look like an effect.
+    Each axis spans at least 0.04, so that noise does not look like an effect.
     """
     for key, setter in (("spec", axes.set_xlim), ("vers", axes.set_ylim)):
         low = min(point[key] - width * (error_bar(point, key) or 0) for point in points)
@@ -38,7 +38,7 @@ def name_axes(axes: Axes, split: str | None) -> None:
 
 
 def iso_uni(axes: Axes, labels: Labels) -> None:
-    """Some seven lines Vers = Uni − Spec, each named where it leaves the plane, if there is room."""
+    """Draw about seven lines of equal Uni, each labelled where it leaves the plane if there is room."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     step = _round_step((right + top - left - bottom) / 7)
     digits = max(0, -math.floor(math.log10(step)))
@@ -46,7 +46,7 @@ def iso_uni(axes: Axes, labels: Labels) -> None:
         uni = index * step
         start, end = max(left, uni - top), min(right, uni - bottom)
         axes.plot([start, end], [uni - start, uni - end], color=LIGHT["line"], lw=0.8, ls=(0, (1, 2.5)), zorder=0)
-        # A line that leaves at the right is named left of its end, one that leaves at the bottom right of it.
+        # Label left of the end where the line leaves at the right, and right of it where it leaves at the bottom.
         offset, ha = ((-3, 4), "right") if end >= right else ((4, 4), "left")
         place = [(*offset, ha, "bottom")]
         look = {"fontsize": 6.5, "color": LIGHT["muted"]}
@@ -54,6 +54,6 @@ def iso_uni(axes: Axes, labels: Labels) -> None:
 
 
 def _round_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 × 10^k that is not below `rough`."""
+    """Return the smallest number 1, 2 or 5 × 10^k that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
