@@ -13,18 +13,19 @@ import triton
 import triton.language as tl
 
 PIECE = 32768
-BLOCK = 4096  # with 4 warps 32 elements a thread: four 16-byte loads of bfloat16 in flight
-ROW_BYTES = 4096  # of the wider of two tensors, so that they together have at most four such loads in flight as well
+BLOCK = 4096  # 32 elements per thread with 4 warps, so that four 16-byte loads of bfloat16 are in flight
+ROW_BYTES = 4096  # bytes of the wider tensor read at a time, so that both together have at most four loads in flight
 
 
 @triton.jit(do_not_specialize=["first", "size"])
 def squares_kernel(sums, grad, first, size: tl.int64, PIECE: tl.constexpr, BLOCK: tl.constexpr):
-    """sums[first + piece] = sum of squares of a piece of `grad`, which has `size` elements."""
+    """Compute sums[first + piece] = sum of squares of a piece of `grad`, which has `size` elements."""
     piece = tl.program_id(0)
     begin = piece.to(tl.int64) * PIECE
     grad += begin
     end = tl.minimum(size - begin, PIECE).to(tl.int32)
-    whole = end // BLOCK * BLOCK  # apart from the rest, as a mask by any size would make the loads narrow
+    # Whole blocks are read without a mask, because a mask by any size would make the loads narrow.
+    whole = end // BLOCK * BLOCK
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     start = 0
@@ -40,7 +41,7 @@ def squares_kernel(sums, grad, first, size: tl.int64, PIECE: tl.constexpr, BLOCK
 
 @triton.jit(do_not_specialize=["first"])
 def rows_kernel(sums, dots, weight, grad, first, columns, BLOCK: tl.constexpr):
-    """For a row: sums[first + row] = sum of grad^2, dots[row] = sum of weight grad."""
+    """Compute sums[first + row] = sum of grad^2 and dots[row] = sum of weight * grad over a row."""
     row = tl.program_id(0)
     begin = row.to(tl.int64) * columns
     lanes = tl.arange(0, BLOCK)
@@ -59,12 +60,12 @@ def rows_kernel(sums, dots, weight, grad, first, columns, BLOCK: tl.constexpr):
 
 
 def row_block(weight: torch.dtype, grad: torch.dtype) -> int:
-    """Elements of a row that a program reads at a time."""
+    """Return the number of elements of a row that a program reads at a time."""
     return ROW_BYTES // max(weight.itemsize, grad.itemsize)
 
 
 def sum_of_squares(grads: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of the squares of all elements of contiguous float32 or bfloat16 tensors: float64 0-d on their device."""
+    """Sum the squares of all elements of contiguous float32 or bfloat16 tensors: float64 0-d on their device."""
     pieces = [triton.cdiv(grad.numel(), PIECE) for grad in grads]
     if not any(pieces):
         return torch.zeros((), dtype=torch.float64, device=grads[0].device if grads else None)

@@ -13,15 +13,15 @@ import triton.language as tl
 
 BLOCK = 4096
 WARPS = 8
-_NOWHERE = tl.constexpr(-1e30)  # finite, as 0 times infinity is no number
+_NOWHERE = tl.constexpr(-1e30)  # stands for -inf; finite, because 0 * inf is NaN
 
 
 @triton.jit
 def capped(raw, softcap):
-    """softcap tanh(raw / softcap) and its derivative; without a cap raw and 1.
+    """Return softcap * tanh(raw / softcap) and its derivative; without a cap, raw and 1.
 
-    With e = exp(-2 |x|) in [0, 1] nothing overflows, and the derivative 4 e / (1 + e)^2 cancels nowhere. The tanh is
-    off by some 1e-7: near 0 more than a rounding of itself, but not of the cap.
+    With e = exp(-2 |x|) in [0, 1] nothing overflows, and the derivative 4 e / (1 + e)^2 has no cancellation. The tanh
+    has an absolute error of about 1e-7. Near 0 this exceeds the rounding of the logit itself, but not that of the cap.
     """
     if softcap is None:
         logit = raw
@@ -37,7 +37,7 @@ def capped(raw, softcap):
 
 @triton.jit
 def rows_kernel(kl, logits_p, logits_q, softcap, vocabulary, GRADIENTS: tl.constexpr, BLOCK: tl.constexpr):
-    """kl[row], and with GRADIENTS the gradients in place of the row's logits."""
+    """Compute kl[row], and with GRADIENTS overwrite the row's logits by the gradients."""
     row = tl.program_id(0).to(tl.int64)
     logits_p += row * vocabulary
     logits_q += row * vocabulary

@@ -1,8 +1,8 @@
 """masked_adamw_ in Triton: one launch per tensor. cofitune_fast/ops/masked_adamw.py is the specification.
 
-A tensor is a matrix, and its rows are cut into pieces of WIDTH columns; one program works on PIECES consecutive ones. A
-row's factor is then read once per piece, and a piece whose factor is 0 is not read at all. Consecutive pieces are also
-consecutive in memory: a program finds its start in 64 bits, and all else are 32-bit distances from there.
+A tensor is a matrix whose rows are cut into pieces of WIDTH columns. One program works on PIECES consecutive pieces. So
+a row's factor is read once per piece, and a piece whose factor is 0 is not read at all. Consecutive pieces are also
+consecutive in memory. A program computes its start in 64 bits, and all further distances in 32 bits.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,11 @@ L1 = tl.constexpr(2)
 
 @triton.jit
 def tile(program, rows, columns, pieces_per_row, PIECES: tl.constexpr, WIDTH: tl.constexpr):
-    """Where a program works: its first piece and the first element of that; of all its pieces the row, the first column
-    and whether they exist; of elements [PIECES, WIDTH] the distance from the first (int32) and whether they exist."""
+    """Compute where a program works.
+
+    Returns its first piece and the start of that piece in the tensor; for each of its pieces the row, the first column
+    and whether it exists; for each element [PIECES, WIDTH] its distance from the start (int32) and whether it exists.
+    """
     first_piece = program.to(tl.int64) * PIECES
     first_row = first_piece // pieces_per_row
     piece_of_row = first_piece - first_row * pieces_per_row
@@ -53,13 +56,13 @@ def tile(program, rows, columns, pieces_per_row, PIECES: tl.constexpr, WIDTH: tl
 
 @triton.jit
 def _number(pointer):
-    """One number as a tile of one element; comparing a scalar fails in Triton's interpreter."""
+    """Load one number as a tile of one element, because Triton's interpreter cannot compare scalars."""
     return tl.load(pointer + tl.zeros((1, 1), tl.int32))
 
 
 @triton.jit
 def _factor(base, row, column, start, place, exists, inside, LAYOUT: tl.constexpr):
-    """Factors in float32, of a shape that broadcasts to the tile."""
+    """Load factors as float32, in a shape that broadcasts to the tile."""
     if LAYOUT == ONE:
         factor = _number(base)
     elif LAYOUT == ROW:
@@ -73,7 +76,7 @@ def _factor(base, row, column, start, place, exists, inside, LAYOUT: tl.constexp
 
 @triton.jit
 def _widen(stored):
-    """As float32; int16 holds the bits of a bfloat16."""
+    """Convert to float32; int16 holds the bits of a bfloat16."""
     return bf16_to_float(stored) if stored.dtype == tl.int16 else stored
 
 
@@ -88,8 +91,8 @@ def masked_adamw_kernel(
         tl.program_id(0), rows, columns, pieces_per_row, PIECES, WIDTH
     )
     MASKED: tl.constexpr = MASK_LAYOUT != NONE
-    PARTLY: tl.constexpr = MASK_LAYOUT >= COLUMN and not GRADIENT_MODE  # of a piece some elements may have to stay
-    touched = inside  # the same for all of a piece: what is False here is not even read
+    PARTLY: tl.constexpr = MASK_LAYOUT >= COLUMN and not GRADIENT_MODE  # some elements of a piece may stay unchanged
+    touched = inside  # elements that are read; pieces that are skipped altogether are False here
     if clip is not None:
         touched = touched & (_number(clip + 1) == 0.0)
     if MASKED:
@@ -106,7 +109,7 @@ def masked_adamw_kernel(
     m_old = tl.load(m + place, mask=touched)
     v_old = tl.load(v + place, mask=touched)
     if ZERO_GRAD:
-        tl.debug_barrier()  # the thread that writes an element need not be the one that has read it
+        tl.debug_barrier()  # another thread may write an element than the one that read it
         tl.store(g + place, tl.zeros_like(g_old), mask=inside)
     if STORAGE == BF16_SPLIT:
         remainder += start
@@ -179,12 +182,12 @@ def masked_adamw_kernel(
 
 
 def _bits(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """bfloat16 as integers, which Triton's interpreter moves without error."""
+    """View bfloat16 as int16, because Triton's interpreter computes wrongly with bfloat16."""
     return tensor.view(torch.int16) if tensor is not None and tensor.dtype == torch.bfloat16 else tensor
 
 
 def _width(columns: int, widest: int, narrowest: int) -> int:
-    """How wide the pieces of a row are: as wide as may be while little of its last piece hangs over the end."""
+    """Choose the width of a row's pieces: the widest of which little of the last piece hangs over the row's end."""
     width = min(widest, triton.next_power_of_2(columns))
     while width > narrowest and -columns % width > columns // 8:
         width //= 2
@@ -198,15 +201,15 @@ def masked_adamw(
     pulls: Sequence[torch.Tensor | None], matrices: Sequence[int], offsets: Sequence[int], clip: torch.Tensor | None,
     scalars: torch.Tensor, *, storage: int, pull_kind: int, gradient_mode: bool, zero_grad: bool, seed: int,
 ) -> None:
-    """One step of a list of contiguous tensors in place. Nothing is checked here.
+    """Update a list of contiguous tensors in place by one step; nothing is checked here.
 
     Args:
         params ... pulls, clip: as cofitune_fast.ops.masked_adamw_ describes them; remainders and scales may be empty.
-        matrices: per tensor its rows, columns, mask layout, pull layout, and a number that is not looked at.
+        matrices: per tensor its rows, columns, mask layout, pull layout, and a number that is ignored here.
         offsets: per tensor the random counter of its first element.
         scalars: int64 [5] on the tensors' device, the eight float32 coefficients and the step.
         storage: 0 fp32, 1 bf16_split, 2 bf16_sr, 3 bf16, 4 int8.
-        pull_kind: of tensors with an anchor, 1 L2, 2 L1.
+        pull_kind: 1 L2 or 2 L1, for tensors with an anchor.
     """
     coefficients, step = scalars.view(torch.float32), scalars[4:]
     with torch.cuda.device_of(scalars):
@@ -218,7 +221,7 @@ def masked_adamw(
                 width = _width(columns, BLOCK, BLOCK)
             elif any(layout in (ROW, COLUMN) for layout in (mask_layout, pull_layout)):
                 width = _width(columns, TILE, 128)
-            else:  # no factor minds where rows end
+            else:  # one factor for all or one per element: rows do not matter
                 rows, columns, width = 1, p.numel(), TILE
             pieces_per_row = triton.cdiv(columns, width)
             masked_adamw_kernel[(triton.cdiv(rows * pieces_per_row, TILE // width),)](
@@ -227,5 +230,5 @@ def masked_adamw(
                 _bits(anchors[index]), pulls[index], clip, coefficients, step, seed % 2**64, offsets[index] % 2**64,
                 rows, pieces_per_row, columns, STORAGE=storage, MASK_LAYOUT=mask_layout, PULL_LAYOUT=pull_layout,
                 PULL=pull_kind, GRADIENT_MODE=gradient_mode, ZERO_GRAD=zero_grad, PIECES=TILE // width, WIDTH=width,
-                num_warps=WARPS, enable_fp_fusion=False,  # every backend gives the same bits
+                num_warps=WARPS, enable_fp_fusion=False,  # bits as on the other backends
             )

@@ -1,6 +1,7 @@
-"""Random numbers by counter, and float32 to bfloat16 by integer bits, in Triton: csrc/include/cofitune/{random,bf16}.h.
+"""Counter-based random numbers, and float32 to bfloat16 by integer bits, in Triton.
 
-A bfloat16 is a 16-bit integer here; Triton's interpreter would compute wrongly with the type itself.
+csrc/include/cofitune/random.h and bf16.h explain both. A bfloat16 is held as a 16-bit integer, because Triton's
+interpreter computes wrongly with the type itself.
 """
 
 import triton
@@ -27,13 +28,13 @@ def splitmix64(value):
 
 @triton.jit
 def random_key(seed, step, counter_high):
-    """The key (uint64) of all elements whose 64-bit counter has this upper half (uint64)."""
+    """Return the key (uint64) of all elements whose 64-bit counter has this upper half (uint64)."""
     return splitmix64(splitmix64(splitmix64(seed.to(tl.uint64)) ^ step.to(tl.uint64)) ^ counter_high)
 
 
 @triton.jit
 def random32(key, counter_low):
-    """32 random bits (uint32) of elements, from their key (uint64) and the lower halves of their counters (uint32)."""
+    """Return 32 random bits (uint32) per element, from its key (uint64) and the lower half of its counter (uint32)."""
     x = counter_low ^ key.to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x21F0AAAD
     x = ((x ^ (x >> 15)) + (key >> 32).to(tl.uint32)) * 0x735A2D97
@@ -42,12 +43,13 @@ def random32(key, counter_low):
 
 @triton.jit
 def random_of_tile(seed, step, first, place):
-    """32 random bits (uint32) of the elements with the counters first + place (64 bits; int32 >= 0, any shape)."""
+    """Return 32 random bits (uint32) for the elements with the counters first + place (64 bits; int32 >= 0, any shape).
+    """
     first = first.to(tl.uint64)
     low = first.to(tl.uint32) + place.to(tl.uint32)
     key = random_key(seed, step, first >> 32)
     next_key = key
-    if (first.to(tl.uint32) >> 31) != 0:  # near enough to 2^32 that the upper half may change in the tile
+    if (first.to(tl.uint32) >> 31) != 0:  # the lower half may overflow within the tile, which changes the upper half
         next_key = random_key(seed, step, (first >> 32) + 1)
     return random32(tl.where(low < first.to(tl.uint32), next_key, key), low)
 
@@ -69,7 +71,7 @@ def random_of_second(random):
 
 @triton.jit
 def bf16_to_float(bits):
-    """int16 bits of bfloat16 -> float32."""
+    """Convert int16 bits of bfloat16 to float32."""
     return as_float(bits.to(tl.uint32) << 16)
 
 
@@ -80,7 +82,7 @@ def is_nan(bits):
 
 @triton.jit
 def nearest_bf16(x):
-    """float32 -> int16 bits of the nearest bfloat16, the even one of two; a NaN becomes a quiet one."""
+    """Convert float32 to int16 bits of the nearest bfloat16, ties to even; a NaN becomes a quiet NaN."""
     bits = float_bits(x)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(is_nan(bits), 0x7FC0, rounded).to(tl.int16)
@@ -88,7 +90,9 @@ def nearest_bf16(x):
 
 @triton.jit
 def stochastic_round(x, random16):
-    """float32 -> int16 bits of one of the two neighbors in bfloat16; infinities stay, a NaN becomes quiet."""
+    """Convert float32 to int16 bits of one of the two neighbouring bfloat16 values; infinities stay, a NaN becomes
+    quiet.
+    """
     bits = float_bits(x)
     finite = (bits & 0x7FFFFFFF) < 0x7F800000
     bits = tl.where(finite, bits + random16, bits | (is_nan(bits).to(tl.uint32) << 22))
@@ -97,7 +101,7 @@ def stochastic_round(x, random16):
 
 @triton.jit
 def split(x):
-    """float32 -> int16 bits of the nearest bfloat16 (halves away from zero) and a remainder; `join` undoes it."""
+    """Split float32 into int16 bits of the nearest bfloat16 (ties away from zero) and a remainder; `join` undoes it."""
     bits = float_bits(x)
     nan = is_nan(bits)
     high = tl.where(nan, (bits >> 16) | 0x40, (bits + 0x8000) >> 16)

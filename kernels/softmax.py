@@ -12,12 +12,12 @@ from .rounding import bf16_to_float, nearest_bf16
 
 BLOCK = 4096
 WARPS = 8
-_NOWHERE = tl.constexpr(-1e30)  # finite, as 0 times infinity is no number
+_NOWHERE = tl.constexpr(-1e30)  # stands for -inf; finite, because 0 * inf is NaN
 
 
 @triton.jit
 def read(logits, here):
-    """As float32; int16 holds the bits of a bfloat16."""
+    """Read logits as float32; int16 holds the bits of a bfloat16."""
     stored = tl.load(logits, mask=here, other=0)
     return bf16_to_float(stored) if stored.dtype == tl.int16 else stored
 
@@ -58,7 +58,7 @@ def scaled_softmax_kernel(logits, log_sums, scales, vocabulary, BLOCK: tl.conste
 
 
 def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
-    """Float32 [rows] of logits [rows, vocabulary], float32 or bfloat16, contiguous."""
+    """Compute the log-sum-exp, float32 [rows], of contiguous logits [rows, vocabulary], float32 or bfloat16."""
     rows, vocabulary = logits.shape
     log_sums = torch.empty(rows, device=logits.device)
     if rows:
@@ -68,7 +68,7 @@ def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
 
 
 def scaled_softmax(logits: torch.Tensor, log_sums: torch.Tensor, scales: torch.Tensor) -> None:
-    """Overwrites logits [rows, vocabulary], float32 or bfloat16, contiguous; log_sums, scales: float32 [rows]."""
+    """Overwrite contiguous logits [rows, vocabulary], float32 or bfloat16; log_sums and scales are float32 [rows]."""
     rows, vocabulary = logits.shape
     if rows:
         with torch.cuda.device_of(logits):

@@ -9,11 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-SPLIT = 128  # tokens
-TOKENS = 16  # at a time
+SPLIT = 128  # tokens per split
+TOKENS = 16  # tokens read at a time
 COLUMNS = 256
-NEURONS = (64, 16)  # units at a time, and terms of each: of one column,
-HEADS = (1, 1024)  # and of several
+NEURONS = (64, 16)  # units of one column: units at a time, terms of each at a time
+HEADS = (1, 1024)  # units of several columns, likewise
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -21,7 +21,9 @@ def columns_kernel(
     sums, y, grad_y, attention_mask, tokens, width,
     SPLIT: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """sums[sample, split, column] = sum over the split's tokens of y grad_y; `tokens`: those of a sample."""
+    """Compute sums[sample, split, column] = sum of y * grad_y over the split's tokens; `tokens` is the length of a
+    sample.
+    """
     blocks = tl.cdiv(width, COLUMNS)
     chunk = tl.program_id(0) // blocks  # neighboring programs read neighboring columns
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -47,7 +49,9 @@ def columns_kernel(
 
 @triton.jit(do_not_specialize=["samples", "splits", "units"])
 def units_kernel(scores, sums, samples, splits, units, unit_size, UNITS: tl.constexpr, TERMS: tl.constexpr):
-    """scores[unit] += sum over samples of |sum over splits and the unit's columns of sums[sample, split, column]|."""
+    """Add to scores[unit] the sum over samples of |sum over splits and the unit's columns of sums[sample, split,
+    column]|.
+    """
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     width = units * unit_size
     score = tl.zeros([UNITS], tl.float32)

@@ -20,7 +20,7 @@ _Named = tuple[str, torch.Tensor]
 
 
 class MaskedAdamW(Optimizer):
-    """AdamW (decoupled weight decay) with a soft mask that damps each unit's step.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with a soft mask that damps each unit's step.
 
     `ops.masked_adamw_` has the formula, both mask modes and the storage formats. A step computes the global L2 norm of
     the raw gradients of all groups, and then runs one fused pass per group. It never synchronises with the device. If

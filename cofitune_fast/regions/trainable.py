@@ -1,4 +1,4 @@
-"""What can be trained: a region, every parameter, or an adapter; all with one face."""
+"""Interface of trainable parts of a model: a region, every parameter, or an adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Trainable(Protocol):
-    """A choice of what is trained. `Region` is one; adapters that are put on a region's projections are another."""
+    """Part of a model that can be trained: a `Region`, or adapters on a region's projections."""
 
     @property
     def is_full(self) -> bool:
@@ -23,26 +23,28 @@ class Trainable(Protocol):
 
     @property
     def changes(self) -> Region:
-        """The region whose weights differ from the base's afterwards, an adapter merged."""
+        """Region whose weights differ from the base's after training, with an adapter merged."""
 
     @property
     def cached_below(self) -> Region | None:
-        """The region below which the layers' output is the base's and can come from a cache; None if there is none."""
+        """Region below which the layers' output equals the base's and can come from a cache; None if there is none."""
 
     def attached(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside the block `model` holds the parameters to be trained; afterwards it has the modules it had before."""
+        """Give `model` the parameters to train inside the block; afterwards it has its earlier modules."""
 
     def cells(self, layout: Layout) -> list[Cell]:
-        """The cells that are trained or adapted, sorted by layer."""
+        """List the cells that are trained or adapted, sorted by layer."""
 
     def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The (name, parameter) pairs to be trained, inside `attached`."""
+        """Return the (name, parameter) pairs to train; call it inside `attached`."""
 
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Freeze everything else; returns `parameters`."""
+        """Freeze everything else and return `parameters`."""
 
     def count(self, model: nn.Module) -> int:
-        """How many numbers are trained."""
+        """Count the trained numbers."""
 
     def endpoint(self, model: nn.Module) -> Callable[[str, Tensor], Tensor]:
-        """f(name of a weight, its base value) is its trained value, from the model as it is now, inside `attached`."""
+        """Return a function (name of a weight, base value) -> trained value, from the model as it is now, inside
+        `attached`.
+        """

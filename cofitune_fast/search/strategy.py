@@ -11,7 +11,7 @@ from ..errors import CofituneError
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a search spends training on the children of a level.
+    """Plan of a search: how far the children of a level are trained, and which of them go on.
 
     In a race a level goes through the rungs below 1 only, beside the best nodes of the levels above. After each rung,
     nodes that are significantly worse on the same items are dropped, and also those outside the best share `keep`. The

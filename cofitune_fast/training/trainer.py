@@ -53,11 +53,12 @@ class LossNotFinite(CofituneError):
 class CoFiTuneTrainer(Trainer):
     """Trainer that trains one region of a model, held to the base by an anchor or a mask.
 
-    It differs from transformers.Trainer in these points. A checkpoint holds the delta instead of the whole model, and
-    no pickle. Gradient clipping (`max_grad_norm`) happens inside the optimizer, MaskedAdamW. Only response positions
-    reach the head, and their logits are never all in memory. The layers below the region run without a graph, or not at
-    all where their output is cached. Rows that begin alike are packed; otherwise rows of similar length are batched. A
-    batch holds the same rows in every epoch.
+    The loss of a step is mean NLL + weight * mean KL(base || model), with the KL on the anchor's texts; TrainOptions
+    names the other losses. It differs from transformers.Trainer in these points. A checkpoint holds the delta instead
+    of the whole model, and no pickle. Gradient clipping (`max_grad_norm`) happens inside the optimizer, MaskedAdamW.
+    Only response positions reach the head, and their logits are never all in memory. The layers below the region run
+    without a graph, or not at all where their output is cached. Rows that begin alike are packed; otherwise rows of
+    similar length are batched. A batch holds the same rows in every epoch.
 
     A model that `models.sharded.shard` has sharded over ranks is trained as it is. Every rank takes
     per_device_train_batch_size rows of each batch, and a step equals that of one process with all rows.
