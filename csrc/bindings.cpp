@@ -1,5 +1,5 @@
-// Raw addresses, sizes and flags from Python to the kernels; torch's C++ interface is not needed, so one build serves
-// every torch version. The checks are in cofitune_fast/ops.
+// Passes raw addresses, sizes and flags from Python to the kernels. It does not use torch's C++ interface, so one build
+// works with every torch version. The checks are in cofitune_fast/ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -38,7 +38,7 @@ void masked_adamw(const Addresses& p, const Addresses& g, const Addresses& m, co
                                    threads});
 }
 
-// Row and column ranges, four numbers per chunk: for tests of the arithmetic at sizes that no memory holds.
+// Row and column ranges, four numbers per chunk; lets tests check the arithmetic at sizes that do not fit into memory.
 Sizes chunk(int64_t index, int64_t rows, int64_t columns, int64_t target) {
   const cofitune::Chunk c = cofitune::chunk_at(index, rows, columns, target);
   return {c.row, c.row_end, c.column, c.column_end};

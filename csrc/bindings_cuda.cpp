@@ -1,5 +1,5 @@
-// Raw device addresses, sizes, flags, a device and a stream from Python to the CUDA kernels; torch's C++ interface is
-// not needed, so one build serves every torch version. The checks are in cofitune_fast/ops.
+// Passes raw device addresses, sizes, flags, a device and a stream from Python to the CUDA kernels. It does not use
+// torch's C++ interface, so one build works with every torch version. The checks are in cofitune_fast/ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
-// Lists of addresses and sizes from Python as the kernels' tensors. cofitune_fast/ops/_adamw_call.py, `table`, makes
-// those of masked_adamw_.
+// Converts lists of addresses and sizes from Python to the kernels' tensors. `table` in
+// cofitune_fast/ops/_adamw_call.py makes the lists of masked_adamw_.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Of a list's tensor; an empty list has none.
+// Returns the address of a list's tensor; null for an empty list.
 template <class T>
 T* address(const Addresses& addresses, size_t index) {
   return addresses.empty() ? nullptr : pointer<T>(addresses.at(index));

@@ -20,8 +20,8 @@ _SHIPPED = Path(__file__).with_name("prompts.txt")
 class AnchorSettings:
     """Settings of the anchor, the section `anchor:` of the configuration.
 
-    The loss becomes mean NLL + weight * mean KL(base || model), with the KL on texts that the base wrote itself. The
-    idea is also in Marek et al., 2026, arXiv 2605.26097; docs/anchor.md says what differs.
+    The loss becomes mean NLL + weight * mean KL(base || model), with the KL on texts that the base wrote itself. It
+    was published by Marek et al., 2026, arXiv 2605.26097; docs/anchor.md says what differs.
 
     Attributes:
         weight: weight of the mean KL per anchor token, relative to the mean loss per response token; 0: no anchor.

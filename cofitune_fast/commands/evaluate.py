@@ -30,10 +30,12 @@ def evaluate(
     harness: Annotated[str | None, typer.Option(help="Also lm-eval's scores: its task names or local files, with "
                                                 "commas between.")] = None,
 ) -> None:
-    """Score the model, with --delta FOLDER the fine-tuned one, and then its drift: the KL to the base, in nats per
-    token of the instruction files' responses. Without versatility tasks only the speciality.
+    """Score the model on speciality and versatility, or on the speciality alone if no versatility tasks are set.
 
-    With model.quantize the delta's region stays in full precision, without a delta the `region`, if one is given."""
+    With --delta FOLDER the fine-tuned model is scored, and also its drift: the KL to the base, in nats per token of the
+    instruction files' responses. With model.quantize the delta's region stays in full precision; without a delta, the
+    `region`, if one is given.
+    """
     content = evaluation(read_config(context, config), split=split, limit=limit, generate=generate,
                          max_new_tokens=max_new_tokens, harness=harness.split(",") if harness else [])
     emit(content, as_json, lambda: print(*_lines(content), sep="\n"))

@@ -42,7 +42,7 @@ def search(
     display = make_display(console, as_json)
     with display.running(), open_pipeline(settings, display, search_alone=True) as pipeline:
         if pipeline is None:
-            return  # this rank has followed the first one
+            return  # a rank other than 0, which has followed rank 0 to the end
         result = pipeline.search(settings.title)
 
     def show() -> None:
@@ -53,7 +53,7 @@ def search(
 
 
 def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
-    """The nodes and costs of a search before it runs; costs need data.train, data.valid and versatility.valid."""
+    """List the nodes and costs of a search before it runs; costs need data.train, data.valid and versatility.valid."""
     setup, chosen = trial_setup(settings, "preview"), search_settings(settings)
     there = settings.data.train and settings.data.valid and settings.versatility.valid
     work = search_work(bench, setup, chosen.full_training) if there else None

@@ -312,7 +312,7 @@ class Pipeline:
         layers = []
         for row, layer in enumerate(importance.layers):
             entry: dict[str, Any] = {"layer": layer}
-            for kind, scores in importance.scores.items():  # one measured elsewhere may lack a kind
+            for kind, scores in importance.scores.items():  # an importance from a file may lack a kind
                 if kind == "attn.head":
                     entry[kind] = normalized[kind][row].tolist()
                     continue

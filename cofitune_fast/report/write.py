@@ -28,7 +28,7 @@ from .style.palette import method_styles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = {  # name of the PNG: (drawing, what a reader who cannot see it is told)
+PICTURES = {  # name of the PNG: (drawing, description for readers who cannot see it)
     "tradeoff": (tradeoff, "Speciality against versatility of every method, with error bars"),
     "uni_bars": (uni_bars, "Uni of every method, split into speciality and versatility"),
     "search_tree": (search_tree, "The tree of searched regions with the Uni of each"),

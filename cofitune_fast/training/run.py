@@ -111,7 +111,7 @@ def train_region(
         interruptible: the first Ctrl-C ends training after the current step, with a checkpoint.
 
     Returns:
-        A TrainResult: losses in nats per token, time in seconds, memory in bytes.
+        The run's TrainResult, with losses in nats per token, time in seconds and memory in bytes.
 
     Raises:
         LossNotFinite: the loss became NaN or infinite.

@@ -10,8 +10,8 @@
 
 namespace cofitune::adamw {
 
-// A stored value is widened to a word of 32 bits; between the old word and the new one is chosen, and it is
-// narrowed last: selecting 16-bit lanes by a 32-bit comparison would keep compilers from vectorizing.
+// A stored value is widened to a 32-bit word, the old or the new word is selected, and the result is narrowed last.
+// Selecting 16-bit lanes by a 32-bit comparison would keep compilers from vectorizing.
 struct Float32 {
   using Value = float;
   static constexpr bool kRandom = false;
@@ -40,7 +40,7 @@ struct PlainWeight {
   static CF_BODY uint32_t round(float value, uint32_t random) { return Format::round(value, random_of_weight(random)); }
 };
 
-// The word is upper half and remainder side by side, so that a kept weight keeps both, whatever they are.
+// The word holds the upper half and the remainder, so that an unchanged weight keeps both bit for bit.
 struct SplitWeight {
   using Gradient = Bfloat16;
   using Value = uint16_t;
@@ -62,7 +62,7 @@ struct SplitWeight {
   }
 };
 
-// kScaled: codes in units of a scale per block, which is known when all of the block's new moments are.
+// kScaled: codes are in units of a scale per block, which is known only after all new moments of the block.
 template <class MomentFormat>
 struct PlainMoments {
   using Format = MomentFormat;

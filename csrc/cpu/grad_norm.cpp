@@ -1,5 +1,5 @@
-// grad_norm: the gradients are cut into chunks that the threads take in turn; the sums of the chunks are then added in
-// their order.
+// grad_norm: threads take chunks of the gradients in turn; the sums of the chunks are then added in a fixed order, so
+// that the result does not depend on the threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,7 +18,7 @@ constexpr int64_t kChunk = 1 << 15;
 // Consecutive elements of one row.
 struct Run {
   const void* grad;
-  const void* weight;  // null: no dot is asked for
+  const void* weight;  // null: no row dot is requested
   int64_t size;
   double squares, dot;  // results
 };
@@ -27,7 +27,7 @@ template <class FormatType, class RealType, bool kWithDot>
 struct Kind {
   using Format = FormatType;
   using Value = typename Format::Value;
-  using Real = RealType;  // in which eight products are added before they go into a double
+  using Real = RealType;  // eight products are added in this type before they are added to a double
   static constexpr bool with_dot = kWithDot;
 };
 
@@ -80,7 +80,7 @@ CF_FOR_EACH_ISA(reduce_for, ReduceFunction, Run&, reduce)
 template <class Format>
 void reduce_run(Run& run, Isa isa) {
   (run.weight ? reduce_for<Kind<Format, float, true>> : reduce_for<Kind<Format, float, false>>)(isa)(run);
-  // A square in float32 overflows from 1.8e19 on and fades below 1e-19: such runs are added in double.
+  // A float32 square overflows from 1.8e19 on and underflows below 1e-19; such runs are summed in double.
   constexpr double kTooSmall = 1e-24;
   if (run.squares >= kTooSmall && std::isfinite(run.squares) && std::isfinite(run.dot)) return;
   (run.weight ? reduce_for<Kind<Format, double, true>> : reduce_for<Kind<Format, double, false>>)(isa)(run);
@@ -91,7 +91,7 @@ struct Piece {
   Chunk chunk;
 };
 
-// Of weighted tensors whole rows, so that a row's dot is one chunk's; the others are one long row.
+// Tensors with a weight are cut at rows, so that one chunk has the whole dot of a row; the others are one long row.
 std::vector<Piece> cut(const std::vector<GradTensor>& tensors) {
   std::vector<Piece> pieces;
   for (const GradTensor& t : tensors) {
@@ -109,7 +109,7 @@ std::vector<Piece> cut(const std::vector<GradTensor>& tensors) {
 GradNorm grad_norm(const std::vector<GradTensor>& tensors, float max_norm, int threads) {
   int64_t elements = 0;
   for (const GradTensor& t : tensors) elements += t.rows * t.columns;
-  const int busy = threads_for(elements / 8, threads);  // there is little to do for an element but to read it
+  const int busy = threads_for(elements / 8, threads);  // 8: an element costs little more than its read
   const Isa isa = current_isa();
   const std::vector<Piece> pieces = cut(tensors);
   std::vector<double> sums(pieces.size());

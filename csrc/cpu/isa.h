@@ -1,5 +1,5 @@
-// One binary for all x86-64 machines: a loop body is compiled for several instruction sets, and the CPU chooses.
-// Contraction to fused multiply-add is off (setup.py), so that all of them give the same bits.
+// One binary for all x86-64 machines: a loop body is compiled for several instruction sets, and the best one that the
+// CPU has is used. Fused multiply-add is off (setup.py), so that all of them give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace cofitune {
 
 enum class Isa : uint8_t { kBaseline, kAvx2, kAvx512 };
 
-// Defines `NAME(isa)`, which gives BODY<...> compiled for an instruction set, as a pointer of type FUNCTION.
+// Defines `NAME(isa)`, which returns BODY<...> compiled for an instruction set, as a pointer of type FUNCTION.
 #if defined(CF_X86)
 #define CF_FOR_EACH_ISA(NAME, FUNCTION, ARGUMENT, BODY)                          \
   template <class Kind> void NAME##_baseline(ARGUMENT a) { BODY<Kind>(a); }      \

@@ -1,4 +1,4 @@
-// The CPU kernels' faces: raw pointers and 64-bit sizes. Checks are made in Python before.
+// Interface of the CPU kernels: raw pointers and 64-bit sizes. Python has checked the arguments.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct AdamwOptions {
   AdamwCoefficients coefficients;
   const float* clip;  // factor and skip flag; null: 1 and 0
   MaskMode mode;
-  Pull pull;  // of tensors with an anchor
+  Pull pull;  // applies to tensors with an anchor
   Storage storage;
   bool zero_grad;
   uint64_t seed;
@@ -22,7 +22,7 @@ struct AdamwOptions {
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options);
 
-// A gradient seen as a matrix; without a weight it may as well be one long row.
+// A gradient as a matrix; without a weight it may be given as one long row.
 struct GradTensor {
   const void* grad;
   const void* weight;  // null: no row dots
@@ -37,7 +37,7 @@ struct GradNorm {
   float skip;    // 1 where the norm is not finite
 };
 
-// max_norm: infinity for no clipping.
+// max_norm: infinity turns clipping off.
 GradNorm grad_norm(const std::vector<GradTensor>& tensors, float max_norm, int threads);
 
 struct ImportanceInput {
@@ -51,8 +51,8 @@ struct ImportanceInput {
 
 void unit_importance(const ImportanceInput& input, int threads);
 
-// Two rows of logits per token, before the soft cap (0: none). They are overwritten: if need_gradients, by the
-// gradients of their row's divergence.
+// Two rows of logits per token, before the soft cap (0: no cap). Both are overwritten, with need_gradients by the
+// gradients of the row's divergence.
 struct KlInput {
   float* z_p;
   float* z_q;

@@ -1,6 +1,6 @@
-// The rows of linear_kl: a row of both logits stays in the cache over three passes. The first caps the logits and finds
-// their maxima m, the second sums, the third writes the gradients. With d = (z_p - m_p) - (z_q - m_q), E_p the mean
-// under p, and S = sum e^(z - m):
+// The rows of linear_kl in three passes, over which a row of both logits stays in the CPU cache. The first pass applies
+// the soft cap and finds the maxima m, the second sums, the third writes the gradients. With
+// d = (z_p - m_p) - (z_q - m_q), E_p the mean under p, and S = sum e^(z - m):
 //   KL = E_p[d] + log(S_q / S_p),  dKL/dz_p = p (d - E_p[d]),  dKL/dz_q = q - p
 #include <algorithm>
 #include <cmath>
@@ -16,9 +16,9 @@
 namespace cofitune {
 namespace {
 
-constexpr int64_t kBlock = 16 * kLanes;  // each lane adds 16 terms in float32 before they go into a double
+constexpr int64_t kBlock = 16 * kLanes;  // each lane adds 16 terms in float32 before it adds them to a double
 
-// tanh x, off by at most 2e-7 of it.
+// Computes tanh x with a relative error of at most 2e-7.
 CF_BODY float tanh_of(float x) {
   const uint32_t sign = bit_cast<uint32_t>(x) & 0x80000000u;
   const float a = bit_cast<float>(bit_cast<uint32_t>(x) ^ sign), square = x * x;
@@ -45,7 +45,7 @@ struct Kind {
   static constexpr bool capped = kCapped, gradients = kGradients;
 };
 
-// Caps the logits and returns the largest one.
+// Applies the soft cap to the logits and returns the largest one.
 template <class K>
 CF_BODY float cap(float* z, int64_t size, float softcap) {
   float maxima[kLanes];
@@ -64,9 +64,9 @@ CF_BODY float cap(float* z, int64_t size, float softcap) {
 }
 
 struct Sums {
-  float p[kLanes] = {};  // of e_p = e^(z_p - m_p)
+  float p[kLanes] = {};  // sums of e_p = e^(z_p - m_p)
   float q[kLanes] = {};
-  float moment[kLanes] = {};  // of e_p d
+  float moment[kLanes] = {};  // sums of e_p d
 };
 
 CF_BODY void add(const float* z_p, const float* z_q, float m_p, float m_q, int64_t lanes, Sums& sums) {

@@ -1,5 +1,5 @@
-// masked_adamw_: the whole list of tensors is cut into chunks that the threads take in turn, a chunk into runs of
-// elements under the same factors or consecutive ones, a run into blocks of kScaleBlock elements.
+// masked_adamw_: threads take chunks of the list of tensors in turn. A chunk is cut into runs of consecutive elements
+// that share one factor or have one factor each, and a run into blocks of kScaleBlock elements.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -17,10 +17,10 @@ namespace {
 
 using namespace adamw;
 
-constexpr int64_t kChunk = 1 << 17;  // elements; from one to the next memory is read on in sequence
-constexpr int64_t kRun = 1 << 11;    // elements; their gradients are still in the first cache when they are zeroed
+constexpr int64_t kChunk = 1 << 17;  // elements; a thread reads the memory of consecutive chunks in sequence
+constexpr int64_t kRun = 1 << 11;    // elements; so few that gradients are still in the L1 cache when zeroed
 constexpr int32_t kStride = 64;      // elements between prefetches
-constexpr int32_t kAhead = 2048;     // bytes
+constexpr int32_t kAhead = 2048;     // bytes ahead that are prefetched
 static_assert(kChunk % kScaleBlock == 0 && kRun % kScaleBlock == 0, "blocks under one scale are never cut");
 
 // With a pull, factors are always per element.
@@ -32,11 +32,11 @@ struct Kind {
   static constexpr Pull pull = kPull;
   static constexpr bool anchored = kPull != Pull::kNone;
   static constexpr bool per_element = kPerElement || anchored;
-  // Whether some elements may have to keep their bytes; a run with one factor of 0 is not even begun.
+  // True if single elements may have a factor of 0 and must keep their bytes. A run whose one factor is 0 is skipped.
   static constexpr bool may_keep = per_element && kMaskMode == MaskMode::kUpdate;
 };
 
-// Consecutive elements. Factors for each are at `masks` and `pulls`; where these are null, one for all is beside them.
+// Consecutive elements. `masks` and `pulls` point to a factor per element; where null, `mask` and `pull` hold for all.
 struct Run {
   void* p;
   void* g;
@@ -56,7 +56,7 @@ struct Run {
   const AdamwOptions* options;
 };
 
-// What is made ready for a block, and the new moments before they are encoded.
+// Random numbers and factors prepared for a block, and its new moments before they are encoded.
 struct alignas(64) Buffers {
   uint32_t random[kScaleBlock];
   float masks[kScaleBlock];
@@ -65,7 +65,7 @@ struct alignas(64) Buffers {
   float v[kScaleBlock];
 };
 
-// By bits: of a conditional expression compilers make a branch, and then no vector loop.
+// Selects by bit masks, because compilers turn a conditional expression into a branch and then do not vectorize.
 CF_BODY uint32_t choose(uint32_t all_or_no_bits, uint32_t if_all, uint32_t if_no) {
   return (if_all & all_or_no_bits) | (if_no & ~all_or_no_bits);
 }
@@ -77,7 +77,7 @@ CF_BODY uint32_t live_bits(float mask) {
   return K::may_keep ? 0U - static_cast<uint32_t>(mask != 0.0F) : ~0U;
 }
 
-// The key changes where the lower half of the counter begins anew, which may be in the midst of a block.
+// The key changes where the lower half of the counter overflows, which may be inside a block.
 CF_BODY void draw(uint32_t* __restrict random, const Run& run, int32_t begin, int32_t size) {
   for (int32_t i = 0; i < size;) {
     const uint64_t counter = run.counter + static_cast<uint64_t>(begin + i);
@@ -110,8 +110,8 @@ CF_BODY void expand_pulls(float* __restrict pulls, const Run& run, int32_t begin
   }
 }
 
-// Fetches the elements kAhead bytes further on, a stride of each stream. Without it the prefetchers of the CPU, with
-// four streams to follow, reach some 90 % of the bandwidth (benchmarks/compare_masked_adamw.py).
+// Prefetches one stride of each stream, kAhead bytes ahead. Without it the CPU's own prefetchers reach about 90 % of
+// the bandwidth on the four streams (benchmarks/compare_masked_adamw.py).
 template <class Weight, class Moment>
 CF_BODY void prefetch(const Weight* p, const Weight* g, const Moment* m, const Moment* v) {
   constexpr int32_t kLine = 64;
@@ -128,7 +128,7 @@ CF_BODY void prefetch(const Weight* p, const Weight* g, const Moment* m, const M
   }
 }
 
-// The step of a stride of a block; moments that will be scaled are left in the buffers.
+// Updates one stride of a block; moments that still need a scale are left in the buffers.
 template <class K, class WeightValue, class GradientValue, class MomentValue>
 CF_BODY void update_elements(WeightValue* __restrict p, const GradientValue* __restrict g, MomentValue* __restrict m,
                              MomentValue* __restrict v, uint16_t* __restrict remainder,
@@ -168,7 +168,7 @@ CF_BODY void update_elements(WeightValue* __restrict p, const GradientValue* __r
   }
 }
 
-// Gives the block the scales of its live elements, and these their codes.
+// Computes the block's scales from its live elements (those that change) and encodes their moments.
 template <class K>
 CF_BODY void encode_moments(uint8_t* __restrict m, uint8_t* __restrict v, float* __restrict scales,
                             const Buffers& __restrict buffers, int32_t size) {
@@ -233,7 +233,7 @@ CF_BODY void update(const Run& run) {
 using UpdateFunction = void (*)(const Run&);
 CF_FOR_EACH_ISA(update_for, UpdateFunction, const Run&, update)
 
-// The loops for one storage, mode and pull: for runs with one mask factor, with one per element, and with an anchor.
+// Loops for one storage, mode and pull: for runs with one mask factor, with one per element, and with an anchor.
 struct Updates {
   UpdateFunction with_one_factor, with_factors, with_anchor;
   int64_t weight_bytes, moment_bytes;
@@ -263,7 +263,7 @@ Updates choose_updates(Storage storage, MaskMode mode, Pull pull, Isa isa) {
   }
 }
 
-// T: of any type or void, const or not; null stays null.
+// Moves a pointer by bytes, also one to void or const; null stays null.
 template <class T>
 T* advance(T* base, int64_t bytes) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -273,7 +273,7 @@ T* advance(T* base, int64_t bytes) {
 bool is_per_element(Layout layout) { return layout == Layout::kColumn || layout == Layout::kElement; }
 bool ends_with_row(Layout layout) { return layout == Layout::kRow || layout == Layout::kColumn; }
 
-// The mask factor of a run; 1 where there is none or one per element.
+// Returns the mask factor of a run; 1 where there is none or one per element.
 float mask_of_run(const AdamwTensor& t, int64_t row, int64_t column) {
   if (t.mask_layout == Layout::kNone || is_per_element(t.mask_layout)) return 1.0F;
   const int64_t index = factor_index(t.mask_layout, row, column, t.columns);
@@ -334,7 +334,7 @@ void update_chunk(const AdamwTensor& t, const Chunk& chunk, const AdamwOptions& 
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options) {
   const Updates updates = choose_updates(options.storage, options.mode, options.pull, current_isa());
-  std::vector<int64_t> first_chunks;  // of each tensor
+  std::vector<int64_t> first_chunks;  // number of each tensor's first chunk
   first_chunks.reserve(tensors.size());
   int64_t chunks = 0;
   int64_t elements = 0;

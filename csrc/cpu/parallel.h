@@ -1,5 +1,5 @@
-// Threads for one call: started when there is enough work, joined before the call returns. No pool and no second
-// OpenMP runtime beside torch's.
+// Threads for one call: started if there is enough work, and joined before the call returns. This avoids a thread pool
+// and a second OpenMP runtime beside torch's.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 
 namespace cofitune {
 
-// How many threads are worth starting: each must have some hundred microseconds of work, as starting one costs twenty.
+// Returns how many threads are worth starting: each needs about 100 us of work, because starting one costs 20 us.
 inline int threads_for(int64_t elements, int threads) {
   constexpr int64_t kElementsPerThread = 1 << 16;
   return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::max(1, threads)));
 }
 
-// A thread's part of the indices: the thread itself takes them in order, so that the prefetchers of the CPU see long
-// streams; threads that are done with their own part take from its end.
+// A thread's part of the indices. The thread takes them in order, so that the CPU's prefetchers see long streams.
+// Threads that have finished their own part take indices from the end of others.
 class alignas(64) Share {
  public:
   static constexpr int64_t kNone = -1;
@@ -41,7 +41,7 @@ class alignas(64) Share {
   int64_t begin_ = 0, end_ = 0;
 };
 
-// False if the system grants no more threads.
+// Returns false if the system allows no more threads.
 template <class Work>
 bool start_thread(std::vector<std::thread>& threads, const Work& work) {
   try {
@@ -73,7 +73,7 @@ void parallel_for(int64_t count, int threads, const Work& work) {
   std::vector<std::thread> helpers;
   helpers.reserve(static_cast<size_t>(parts));
   for (int64_t part = 1; part < parts; ++part) {
-    if (!start_thread(helpers, [&drain, part] { drain(part); })) break;  // those at hand take over its share
+    if (!start_thread(helpers, [&drain, part] { drain(part); })) break;  // the running threads take over its part
   }
   drain(0);
   for (std::thread& helper : helpers) helper.join();

@@ -1,5 +1,5 @@
-// The softmax of rows of logits in two passes over memory: the logarithm of a row's sum of exponentials, and the
-// probabilities times a number of the row in place of its logits. Between them the caller may look at single logits.
+// Softmax of rows of logits in two passes over memory. The first computes a row's log-sum-exp. The second overwrites
+// the logits by the probabilities times a factor of the row. In between, the caller may still read single logits.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,7 +13,7 @@
 namespace cofitune {
 namespace {
 
-constexpr int64_t kBlock = 16 * kLanes;  // each lane adds 16 terms in float32 before they go into a double
+constexpr int64_t kBlock = 16 * kLanes;  // each lane adds 16 terms in float32 before it adds them to a double
 
 struct SumRow {
   const void* logits;

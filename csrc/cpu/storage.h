@@ -1,5 +1,5 @@
-// How the reductions read, round and multiply elements, in float32 whichever of two formats they are stored in; and how
-// they add up, in an order that is fixed, so that neither the number of threads nor the instruction set changes a bit.
+// Reading, rounding and multiplying of elements in the reductions, in float32 for both storage formats. Sums have a
+// fixed order, so that neither the number of threads nor the instruction set changes a bit.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct Bfloat16 {
   }
 };
 
-// Two neighbors in one word, where it does not matter which product is whose: no element has to move between lanes.
+// Two neighbors in one word, for sums over both products. So no element has to move between lanes.
 struct Bfloat16Pair {
   using Value __attribute__((may_alias, aligned(2))) = uint32_t;
   static constexpr int kPerValue = 2;
@@ -42,7 +42,7 @@ struct Bfloat16Pair {
   }
 };
 
-// The sum over k < kTerms of a[k][i] * b[k][i], added pairwise: no term passes more than log2(kTerms) additions.
+// Sums a[k][i] * b[k][i] over k < kTerms pairwise, so that no term is rounded in more than log2(kTerms) additions.
 template <class Format, class Real, int kTerms>
 CF_BODY Real pairwise_products(const typename Format::Value* const* a, const typename Format::Value* const* b,
                                int64_t i) {
@@ -55,7 +55,7 @@ CF_BODY Real pairwise_products(const typename Format::Value* const* a, const typ
   }
 }
 
-// Sums run in this many lanes next to one another, so that a loop over them fills vectors of any width.
+// Number of partial sums kept side by side, so that a loop over them fills vectors of any width.
 constexpr int64_t kLanes = 64;
 
 CF_BODY double sum_lanes(double* lanes) {

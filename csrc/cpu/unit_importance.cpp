@@ -1,5 +1,5 @@
-// unit_importance_: a task is a block of rows of one sample and a tile of columns; the sums of the blocks are then
-// added in their order.
+// unit_importance_: a task is a block of rows of one sample and a tile of columns. The sums of the blocks are then
+// added in a fixed order.
 #include <algorithm>
 #include <cmath>
 
@@ -12,8 +12,8 @@ namespace cofitune {
 namespace {
 
 constexpr int64_t kBlock = 256;  // rows
-constexpr int64_t kTile = 1024;  // columns at least, unless there are fewer: their sums stay in the first cache
-constexpr int kGroup = 8;        // rows whose products are added in float32 before they go into a double
+constexpr int64_t kTile = 1024;  // smallest number of columns, unless there are fewer; their sums stay in the L1 cache
+constexpr int kGroup = 8;        // rows whose products are added in float32 before they are added to a double
 
 // sums[d] += the sum of y[d] * grad_y[d] over the rows of a group
 struct Run {
@@ -38,10 +38,10 @@ CF_BODY void add_group(const Run& run) {
 using AddFunction = void (*)(const Run&);
 CF_FOR_EACH_ISA(add_for, AddFunction, const Run&, add_group)
 
-// sums[d] += the products of rows [begin, end), for the `width` columns from `first` on.
+// Adds the products of rows [begin, end) to sums[d], for the `width` columns from `first` on.
 void add_block(const ImportanceInput& in, AddFunction add, int64_t begin, int64_t end, int64_t first, int64_t width,
                double* sums) {
-  static const float kZeros[kTile] = {};  // stands for the rows that the last group lacks, in either format
+  static const float kZeros[kTile] = {};  // stands for the missing rows of the last group, in either format
   Run run{{}, {}, sums, width};
   int filled = 0;
   for (int64_t row = begin; row < end; ++row) {
@@ -59,7 +59,7 @@ void add_block(const ImportanceInput& in, AddFunction add, int64_t begin, int64_
   add(run);
 }
 
-// How many blocks or tiles of `size` it takes.
+// Number of blocks or tiles of `size`.
 int64_t count_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What of CUDA is there to run on.
+// Checks whether there is a CUDA device that the kernels can run on.
 #include "kernels.h"
 #include "place.h"
 
@@ -16,7 +16,7 @@ std::string device_error() {
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
     return "there is no NVIDIA driver and so no CUDA device";
   const cudaError_t status = cudaGetDeviceCount(&devices);
-  cudaGetLastError();  // the next launch must not report it
+  cudaGetLastError();  // clear the error, so that the next launch does not report it
   if (status == cudaErrorInsufficientDriver) {
     return "the NVIDIA driver is too old (it serves CUDA " + version(driver) + ", this build needs " +
            version(CUDART_VERSION) + "); update the driver";

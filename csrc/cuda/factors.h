@@ -1,4 +1,4 @@
-// Masks, or strengths of the pull, as the elements of a chunk find them by their row and column in it.
+// Mask factors or pull strengths of a chunk, by row and column inside the chunk.
 #pragma once
 
 #include "cofitune/adamw_tensor.h"
@@ -20,7 +20,7 @@ class Factors {
 
   CF_HD bool by_column() const { return column_stride_ != 0; }
 
-  // The factor of a row; only where they are not by column.
+  // Returns the factor of a row; valid only if factors do not depend on the column.
   CF_HD float of_row(int row) const {
     if (!first_) return 1.0f;
     const int at = row * row_stride_;
@@ -51,7 +51,7 @@ class Factors {
   }
 
  private:
-  const void* first_;  // null: all are 1
+  const void* first_;  // null: all factors are 1
   int row_stride_, column_stride_;
   bool bytes_;
 };

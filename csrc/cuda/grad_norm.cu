@@ -1,4 +1,4 @@
-// grad_norm: one launch for the chunks of up to 600 tensors, and one for what follows from their sums.
+// grad_norm: one launch for the chunks of up to 600 tensors, and one for norm, factor and flag from their sums.
 #include "grad_norm.cuh"
 #include "place.h"
 

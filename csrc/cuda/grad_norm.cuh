@@ -1,6 +1,6 @@
-// The kernels of grad_norm: sums of squares of chunks, with the row dots of weight and gradient if wanted, and what
-// follows from their sum. Each number is added up in an order that depends on shapes alone. Apart from the launch
-// (grad_norm.cu), so that tests compile them for the host as well.
+// The kernels of grad_norm: sums of squares of chunks, with row dots of weight and gradient if requested, and the norm,
+// clip factor and skip flag from their sum. The order of every sum depends on shapes alone. The launch is in
+// grad_norm.cu, so that tests can compile the kernels for the host too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,7 +16,7 @@ namespace cofitune::cuda {
 constexpr int kNormThreads = 256, kNormWarps = kNormThreads / 32;
 constexpr int kFinishThreads = 1024;
 constexpr int64_t kNormChunk = 32768;  // elements
-constexpr int kNormLoads = 4;          // accesses of a thread under way: 64 bytes, of 1024 threads at least 64 KB an SM
+constexpr int kNormLoads = 4;          // loads in flight per thread: 64 bytes, so 64 KB per SM at 1024 threads
 
 struct GradNormLaunch {
   TensorTable<GradTensor, 600> table;
@@ -24,7 +24,7 @@ struct GradNormLaunch {
 };
 static_assert(sizeof(GradNormLaunch) <= kParameterBytes, "the list of tensors does not fit into a kernel's parameters");
 
-// With row dots a chunk is as many rows as a block has warps; without, rows do not matter.
+// With row dots a chunk has one row per warp of a block; without, rows do not matter.
 CF_HD int64_t norm_chunks(const GradTensor& t) {
   return t.weight ? chunk_count(t.rows, t.columns, kNormWarps * t.columns)
                   : chunk_count(1, t.rows * t.columns, kNormChunk);
@@ -39,8 +39,8 @@ struct Sums {
   double squares, dot;
 };
 
-// The squares of neighbors are added in float32. Where one may overflow or vanish (float32 squares do from 1.8e19 and
-// below 1.1e-19), and where a NaN is among them, once more in double, so that no finite gradient has an infinite norm.
+// Squares of neighbors are added in float32. They are added again in double where one may overflow or underflow (from
+// 1.8e19 and below 1.1e-19) or is NaN, so that no finite gradient has an infinite norm.
 template <class T, int kWidth>
 __device__ double squares_of(const Vector<T, kWidth>& g) {
   float sum = 0.0f;
@@ -61,7 +61,7 @@ __device__ double product_of(const Vector<T, kWidth>& weight, const Vector<T, kW
   return sum;
 }
 
-// Of `size` neighbors, by a team of threads of which this is one; kDots: `weight` is there.
+// Sums over `size` neighbors by a team of threads, of which this is one; kDots: `weight` is not null.
 template <bool kDots, class T>
 __device__ Sums sums_of(const T* g, const T* weight, int64_t size, int thread, int team) {
   constexpr int kWidth = kAccessBytes / sizeof(T), kLoads = kDots ? kNormLoads / 2 : kNormLoads;
@@ -87,13 +87,13 @@ __device__ Sums sums_of(const T* g, const T* weight, int64_t size, int thread, i
   return sums;
 }
 
-// The sum of a warp's values, in its first lane.
+// Sums the values of a warp; the result is in its first lane.
 __device__ double warp_sum(double value) {
   for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_down_sync(~0u, value, lanes);
   return value;
 }
 
-// The sum of a block's values, in its first thread.
+// Sums the values of a block; the result is in its first thread.
 template <int kThreads>
 __device__ double block_sum(double value, double* of_warps) {
   value = warp_sum(value);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kNormThreads, 4) grad_norm_kernel(const __grid
   if (threadIdx.x == 0) launch.partials[blockIdx.x] = total;
 }
 
-// One block. The roundings are those of `finish` in cofitune_fast/ops/grad_norm.py.
+// Runs in one block. It rounds where `finish` in cofitune_fast/ops/grad_norm.py does.
 __global__ void __launch_bounds__(kFinishThreads)
     grad_norm_finish(const double* partials, int64_t count, float max_norm, GradNorm result) {
   __shared__ double of_warps[kFinishThreads / 32];

@@ -1,5 +1,5 @@
-// The CUDA kernels' faces: raw device pointers, 64-bit sizes, a device and a stream. Nothing is allocated, and nothing
-// waits for the device. Checks are made in Python before; errors of CUDA become std::runtime_error.
+// Interface of the CUDA kernels: raw device pointers, 64-bit sizes, a device and a stream. They allocate nothing and do
+// not wait for the device. Python has checked the arguments; CUDA errors become std::runtime_error.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct AdamwOptions {
   const int64_t* scalars;  // on the device: the eight float32 of AdamwCoefficients, then the step
   const float* clip;       // on the device: factor and skip flag; null: 1 and 0
   MaskMode mode;
-  Pull pull;  // of tensors with an anchor
+  Pull pull;  // applies to tensors with an anchor
   Storage storage;
   bool zero_grad;
   uint64_t seed;
@@ -27,7 +27,7 @@ struct AdamwOptions {
 
 void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, Place place);
 
-// A gradient seen as a matrix; without a weight its rows do not matter.
+// A gradient as a matrix; without a weight its rows do not matter.
 struct GradTensor {
   const void* grad;
   const void* weight;  // null: no row dots
@@ -36,19 +36,19 @@ struct GradTensor {
   bool bf16;
 };
 
-// Where the result goes, on the device.
+// Device addresses of the result.
 struct GradNorm {
   float* norm;
   float* clip;  // factor and skip flag
 };
 
-// How many numbers `partials` must hold.
+// Number of elements that `partials` must hold.
 int64_t grad_norm_partials(const std::vector<GradTensor>& tensors);
 
-// `partials`: on the device, overwritten. `max_norm`: infinity for no clipping.
+// `partials`: on the device, overwritten. `max_norm`: infinity turns clipping off.
 void grad_norm(const std::vector<GradTensor>& tensors, double* partials, float max_norm, GradNorm result, Place place);
 
-// Why no kernel can run on any device, as a sentence's end; empty if one can.
+// Reason why no kernel can run on any device, as the end of a sentence; empty if one can.
 std::string device_error();
 
 }  // namespace cofitune::cuda

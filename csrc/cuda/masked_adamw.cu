@@ -45,7 +45,7 @@ void masked_adamw(const std::vector<AdamwTensor>& tensors, const AdamwOptions& o
   launch.clip = options.clip;
   launch.seed = options.seed;
   launch.zero_grad = options.zero_grad;
-  for (const bool anchored : {false, true}) {  // with and without a pull the formula differs, and so does the kernel
+  for (const bool anchored : {false, true}) {  // a pull changes the formula, and so the kernel
     std::vector<AdamwTensor> part;
     std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(part),
                  [&](const AdamwTensor& t) { return (t.anchor != nullptr) == anchored; });

@@ -1,5 +1,5 @@
 // The kernel of masked_adamw_: a block works on one chunk of one tensor, a thread on one span of neighbors at a time.
-// Apart from the launch (masked_adamw.cu), so that tests compile it for the host as well.
+// The launch is in masked_adamw.cu, so that tests can compile the kernel for the host too.
 #pragma once
 
 #include <new>
@@ -11,7 +11,7 @@
 namespace cofitune::cuda {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 8192;  // elements: a few hundred blocks already for the few millions of a small region
+constexpr int64_t kChunk = 8192;  // elements; a small region of a few million gives some hundred blocks
 static_assert(kChunk % kScaleBlock == 0);
 
 struct AdamwLaunch {
@@ -23,7 +23,7 @@ struct AdamwLaunch {
 };
 static_assert(sizeof(AdamwLaunch) <= kParameterBytes, "the list of tensors does not fit into a kernel's parameters");
 
-// What the threads of a block share.
+// State shared by the threads of a block, and their work on one chunk.
 template <Storage kStorage, MaskMode kMode, Pull kPull>
 class AdamwChunk {
   using Part = Span<kStorage>;
@@ -67,7 +67,7 @@ class AdamwChunk {
     if (Part::kRandom) counters_ = Counters(launch.seed, launch.scalars[4], t.offset + first);
   }
 
-  // The spans of one thread. A division for each would cost as much as a tenth of the step.
+  // Loops over the spans of one thread. A division per span would take a tenth of the step's time.
   __device__ void run(unsigned thread) const {
     const unsigned spans = static_cast<unsigned>(spans_of_row_);
     const int more_rows = static_cast<int>(kThreads / spans), more_spans = static_cast<int>(kThreads % spans);
@@ -94,7 +94,7 @@ class AdamwChunk {
     const bool whole = aligned_ && s.count >= kWidth;
     if (s.count > 0 && !skip_) whole ? load_mask<true>(s) : load_mask<false>(s);
     bool live = s.moves != 0;
-    if (kScaled) live = __any_sync(~0u, live);  // the warp looks for a scale together
+    if (kScaled) live = __any_sync(~0u, live);  // all lanes take part in finding the scale of the warp's block
     if (live) {
       whole ? load<true>(s) : load<false>(s);
       update(s);
@@ -163,7 +163,7 @@ class AdamwChunk {
                                    : s.template narrow<false>(p, m, v, counters_);
   }
 
-  // The scales of the warp's block, from its elements that move.
+  // Computes the scales of the warp's block from its elements that change.
   __device__ void rescale(Part& s, Values& m, Values& v) const {
     if (s.moves != Part::kAll) {
 #pragma unroll
@@ -189,7 +189,7 @@ class AdamwChunk {
     }
   }
 
-  // Fetches the bytes of elements that do not move again, out of the cache: to keep them would cost registers always.
+  // Reloads the bytes of elements that do not change, from the cache. Keeping them would cost registers in every case.
   template <bool kWhole>
   __device__ void restore(Part& s) const {
     forget_loads();
@@ -217,17 +217,17 @@ class AdamwChunk {
   Factors mask_, pull_;
   AdamwCoefficients c_;
   Counters counters_;
-  int pitch_;  // from row to row; without a meaning where a chunk is part of one row
+  int pitch_;  // distance between rows; unused where a chunk is part of one row
   int rows_, columns_, spans_of_row_, blocks_of_row_;
   float clip_;
   bool skip_, zero_grad_, aligned_;
 };
 
-// What limits the kernel is memory. To keep it busy, a multiprocessor needs bandwidth x latency of loads under way:
-// 4.8 TB/s / 132 x 0.7 us = 25 KB on an H200, 18 KB on an H100. A thread asks for all of its span, 48 to 80 bytes,
-// before it uses any of it; with as many blocks at a time as below these are 32 KB in the least case (int8 with a
-// pull). Only int8 has about as much to compute as to move: some 98 instructions an element, where an H200 could issue
-// 60 to 70 in the time of its 10 bytes.
+// The kernel is limited by memory. To use the full bandwidth, a multiprocessor needs bandwidth x latency of loads in
+// flight: 4.8 TB/s / 132 x 0.7 us = 25 KB on an H200, 18 KB on an H100. A thread requests all of its span, 48 to 80
+// bytes, before it uses any of it. With the number of blocks below that is at least 32 KB (int8 with a pull). Only int8
+// needs about as much time to compute: some 98 instructions per element, while an H200 issues 60 to 70 in the time that
+// its 10 bytes take.
 template <Storage kStorage, Pull kPull>
 constexpr int kBlocksAtATime = (Format<kStorage>::kWidth == 4 ? 4 : 3) - (kPull != Pull::kNone);
 
@@ -235,7 +235,7 @@ template <Storage kStorage, MaskMode kMode, Pull kPull>
 __global__ void __launch_bounds__(kThreads, kBlocksAtATime<kStorage, kPull>)
     masked_adamw_kernel(const __grid_constant__ AdamwLaunch launch) {
   using Work = AdamwChunk<kStorage, kMode, kPull>;
-  alignas(Work) __shared__ unsigned char memory[sizeof(Work)];  // and not 40 registers of every thread
+  alignas(Work) __shared__ unsigned char memory[sizeof(Work)];  // a copy per thread would take 40 registers
   if (threadIdx.x == 0) {
     const int index = tensor_of_block(launch.table.first_block, launch.table.count, blockIdx.x);
     const AdamwTensor& t = launch.table.tensors[index];

@@ -1,4 +1,4 @@
-// Where a launch happens, and what CUDA says of it.
+// Device and stream of a launch, and its CUDA errors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ inline void check(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status) + ".");
 }
 
-// Makes a device the current one, and the former one again at the end.
+// Makes a device current, and restores the former one at the end.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

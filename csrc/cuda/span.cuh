@@ -1,4 +1,4 @@
-// What a thread of masked_adamw_ holds of a tensor at a time, and how it becomes float32 and is rounded again.
+// The span of a tensor that a thread of masked_adamw_ holds at a time, with its conversion to float32 and its rounding.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,9 +12,9 @@ namespace cofitune::cuda {
 
 constexpr int kWarp = 32;
 
-// kWidth neighbors in a row make a span. The accesses of neighboring threads lie side by side in every stream, lest a
-// store fill but half of a 32-byte sector: so a span is 16 bytes of the widest stream, and in int8 a warp's spans are
-// one block of scales.
+// A span is kWidth neighbors in a row. It is 16 bytes of the widest stream, so that neighboring threads access adjacent
+// memory in every stream and no store fills only half of a 32-byte sector. In int8 the spans of a warp are one block
+// under one scale.
 template <Storage kStorage>
 struct Format {
   using Weight = uint16_t;
@@ -41,7 +41,7 @@ struct Format<Storage::kInt8> {
 };
 static_assert(Format<Storage::kInt8>::kWidth * kWarp == kScaleBlock, "a warp works on one block of scales");
 
-// The random numbers of a chunk: their 64-bit counters may cross into the next upper word once.
+// Random numbers of a chunk; the lower words of its 64-bit counters may overflow once.
 struct Counters {
   RandomKey key, next_key;
   uint32_t first;  // lower word of the first element's counter
@@ -64,15 +64,15 @@ struct Span {
   using Moments = Vector<typename Format<kStorage>::Moment, kWidth>;
   using Values = float[kWidth];
 
-  int row, column, index;  // of its first element in the chunk
-  int count;               // elements that are there; none if not positive
+  int row, column, index;  // of the first element, inside the chunk
+  int count;               // number of elements inside the row; none if not positive
   uint32_t moves;          // a bit for each element that changes
   Values mask, pull;
   Weights p, g, anchor;
   Moments m, v;
   Vector<uint16_t, kWidth> remainder;
-  float scale_m, scale_v;      // kInt8: of the codes in m and v
-  float inverse_m, inverse_v;  // of their new scales
+  float scale_m, scale_v;      // kInt8: scales of the codes in m and v
+  float inverse_m, inverse_v;  // reciprocals of the new scales
 
   CF_HD void widen(Values& p_values, Values& m_values, Values& v_values) const {
 #pragma unroll
@@ -93,7 +93,7 @@ struct Span {
     }
   }
 
-  // Whether narrowing needs no thought of special cases.
+  // True if narrowing meets no special case.
   CF_HD bool is_plain(const Values& p_values, const Values& m_values, const Values& v_values,
                       const Counters& counters) const {
     if (!kRandom) return true;
@@ -110,7 +110,7 @@ struct Span {
     return plain;
   }
 
-  // The one rounding. kPlain: is_plain() holds.
+  // The only rounding of a step. kPlain: is_plain() is true.
   template <bool kPlain>
   CF_HD void narrow(const Values& p_values, const Values& m_values, const Values& v_values, const Counters& counters) {
     const uint32_t first_counter = counters.first + static_cast<uint32_t>(index);

@@ -1,5 +1,5 @@
-// A list of tensors as one kernel parameter, and which block of a launch works on which chunk of which tensor.
-// No CUDA in here, so that the arithmetic is tested on the host, at sizes no memory holds.
+// A list of tensors as one kernel parameter, and the assignment of a launch's blocks to chunks of tensors. It contains
+// no CUDA, so that the arithmetic is tested on the host, at sizes that do not fit into memory.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace cofitune::cuda {
 
-constexpr size_t kParameterBytes = 32764;    // of a kernel, from CUDA 12.1 and compute capability 7.0 on
-constexpr int64_t kBlockLimit = 2147483647;  // of a launch, in x
+constexpr size_t kParameterBytes = 32764;    // limit per kernel, from CUDA 12.1 and compute capability 7.0 on
+constexpr int64_t kBlockLimit = 2147483647;  // limit of a launch in x
 
 // Passed by value: nothing is allocated or copied, and a CUDA graph keeps it.
 template <class Tensor, int kCapacity>
@@ -21,7 +21,7 @@ struct TensorTable {
   int32_t count;
 };
 
-// The last tensor whose first block is not after `block`; tensors in a table have at least one block each.
+// Returns the last tensor whose first block is not after `block`; each tensor in a table has at least one block.
 CF_HD int tensor_of_block(const uint32_t* first_block, int count, uint32_t block) {
   int low = 0;
   for (int high = count; high - low > 1;) {

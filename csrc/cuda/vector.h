@@ -1,20 +1,20 @@
-// Neighbors in memory, moved by one access where they are whole and aligned, else one by one.
+// Neighboring elements, moved by one memory access if complete and aligned, else one by one.
 #pragma once
 
 #include "cofitune/portable.h"
 
 namespace cofitune::cuda {
 
-constexpr int kAccessBytes = 16;  // of a thread's widest access
+constexpr int kAccessBytes = 16;  // width of a thread's widest access
 
-// Kept as 32-bit words: taking a small value out of one costs a shift, out of an array of small values several moves.
+// Stored as 32-bit words, because reading a small value from a word costs a shift, and from an array several moves.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount < kAccessBytes ? sizeof(T) * kCount : kAccessBytes) Vector {
   static constexpr int kPerWord = 4 / sizeof(T), kBits = 8 * sizeof(T);
   uint32_t words[kCount / kPerWord];
 
   CF_HD uint32_t bits(int i) const { return words[i / kPerWord] >> (i % kPerWord * kBits) & (~0u >> (32 - kBits)); }
-  // In the order of i, as the first one of a word clears the others.
+  // Call it in the order of i, because the first value of a word clears the others.
   CF_HD void set_bits(int i, uint32_t value) {
     const uint32_t place = value << (i % kPerWord * kBits);
     words[i / kPerWord] = i % kPerWord == 0 ? place : words[i / kPerWord] + place;
@@ -25,7 +25,7 @@ struct alignas(sizeof(T) * kCount < kAccessBytes ? sizeof(T) * kCount : kAccessB
   }
 };
 
-// A float32 or bfloat16 element.
+// Converts a float32 or bfloat16 element to float32.
 template <class T, int kCount>
 CF_HD float widened(const Vector<T, kCount>& from, int i) {
   return bit_cast<float>(from.bits(i) << (32 - 8 * sizeof(T)));
@@ -33,7 +33,7 @@ CF_HD float widened(const Vector<T, kCount>& from, int i) {
 
 CF_HD bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAccessBytes == 0; }
 
-// Tells the compiler what it cannot see of a pointer that was kept in shared memory.
+// Tells the compiler that a pointer kept in shared memory points to global memory.
 template <class T>
 CF_HD T* global(T* pointer) {
 #if defined(__CUDA_ARCH__)
@@ -42,7 +42,7 @@ CF_HD T* global(T* pointer) {
   return pointer;
 }
 
-// Makes the compiler read memory again.
+// Makes the compiler reload values from memory.
 CF_HD void forget_loads() {
 #if defined(__CUDA_ARCH__)
   asm volatile("" ::: "memory");
@@ -53,7 +53,7 @@ CF_HD uint32_t bits_of(float value) { return bit_cast<uint32_t>(value); }
 CF_HD uint32_t bits_of(uint16_t value) { return value; }
 CF_HD uint32_t bits_of(uint8_t value) { return value; }
 
-// kWhole: all kCount values are there and `from` is aligned; else the first `count` are, and the others become 0.
+// kWhole: all kCount values exist and `from` is aligned. Otherwise only the first `count` exist; the others become 0.
 template <bool kWhole, class T, int kCount>
 CF_HD void load(Vector<T, kCount>& to, const T* from, int count) {
   if constexpr (kWhole) {

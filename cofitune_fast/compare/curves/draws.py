@@ -1,4 +1,4 @@
-"""Figures with intervals that hold both the sampling of items and the spread over seeds.
+"""Figures with intervals that cover both the sampling of items and the spread over seeds.
 
 A *draw* is one joint resample. Its items are drawn with replacement, once for all runs and the base
 (`scoring.resampled_together`), so that what the runs have in common cancels in their differences. Its seeds enter as

@@ -14,7 +14,7 @@ from ..style.palette import method_styles
 from .pictures import change_map, lens_curves, module_bars
 from .sentences import rows, sentences
 
-PICTURES = {  # name: (drawing, what a reader who cannot see it is told)
+PICTURES = {  # name: (drawing, description for readers who cannot see it)
     "change": (change_map, "Relative change of the weights by layer and role, one map per model"),
     "lens": (lens_curves, "What each layer's state says about the right token, one curve per model"),
     "modules": (module_bars, "Direct contributions of attention and FFN to the right token by layer"),

@@ -22,7 +22,7 @@ TITLES = {
     "spec": "Spec", "vers": "Vers", "knowledge": "Knowledge", "reasoning": "Reasoning", "instruction": "Instruction",
     "uni": "Uni", "trained": "Trained", "seconds": "Time", "memory": "Peak memory",
 }  # fmt: skip
-# Headings that let the table fit into a terminal of 80 columns.
+# Headings broken so that the table fits into a terminal of 80 columns.
 _HYPHENATED = {
     "Knowledge": "Know-\nledge", "Reasoning": "Rea-\nson.", "Instruction": "In-\nstr.",
     "Peak memory": "Peak\nmemory",

@@ -1,15 +1,15 @@
-// One tensor of masked_adamw_ as the kernels see it, on the host as on the device: a matrix of rows, its last dimension
-// being the columns. Checks are made in Python before.
+// One tensor of masked_adamw_ for kernels on host and device: a matrix whose columns are the tensor's last dimension.
+// Python has checked the arguments.
 #pragma once
 
 #include "adamw_element.h"
 
 namespace cofitune {
 
-// How p, g, m and v lie in memory; cofitune_fast/ops/_storage.py lists the same, in the same order.
+// Storage formats of p, g, m and v; cofitune_fast/ops/_storage.py has the same list in the same order.
 enum class Storage : uint8_t { kFp32, kBf16Split, kBf16Sr, kBf16, kInt8 };
 
-// How factors lie over a matrix: none, one for all, one per row, one per column, one per element.
+// Layout of factors over a matrix: none, one for all, one per row, one per column, one per element.
 enum class Layout : uint8_t { kNone, kOne, kRow, kColumn, kElement };
 
 struct AdamwTensor {
@@ -18,9 +18,9 @@ struct AdamwTensor {
   void* m;
   void* v;
   uint16_t* remainder;  // kBf16Split: the lower halves of p
-  float* scales;        // kInt8: [rows, blocks of a row, 2], of m and of v
+  float* scales;        // kInt8: [rows, blocks of a row, 2], scales of m and v
   const void* mask;     // float, or uint8_t in units of 1/255
-  const void* anchor;   // as p; null: none
+  const void* anchor;   // stored as p is; null: no pull
   const float* pull;    // strengths of the pull toward the anchor
   int64_t rows;
   int64_t columns;
@@ -30,7 +30,7 @@ struct AdamwTensor {
   bool mask_is_bytes;
 };
 
-// Where the factor of an element stands.
+// Returns the index of an element's factor.
 CF_HD int64_t factor_index(Layout layout, int64_t row, int64_t column, int64_t columns) {
   switch (layout) {
     case Layout::kRow: return row;

@@ -1,4 +1,4 @@
-// bfloat16 by integer shifts: no bf16 instruction is needed, so AVX2 and older GPUs are served alike.
+// bfloat16 by integer shifts, without bf16 instructions, so that it also runs on AVX2 and older GPUs.
 #pragma once
 
 #include "portable.h"
@@ -7,7 +7,7 @@ namespace cofitune {
 
 CF_HD float bf16_to_float(uint16_t value) { return bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
-// The nearest bfloat16, the even one of two; a NaN becomes a quiet one.
+// Rounds to the nearest bfloat16, ties to even; a NaN becomes a quiet NaN.
 CF_HD uint16_t nearest_bf16(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
@@ -15,16 +15,16 @@ CF_HD uint16_t nearest_bf16(float value) {
   return static_cast<uint16_t>(nan ? 0x7FC0u : rounded);
 }
 
-// Stochastic rounding: adds 16 random bits, so that cutting the lower half off rounds up with the probability of the
-// part cut off and is unbiased. Infinities stay. `value` must come out of arithmetic: a NaN is quiet then, and stays
-// one. Returns the 32 bits whose upper half is the bfloat16.
+// Stochastic rounding: adds 16 random bits, so that truncating the lower half rounds up with a probability equal to the
+// truncated part, without bias. Infinities stay. `value` must be the result of arithmetic, because then a NaN is quiet
+// and stays a NaN. Returns the 32 bits whose upper half is the bfloat16.
 CF_HD uint32_t stochastic_bits(float value, uint32_t random16) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   return bits + ((bits << 1) < 0xFF000000u ? random16 : 0u);
 }
 
-// A float32 as two halves: the nearest bfloat16 (halves away from zero, in magnitude), which the model computes with,
-// and a signed 16-bit remainder. Joining them restores every bit; a NaN becomes a quiet one without remainder.
+// A float32 in two halves: the nearest bfloat16 (ties away from zero), with which the model computes, and a signed
+// 16-bit remainder. Joining them restores every bit. A NaN becomes a quiet NaN without remainder.
 struct SplitFloat {
   uint16_t high;
   uint16_t low;  // int16_t in two's complement

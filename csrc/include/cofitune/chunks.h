@@ -1,5 +1,5 @@
-// How a list of matrices is cut into chunks for threads and thread blocks: whole rows where a row is short, pieces of
-// one row where it is long, so that no chunk ever crosses the end of a row in its midst. All in 64 bits.
+// Cuts matrices into chunks for threads and thread blocks. Chunks are whole rows where rows are short, and pieces of
+// one row where they are long, so that no chunk starts inside one row and ends in another. All sizes have 64 bits.
 #pragma once
 
 #include "portable.h"
@@ -11,7 +11,7 @@ struct Chunk {
   int64_t column, column_end;
 };
 
-// `target`: elements per chunk at most, but for single rows; a multiple of kScaleBlock.
+// `target`: largest number of elements per chunk, a multiple of kScaleBlock.
 CF_HD int64_t chunk_count(int64_t rows, int64_t columns, int64_t target) {
   if (rows <= 0 || columns <= 0) return 0;
   if (columns > target) return rows * ((columns + target - 1) / target);

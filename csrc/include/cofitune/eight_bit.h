@@ -1,12 +1,12 @@
-// Moments in 8 bits: a small float of 3 mantissa bits, in units of a float32 scale that a block of up to 256
-// neighbors in a row shares. cofitune_fast/ops/eight_bit.py is its reference.
+// 8-bit moments: a small float with 3 mantissa bits, in units of a float32 scale shared by a block of up to 256
+// neighbors in a row. cofitune_fast/ops/eight_bit.py is the reference.
 //
 //   first moment    sign, 4 exponent bits, 3 mantissa bits   values 2^-17 ... 1.875 times the scale, and 0
 //   second moment         5 exponent bits, 3 mantissa bits   values 2^-33 ... 1.875 times the scale, and 0
 //
 // Below the smallest normal value (2^-14 and 2^-30) the codes 0...7 are evenly spaced. The scale is the block's largest
-// magnitude over 1.875. Values are rounded stochastically, so that the mean is exact; a positive second moment never
-// becomes 0, as it is divided by.
+// magnitude divided by 1.875. Values are rounded stochastically, so that the mean is exact. A positive second moment
+// never becomes 0, because the update divides by it.
 #pragma once
 
 #include "portable.h"
@@ -24,7 +24,7 @@ struct SmallFloat {
   static constexpr uint32_t kPerUnitBits = (127u + kTop + 2u) << 23;  // 2^(kTop + 2): codes per unit below that
   static constexpr uint32_t kUnitBits = (127u - kTop - 2u) << 23;     // 2^-(kTop + 2)
 
-  // The code of x >= 0, in units of the scale, rounded by 16 random bits; what exceeds 1.875, and NaN, gives kMaxCode.
+  // Encodes x >= 0 in units of the scale, rounded by 16 random bits; values above 1.875, and NaN, give kMaxCode.
   static CF_HD uint32_t encode(float x, uint32_t random16) {
     const float smallest = bit_cast<float>(kSmallestBits);
     const uint32_t normal = ((bit_cast<uint32_t>(x) + (random16 << 4 | 8u)) >> 20) - kRebias;
@@ -44,8 +44,8 @@ struct SmallFloat {
 using FirstMoment = SmallFloat<4>;
 using SecondMoment = SmallFloat<5>;
 
-// The scale of a block whose largest magnitude has the float32 bits `largest` (compared as integers, so that a NaN wins
-// and makes its block NaN). A block too small for a normal scale is 0.
+// Returns the scale of a block whose largest magnitude has the float32 bits `largest`. Bits are compared as integers,
+// in which a NaN is largest and makes its block NaN. The scale is 0 if it would not be a normal number.
 CF_HD float block_scale(uint32_t largest) {
   const float scale = bit_cast<float>(largest) * 0.53333333f;
   return scale < 1.17549435e-38f ? 0.0f : scale;

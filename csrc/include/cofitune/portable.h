@@ -1,4 +1,4 @@
-// What lets one header serve host and device compilers.
+// Macros and functions that let host and device compilers share headers.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #if defined(__CUDACC__)
 #define CF_HD __host__ __device__ __forceinline__
 #else
-// Inlined without exception: the loops of csrc/cpu are compiled once per instruction set and take these along.
+// Always inlined, because the loops of csrc/cpu are compiled once per instruction set, these functions included.
 #define CF_HD inline __attribute__((always_inline))
 #endif
 

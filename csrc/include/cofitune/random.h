@@ -1,5 +1,5 @@
-// Counter-based random numbers: a function of (seed, step, 64-bit counter) alone, so that every backend, every
-// thread count and every resumed run draws the same bits. cofitune_fast/ops/rounding.py is its reference.
+// Counter-based random numbers: a function of (seed, step, 64-bit counter) alone, so that every backend, thread count
+// and resumed run draws the same bits. cofitune_fast/ops/rounding.py is the reference.
 //
 //   key   = mix(mix(mix(seed) ^ step) ^ counter[63:32])        mix: SplitMix64 (Steele, Lea, Flood 2014)
 //   x     = counter[31:0] ^ key[31:0]
@@ -7,10 +7,10 @@
 //   x     = ((x ^ x >> 15) + key[63:32]) * 0x735a2d97          multipliers: Wellons' search of 32-bit mixers
 //   x     = x ^ x >> 15
 //
-// Of these 32 random bits rounding takes 16 for each value: x[31:16] for the weight, x[15:0] for the first moment and
-// x[23:8] for the second (which shares half of its bits with either; each by itself is uniform).
+// Rounding takes 16 of these 32 bits for each value: x[31:16] for the weight, x[15:0] for the first moment and x[23:8]
+// for the second. The last shares half of its bits with either of the others; each alone is uniform.
 //
-// Only 32-bit operations per element, as AVX2 has no 64-bit product; the key is computed once per run of elements.
+// Elements need only 32-bit operations, because AVX2 has no 64-bit product. A run of elements shares one key.
 #pragma once
 
 #include "portable.h"
