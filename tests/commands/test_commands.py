@@ -111,11 +111,15 @@ def test_importance_plan_and_dry_run(cofitune, tiny_run):
     assert status == 0 and "ffn.up+ffn.down@25%-75%" in out
 
 
+SMALL_SPACE = "[{layers: [0-1, 2-3, 0-3], roles: [ffn.up, ffn.down]}]"
+
+
 def last_line(out):
     return json.loads(out.splitlines()[-1])
 
 
 def test_a_search_killed_in_the_middle_resumes_to_the_same_choice(cofitune, tiny_run, tmp_path):
+    tiny_run["search.space"] = SMALL_SPACE
     whole = last_line(cofitune("search", *arguments(tiny_run, output=tmp_path / "whole"), "--json")[1])
     argv = [sys.executable, "-m", "cofitune_fast.cli", "search", *arguments(tiny_run)]
     journal = Path(tiny_run["output"]) / "journal.jsonl"
@@ -321,6 +325,7 @@ def test_a_search_without_a_validation_part_or_a_group(cofitune, tiny_run):
 
 
 def test_a_search_reports_by_itself(cofitune, tiny_run):
+    tiny_run["search.space"] = SMALL_SPACE
     status, out, _ = cofitune("search", *arguments(tiny_run), "--training.max_steps", 2)
     assert status == 0 and "cofitune report" in out
     status, out, _ = cofitune("report", tiny_run["output"])
