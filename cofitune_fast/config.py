@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from yaml import YAMLError
 
@@ -26,27 +26,11 @@ from .validation import fields_of, section_of, validated
 from .yaml_text import parse_yaml, read_yaml
 
 try:
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+    from pydantic import BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
     raise CofituneError(
         f"The configuration needs {error.name}: pip install 'cofitune-fast[cli]'."
     ) from None
-
-
-def _true_or_false(training: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a text such as `off` where TrainingArguments takes a bool, because it counts any text as true."""
-    for key, value in training.items():
-        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
-            from transformers import TrainingArguments
-
-            wanted = getattr(TrainingArguments.__dataclass_fields__.get(key), "type", None)
-            if wanted is bool or wanted == bool | None:
-                raise CofituneError(f"training.{key} is {value!r}; write true or false.")
-    return training
-
-
-Training = Annotated[dict[str, Any], AfterValidator(_true_or_false)]
-"""Fields of transformers.TrainingArguments."""
 
 
 class Section(BaseModel):
@@ -172,7 +156,7 @@ class SearchSection(WorkersSection):
     prior: Literal["none", PriorName] = SearchSettings.prior
     prior_keep: float = SearchSettings.prior_keep
     budget: str | None = None
-    training: Training = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
     checkpoint_minutes: float = Field(TrialSetup.checkpoint_minutes, ge=0)
 
 
@@ -182,7 +166,7 @@ class RunSection(Section):
     """
 
     full_sft: bool = True
-    full_sft_training: Training = Field(default_factory=dict)
+    full_sft_training: dict[str, Any] = Field(default_factory=dict)
 
 
 class CompareSection(WorkersSection):
@@ -194,7 +178,7 @@ class CompareSection(WorkersSection):
     executor, workers, ray_address: as in `search`. full_sft: the old name of run.full_sft_training.
     """
 
-    full_sft: Training = Field(default_factory=dict)
+    full_sft: dict[str, Any] = Field(default_factory=dict)
     methods: list[str | dict[str, Any]] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -230,7 +214,7 @@ class Config(Section):
     loss: Loss = "ce"
     anchor: AnchorSettings = AnchorSettings()
     storage: Literal["auto", StorageName] = "auto"
-    training: Training = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
     memory: MemorySettings = MemorySettings()
     plan: PlanSection = Field(default_factory=PlanSection)
     search: SearchSection = Field(default_factory=SearchSection)

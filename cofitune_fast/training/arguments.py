@@ -224,7 +224,7 @@ def _no_effect(key: str, value: Any) -> CofituneError:
 
 def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
     """Refuse a text where a number or a bool is needed, which Trainer would notice only in the middle of a run."""
-    if str(field.type).removesuffix(" | None") == "bool":
+    if field.type in (bool, bool | None):
         right, kind = isinstance(value, bool), "true or false"
     elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
         right, kind = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"

@@ -193,10 +193,7 @@ def test_quoted_text_is_text(read, text):
     assert read(None, "--training.a", f"'{text}'").training == {"a": text}
 
 
-def test_a_word_where_training_arguments_want_true_or_false(read):
-    wrong(read, "training.bf16 is 'off'; write true or false.", "training: {bf16: off}")
-    wrong(read, "training.gradient_checkpointing is 'no'; write true or false.",
-          None, "--training.gradient_checkpointing", "no")
+def test_words_of_training_arguments_stay_words(read):
     assert read("training: {save_strategy: no, bf16: false}").training == {"save_strategy": "no", "bf16": False}
 
 

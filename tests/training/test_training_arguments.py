@@ -36,6 +36,7 @@ from cofitune_fast.training.arguments import REFUSED, check_precision
     ({"early_stopping_patience": 0, "eval_strategy": "epoch"}, r"early_stopping_patience is 0; it must be a whole"),
     ({"early_stoping_patience": 1}, r"did you mean training\.early_stopping_patience\?"),
     ({"seed": "x"}, r"training\.seed is 'x'; it must be a number"),
+    ({"bf16": "off"}, r"training\.bf16 is 'off'; it must be true or false"),
     ({"gradient_checkpointing": "yes"}, r"training\.gradient_checkpointing is 'yes'; it must be true or false"),
     ({"per_device_eval_batch_size": 0}, r"per_device_eval_batch_size is 0; it must be a whole number"),
 ])
