@@ -67,7 +67,9 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
     trained = what_is_trained(recipe, bench.layout, seed)
     options = _options(bench, setup, job, recipe, trained)
     training = {**setup.training, **recipe.training, "learning_rate": job["learning_rate"], "seed": seed,
-                "data_seed": job.get("data_seed", seed), "save_strategy": "no"}
+                "data_seed": job.get("data_seed", seed)}
+    if not training.get("load_best_model_at_end"):
+        training["save_strategy"] = "no"  # the folder is removed in any case
     rows = _rows(bench, recipe, job)
     folder, run = setup.node_folder(job["id"]), None
     swept = [alpha for alpha in job["alphas"] if alpha is not None]

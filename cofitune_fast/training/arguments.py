@@ -174,6 +174,12 @@ def evaluates(training: Mapping[str, Any]) -> bool:
     return str(training.get("eval_strategy", "no")) != "no" or bool(training.get("eval_on_start"))
 
 
+def without_evaluations(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training arguments less those about evaluations, for a run that is judged in another way."""
+    ours = (PATIENCE, "load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+    return {key: value for key, value in training.items() if key not in ours and not key.startswith("eval_")}
+
+
 def check_precision(training: Mapping[str, Any], model: nn.Module) -> None:
     """Check `bf16` against the model: only a model loaded in bfloat16 trains in bfloat16.
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..files import read_json
 from ..regions import Region, load_delta, save_delta
-from ..training import TrainOptions, last_complete_checkpoint
+from ..training import TrainOptions, last_complete_checkpoint, without_evaluations
 from .setup import TrialSetup
 from .workbench import Workbench
 
@@ -84,7 +84,7 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
     shared = {"data_seed": setup.training.get("data_seed", setup.training.get("seed", 42))}
     run = bench.train(
         region, folder,
-        {**setup.training, **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
+        {**without_evaluations(setup.training), **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
          "save_strategy": "no", "save_total_limit": 1, "resume_from_checkpoint": checkpoint},
         TrainOptions(loss=setup.loss, anchor=bench.anchor(setup.anchor), storage=setup.storage, memory=setup.memory),
         callbacks=[pause],

@@ -359,3 +359,12 @@ def test_the_checks_hold_under_the_load_options_of_the_run(make, monkeypatch):
     pipeline = make(preset="rank", **REGION)
     assert pipeline.bench.score("test").to_dict(items=True) != plain.score("test").to_dict(items=True)
     assert [check["passed"] for check in pipeline.run()["checks"]] == [True, True, True]
+
+
+def test_evaluations_belong_to_the_final_runs_and_not_to_the_nodes(make, tmp_path):
+    training = {**TRAINING, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    report = make(levels=LEVELS, training=training).run()
+    _, coarse, full = (row["run"] for row in report["methods"])
+    for run in (coarse, full):
+        assert run["eval_loss"] > 0 and 1 <= run["best_step"] <= 3
+    assert not (tmp_path / "run" / "nodes" / "CoFiTune-coarse").exists()
