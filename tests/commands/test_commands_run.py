@@ -26,6 +26,7 @@ def arguments(settings, **more):
 def test_from_yaml_to_report_and_again(cofitune, tiny_run, tmp_path):
     output = Path(tiny_run["output"])
     values = {}
+    tiny_run["search.space"] = [{"layers": ["0-1", "2-3"], "roles": ["ffn.up", "ffn.down"]}, {"layers": "halves"}]
     for key, value in tiny_run.items():
         section, _, name = key.rpartition(".")
         values.setdefault(section, {})[name] = value if section else None
@@ -36,7 +37,7 @@ def test_from_yaml_to_report_and_again(cofitune, tiny_run, tmp_path):
     report = json.loads(out)
     assert [row["name"] for row in report["methods"]] == ["base", "CoFiTune coarse", "CoFiTune fine", "full SFT"]
     assert all(check["passed"] for check in report["checks"]) and len(report["checks"]) == 3
-    assert len(report["search"]["nodes"]) >= 8
+    assert [node["level"] for node in report["search"]["nodes"]] == [0] * 4 + [1] * 2
     assert json.loads((output / "report.json").read_text()) == report
     assert (output / "report.html").is_file() and (output / "tradeoff.png").is_file()
     journal = (output / "journal.jsonl").read_bytes()
