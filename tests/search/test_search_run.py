@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from cases import each
 from stub_trials import StubExecutor
 
 from cofitune_fast.errors import CofituneError
@@ -179,8 +180,7 @@ def test_a_prior_orders_and_prunes(make, tmp_path):
     assert again.done == []
 
 
-@pytest.mark.parametrize("strategy", ["greedy", "racing"])
-@pytest.mark.parametrize("stop_after", [0, 1, 4, 7, 9])
+@each({"strategy": ["greedy", "racing"], "stop_after": [0, 1, 4, 7, 9]})
 def test_a_search_broken_off_anywhere_resumes_to_the_same_result(make, tmp_path, strategy, stop_after):
     whole = run(make, StubExecutor(SPEC), strategy, "whole")
     first, second = StubExecutor(SPEC, stop_after), StubExecutor(SPEC)

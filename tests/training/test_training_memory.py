@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import each
 from test_training_run import REGION, rows, run, state
 from tiny import make_tiny_model
 from transformers import TrainerCallback
@@ -52,9 +53,8 @@ def assert_same(one, other):
         assert torch.equal(tensor, other[1][name]), name
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("training", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}],
-                         ids=["plain", "checkpointed", "accumulated"])
+@each({"packing": ["on", "off"],
+       "training": [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}]})
 def test_the_cache_does_not_change_a_bit_in_its_first_run_nor_in_later_ones(tmp_path, packing, training):
     plain = trajectory(tmp_path / "plain", {"prefix_cache": "off", "packing": packing}, training=training)
     for name, cached in (("first", 0), ("later", 12)):
