@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",
     "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring "
                "training trials search",
-    "pipeline": "errors files artefacts models anchor importance regions scoring training trials search methods",
+    "pipeline": "errors files artefacts models anchor importance planning regions scoring training trials search "
+                "methods",
     "compare": "errors files artefacts models anchor data regions scoring training trials search methods",
     "analysis": "errors files artefacts models data regions scoring",
     "report": "errors files artefacts",

@@ -17,6 +17,7 @@ from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
 from ..regions import DEFAULT_REGION, Region
+from ..training import check_arguments
 from ..training.arguments import DEFAULTS
 from .app import AsJson, ConfigFile, command, emit
 from .setup import read_config
@@ -48,6 +49,7 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
     limit = parse_size(budget, "--fit") if budget is not None else None
     if settings.model is None:
         raise CofituneError("This command needs model: give --model FOLDER.")
+    check_arguments(settings.training)
     settings.region = settings.region or DEFAULT_REGION
     storage = _storage(settings)
     model = fake_model(plain_folder(settings.model.path, settings.model.gguf_file),

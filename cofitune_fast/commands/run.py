@@ -34,8 +34,11 @@ def do_run(settings: Config, as_json: bool) -> None:
                             "train.")
     display = make_display(console)
     with display.running(), open_pipeline(settings, display) as pipeline:
-        report = pipeline.run(settings.title)
-    paths = write_report(pipeline.output / "report.json", pipeline.output)
+        try:
+            report = pipeline.run(settings.title)
+        finally:  # also of a run that was stopped
+            written = pipeline.output / "report.json"
+            paths = write_report(written, pipeline.output) if written.is_file() else {}
 
     def show() -> None:
         out = Console()

@@ -153,6 +153,10 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     setup = trial_setup(settings, output)  # refuses wrong settings before a folder is made or the model is loaded
     if not settings.region:
         search_settings(settings)
+    data = trial_data(settings)
+    data.examples("train")
+    for split in (["valid"] if settings.region is None else []) + ([] if search_alone else ["test"]):
+        data.suite(split)
     writable_folder(output)
     display.stage(f"Loading {model.path}")
     # With workers elsewhere this process needs only the model's names and sizes, so it leaves the GPUs to them.

@@ -20,10 +20,18 @@ from ..files import writable_folder
 from ..importance import Importance
 from ..models.sharded import rank
 from ..regions import DEFAULT_REGION, Region, save_delta
-from ..training import LossNotFinite, TrainOptions, check_arguments, with_learning_rate
+from ..training import (
+    LossNotFinite,
+    TrainOptions,
+    check_arguments,
+    check_precision,
+    evaluates,
+    find_checkpoint,
+    with_learning_rate,
+)
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
-from .setup import make_workbench, needed, read_config
+from .setup import make_workbench, needed, read_config, trial_data
 
 
 @command
@@ -64,7 +72,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
     if settings.importance.file and not masked:
         raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
                             "would be made of it; set mask.preset, or leave the file out.")
-    check_arguments(settings.training)
+    check_training(settings, output)
     lock = FileLock(output / "train.lock")
     try:
         if rank() == 0:  # ranks that train together share one lock
@@ -78,6 +86,7 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
             raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
                                 "--overwrite.")
         bench = make_workbench(settings)
+        check_precision(settings.training, bench.model)
         training = with_learning_rate(settings.training, bench.model, full=region.is_full)
         console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
                       highlight=False)
@@ -108,6 +117,21 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
         if not result["interrupted"]:
             keep(result)
     return {"delta": str(delta), **result}
+
+
+def check_training(settings: Config, output: Path) -> None:
+    """Refuse what can be told without the model: arguments, data files, a checkpoint that is not there.
+
+    Raises:
+        CofituneError: one sentence for the first flaw.
+    """
+    check_arguments(settings.training)
+    data, resume = trial_data(settings), settings.training.get("resume_from_checkpoint")
+    data.examples("train")
+    if evaluates(settings.training):
+        data.examples("valid")
+    if resume:
+        find_checkpoint(resume, output)
 
 
 class _LogLines(TrainerCallback):

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..search import differences
+from ..training import decisive
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .entries import without
@@ -91,6 +92,7 @@ class RunFolder:
             if was.get("version") != VERSION:
                 raise CofituneError(f"The runs in {self.path} are of version {was.get('version')}, this program writes "
                                     f"{VERSION}; choose another output folder.")
+            was["settings"]["training"] = decisive(was["settings"]["training"])  # older ones hold all of it
             was["settings"].setdefault("drift_rows", 0)  # written before the drift was measured
             tasks = {**was["tasks"], **now["tasks"]}
             changed = differences(was["settings"], now["settings"])
@@ -129,7 +131,7 @@ def folder_identity(
             "base": bench.base.fingerprint, "dtype": bench.base.dtype,
             "versatility": {"limit": shared.data.versatility_limit,
                             "sha256": {key: shared.data_digests.get(key) for key in sorted(files)}},
-            "training": {key: value for key, value in setup.training.items()
+            "training": {key: value for key, value in decisive(setup.training).items()
                          if key not in ("learning_rate", "seed", "data_seed")},
             "importance": dict(importance), "drift_rows": drift_rows, "storage": setup.storage,
             "packing": setup.memory.packing, "gradient_release": setup.memory.gradient_release,

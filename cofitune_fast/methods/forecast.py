@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..anchor import NO_ANCHOR, AnchorSettings
-from ..regions import Layout, Trainable
 from ..search import Work, search_work
 from ..trials import TrialData, TrialSetup, Workbench
 from .catalogue import NamedMethod
-from .lora import LoraAdapter
 from .run import SPLITS, what_is_trained
 from .runs import Run
 
@@ -40,7 +38,7 @@ class Forecast:
             lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
             if not trained.is_full:
                 lowest = min(cell.layer for cell in trained.cells(layout))
-                training = work.training(lowest, _count(trained, layout), 0.0, 1.0)
+                training = work.training(lowest, trained.count(self._bench.model), 0.0, 1.0)
             bench = self._bench.with_data(self._tasks[run.task])
             longer = bench.schedule({**self._setup.training, **recipe.training}).epochs / work.epochs
             self._known[key] = (training * longer * (1 + (recipe.mix or 0.0)), work.scoring(lowest, first=False),
@@ -68,11 +66,3 @@ class Forecast:
             work = search_work(bench, replace(self._setup, anchor=anchor), {})
             self._works[key] = replace(work, scored_tokens=tokens, scored_responses=responses)
         return self._works[key]
-
-
-def _count(trained: Trainable, layout: Layout) -> int:
-    """Count the trained numbers of the matrices."""
-    shapes = [tuple(layout.parameter(cell).shape) for cell in trained.cells(layout)]
-    if isinstance(trained, LoraAdapter):
-        return trained.settings.rank * sum(map(sum, shapes))
-    return sum(rows * columns for rows, columns in shapes)

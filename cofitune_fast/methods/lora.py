@@ -24,7 +24,7 @@ class LoraAdapter:
 
     settings: LoraSettings
     seed: int = 0
-    is_full = False
+    is_full = in_place = False
 
     @property
     def changes(self) -> Region:

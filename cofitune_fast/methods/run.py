@@ -98,7 +98,7 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
             if job.get("delta"):
                 _keep_delta(bench, trained.changes, job["delta"], scores[0], run)
             for alpha in swept:
-                if alpha == 1 and trained.changes is trained and scores and scores[0]["alpha"] is None:
+                if alpha == 1 and trained.in_place and scores and scores[0]["alpha"] is None:
                     scores.append({**scores[0], "alpha": alpha})  # alpha 1: the weights scored above
                     continue
                 interpolate(bench.model, base, endpoint, alpha)

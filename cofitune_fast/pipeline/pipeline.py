@@ -27,9 +27,11 @@ from ..methods.folder import RunFolder, folder_identity
 from ..methods.forecast import Forecast
 from ..methods.recipe import MaskSettings
 from ..methods.runs import Run, all_runs
+from ..planning.out_of_memory import is_out_of_memory
 from ..regions import Region
 from ..scoring.results import SUMMARY
 from ..search import Journal, Observer, Search, SearchResult, Silent
+from ..training import decisive
 from ..trials import BaseLost, TrialSetup, Workbench
 from ..trials.head import report_head
 from ..trials.workbench import content_digest
@@ -40,6 +42,10 @@ from .rows import failed_row, method_row
 TASK, SPLITS = "task", ("test",)
 BASE, COARSE, FINE, FULL = "base", "CoFiTune coarse", "CoFiTune fine", "full SFT"
 DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
+
+
+_OUT_OF_MEMORY = ("Out of memory before or after the training itself. `cofitune plan --fit` tells what fits; full SFT "
+                  "is left out by run.full_sft: false.")
 
 
 @dataclass(frozen=True)
@@ -209,10 +215,13 @@ class Pipeline:
                 folder.keep(run.id, run_entry(run, run_method(self.bench, self.setup, self._job(folder, run, method))))
             except BaseLost:
                 raise
-            except CofituneError as error:  # such as too little memory, which another machine may have
+            except (CofituneError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, CofituneError) and not is_out_of_memory(error):
+                    raise
                 self._finished(method.name)
-                self.observer.note(f"{method.name} failed: {error}")
-                return failed_row(method.name, region, str(error))
+                why = str(error) if isinstance(error, CofituneError) else _OUT_OF_MEMORY
+                self.observer.note(f"{method.name} failed: {why}")
+                return failed_row(method.name, region, why)
         self._finished(method.name)
         return method_row(method.name, region, folder.read(run.id))
 
@@ -245,9 +254,10 @@ class Pipeline:
             return []
         path, merged = self.output / "checks.json", self.output / "merged"
         known = read_json(path, "list of checks") if path.is_file() else {}
-        if known.get("run") != run.id:
+        passed = known and all(check["passed"] for check in known["checks"])
+        if known.get("run") != run.id or not passed:
             self.observer.stage("Delta merged, reloaded and scored again")
-            if known and merged.is_dir():
+            if known.get("run") not in (None, run.id) and merged.is_dir():
                 shutil.rmtree(merged)  # it belongs to an earlier run
             known = {"run": run.id, "checks": check_delta(self.bench, row, self.output / DELTAS[FINE], merged)}
             write_json(path, known)
@@ -277,8 +287,8 @@ class Pipeline:
             importance["file"] = content_digest(Path(settings.importance_file))
         shared = folder_identity(self.bench, setup, {TASK: self.bench.data}, importance, splits=SPLITS)
         return {**shared, "settings": {
-            **shared["settings"], "region": settings.region, "training": dict(setup.training),
-            "full_sft_training": dict(settings.full_sft_training), "mask": [settings.preset, settings.mask_mode],
+            **shared["settings"], "region": settings.region, "training": decisive(setup.training),
+            "mask": [settings.preset, settings.mask_mode],
             "loss": setup.loss, "anchor": setup.anchor.identity(),
         }}
 

@@ -15,7 +15,8 @@ from .planner import PARTS, Planner, Settings, fake_model
 def is_out_of_memory(error: BaseException) -> bool:
     """True if an allocation on a device or the host failed. PyTorch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("DefaultCPUAllocator", "CUDA error: out of memory")))
 
 
 def advice(model: nn.Module, region: Region, settings: Settings) -> str:

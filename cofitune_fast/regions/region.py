@@ -240,6 +240,11 @@ class Region:
         return pairs
 
     @property
+    def in_place(self) -> bool:
+        """True, for a region's weights are the model's own."""
+        return True
+
+    @property
     def changes(self) -> Region:
         """The region itself, as a `Trainable`."""
         return self

@@ -22,6 +22,10 @@ class Trainable(Protocol):
         """True if every parameter of the model is trained."""
 
     @property
+    def in_place(self) -> bool:
+        """True if the model's own weights are trained, False if adapters beside them are."""
+
+    @property
     def changes(self) -> Region:
         """Region whose weights differ from the base's after training, with an adapter merged."""
 

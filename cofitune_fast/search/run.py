@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import Region
+from ..training import decisive
 from ..trials import TrialSetup, Workbench, clean_node
 from ..trials.priors import PriorName
 from ..validation import check_choices
@@ -179,7 +180,7 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """Return what the nodes depend on, besides the base and the data."""
-        training = {**self.setup.training, "learning_rate": self.schedule.learning_rate}
+        training = {**decisive(self.setup.training), "learning_rate": self.schedule.learning_rate}
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
                 "anchor": self.setup.anchor.identity()}
 

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -39,19 +40,19 @@ PATIENCE = "early_stopping_patience"
 
 
 class Rule(NamedTuple):
-    """A Trainer argument that has no effect here.
+    """A Trainer argument that is not taken here.
 
     Attributes:
-        accepts: returns True for values that change nothing, which are let through.
         instead: what to do instead, as the end of a sentence.
+        accepts: returns True for values that mean what is done here anyway, which are let through.
     """
 
-    accepts: Callable[[Any], bool]
     instead: str
+    accepts: Callable[[Any], bool] = lambda value: not value
 
 
-def _unset(value: Any) -> bool:
-    return not value
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value is None or value in values
 
 
 _OWN_OPTIMIZER = "the steps are MaskedAdamW's; leave it out (`storage` chooses how large its states are)"
@@ -63,47 +64,77 @@ _SHARDED = "leave it out and start the command under torchrun, which shares the 
 _LIGER = "the loss takes Liger's kernel by itself, on a GPU where the package is installed; leave it out"
 _COMPILED = ("a model whose frozen layers are skipped would be compiled anew at every step; leave it out (in a loop of "
              "your own the optimizer's step may be compiled)")
-
-_REENTRANT = "use_reentrant=True would run the backward through all frozen layers; leave it out"
-
-
-def _not_reentrant(value: Any) -> bool:
-    return not (value or {}).get("use_reentrant")
-
+_REENTRANT = Rule("use_reentrant=True would run the backward through all frozen layers; leave it out",
+                  lambda value: not (value or {}).get("use_reentrant"))
 
 REFUSED: dict[str, Rule] = {
-    "optim": Rule(lambda value: str(value) in ("adamw_torch", "adamw_torch_fused"), _OWN_OPTIMIZER),
-    "optim_args": Rule(_unset, _OWN_OPTIMIZER),
-    "optim_target_modules": Rule(_unset, _OWN_OPTIMIZER),
-    "label_smoothing_factor": Rule(_unset, "the loss is the one that `loss` names; leave it out"),
-    "fp16": Rule(_unset, "float16 needs scaled gradients, which masks and clipping here do not know; load the model "
-                         "in bfloat16 by model.dtype"),
-    "fp16_full_eval": Rule(_unset, "it would change the weights' dtype; evaluation runs in model.dtype"),
-    "bf16_full_eval": Rule(_unset, "it would change the weights' dtype; evaluation runs in model.dtype"),
-    "use_liger_kernel": Rule(_unset, _LIGER),
-    "liger_kernel_config": Rule(_unset, _LIGER),
-    "torch_compile": Rule(_unset, _COMPILED),
-    "torch_compile_backend": Rule(_unset, _COMPILED),
-    "torch_compile_mode": Rule(_unset, _COMPILED),
-    "auto_find_batch_size": Rule(_unset, "`cofitune plan --fit` finds the batch size that fits; leave it out"),
-    "include_for_metrics": Rule(_unset, _ONLY_THE_LOSS),
-    "batch_eval_metrics": Rule(_unset, _ONLY_THE_LOSS),
-    "push_to_hub": Rule(_unset, _HUB),
-    "hub_always_push": Rule(_unset, _HUB),
-    "deepspeed": Rule(_unset, _SHARDED),
-    "fsdp": Rule(_unset, _SHARDED),
-    "fsdp_config": Rule(_unset, _SHARDED),
-    "parallelism_config": Rule(_unset, _SHARDED),
-    "accelerator_config": Rule(_unset, _SHARDED),
-    "gradient_checkpointing_kwargs": Rule(_not_reentrant, _REENTRANT),
-    "activation_checkpointing_kwargs": Rule(_not_reentrant, _REENTRANT),  # its name in newer releases
-    "label_names": Rule(_unset, _OWN_ROWS),
-    "remove_unused_columns": Rule(lambda value: True, _OWN_ROWS),  # rows have no columns to remove
+    "optim": Rule(_OWN_OPTIMIZER, _one_of("adamw_torch", "adamw_torch_fused")),
+    **dict.fromkeys(("optim_args", "optim_target_modules"), Rule(_OWN_OPTIMIZER)),
+    "label_smoothing_factor": Rule("the loss is the one that `loss` names; leave it out"),
+    "fp16": Rule("float16 needs scaled gradients, which masks and clipping here do not know; load the model in "
+                 "bfloat16 by model.dtype"),
+    **dict.fromkeys(("fp16_full_eval", "bf16_full_eval"),
+                    Rule("it would change the weights' dtype; evaluation runs in model.dtype")),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), Rule(_LIGER)),
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), Rule(_COMPILED)),
+    "auto_find_batch_size": Rule("`cofitune plan --fit` finds the batch size that fits; leave it out"),
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_use_gather_object"),
+                    Rule(_ONLY_THE_LOSS)),
+    "metric_for_best_model": Rule(_ONLY_THE_LOSS, _one_of("loss", "eval_loss")),
+    "greater_is_better": Rule("the best model is the one of the smallest loss; leave it out"),
+    **dict.fromkeys(("push_to_hub", "hub_always_push", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"),
+                    Rule(_HUB)),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config",
+                     "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+                    Rule(_SHARDED)),
+    **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _REENTRANT),
+    "label_names": Rule(_OWN_ROWS),
+    "train_sampling_strategy": Rule("rows of like length come together wherever that saves padding; leave it out",
+                                    _one_of("random", "sequential")),
+    "debug": Rule("its hooks would look into layers that are skipped; leave it out"),
 }
+OURS = {
+    "output_dir", "bf16", "remove_unused_columns", "max_grad_norm", "save_strategy", "save_only_model",
+    "resume_from_checkpoint", "load_best_model_at_end", "prediction_loss_only", "length_column_name",
+    "eval_do_concat_batches", "use_cpu", "hub_strategy",
+}
+"""Arguments that are honoured in our own way, or mean what is done here anyway: clipping is the optimizer's, saving a
+delta's, evaluation measures the loss alone, and rows have no columns."""
+HONOURED = {
+    "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "gradient_accumulation_steps", "average_tokens_across_devices", "tf32", "activation_checkpointing",
+    "gradient_checkpointing", "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps", "logging_strategy",
+    "logging_steps", "logging_first_step", "logging_dir", "log_on_each_node", "logging_nan_inf_filter",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps",
+    "eval_delay", "per_device_eval_batch_size", "eval_on_start", "save_steps", "save_on_each_node", "save_total_limit",
+    "enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed",
+    "data_seed", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "dataloader_in_order", "ddp_backend", "ddp_timeout", "skip_memory_metrics", "do_train", "do_eval", "do_predict",
+    "local_rank",
+}
+"""Arguments that Trainer itself acts on, as ever."""
+WITHOUT_INFLUENCE = {
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_dir", "log_on_each_node", "log_level",
+    "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics",
+}
+"""Arguments that change nothing about what is trained."""
+
+
+def decisive(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training arguments that can change what comes out."""
+    return {key: value for key, value in training.items() if key not in WITHOUT_INFLUENCE}
+
+
+_SET_BY_ITSELF = ("accelerator_config",)  # TrainingArguments holds an object there in any case
 
 
 def refuse_ineffective(arguments: TrainingArguments) -> None:
-    """Refuse TrainingArguments made by hand that hold what would have no effect here.
+    """Refuse TrainingArguments made by hand that hold what is not taken here.
 
     Raises:
         CofituneError: one sentence that names the argument and what to do.
@@ -111,8 +142,8 @@ def refuse_ineffective(arguments: TrainingArguments) -> None:
     for key, rule in REFUSED.items():
         value = getattr(arguments, key, None)
         value = getattr(value, "value", value)
-        if key != "accelerator_config" and not rule.accepts(value):  # that one is an object in any case
-            raise _no_effect(key, value)
+        if key not in _SET_BY_ITSELF and not rule.accepts(value):
+            raise _not_taken(key, value)
 
 
 def check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
@@ -154,7 +185,8 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CofituneError(f"The training settings are not accepted by transformers: {error}") from None
     _check_scheduler(arguments)
-    for key, wanted in ((PATIENCE, patience), ("load_best_model_at_end", arguments.load_best_model_at_end)):
+    for key, wanted in ((PATIENCE, patience), ("load_best_model_at_end", arguments.load_best_model_at_end),
+                        ("save_strategy", arguments.save_strategy == "best")):
         if wanted and arguments.eval_strategy == "no":
             raise CofituneError(f"training.{key} needs evaluations; set training.eval_strategy to steps or epoch.")
     return arguments
@@ -196,7 +228,9 @@ def _best_model(values: Mapping[str, Any]) -> dict[str, Any]:
     loss.
     """
     defaults: dict[str, Any] = {}
-    if values.get("load_best_model_at_end"):
+    if values.get("save_strategy") == "best":
+        defaults = {"save_total_limit": 1}
+    elif values.get("load_best_model_at_end"):
         defaults = {"save_strategy": values.get("eval_strategy", "no"), "save_total_limit": 1}
         if "eval_steps" in values:
             defaults["save_steps"] = values["eval_steps"]
@@ -213,31 +247,44 @@ def _refuse(values: Mapping[str, Any]) -> None:
             nearest = difflib.get_close_matches(key, sorted({*known, PATIENCE}), n=1)
             hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
             raise CofituneError(f"Unknown key training.{key}; {hint}")
+        if key == "output_dir":
+            raise CofituneError("training.output_dir is set, but the folder of a run is `output`; leave it out.")
         if key in REFUSED and not REFUSED[key].accepts(value):
-            raise _no_effect(key, value)
+            raise _not_taken(key, value)
         _check_kind(key, value, known[key])
     for key in ("learning_rate", "num_train_epochs"):
         if values.get(key, 1) <= 0:
             raise CofituneError(f"training.{key} is {values[key]!r}; it must be a number above 0.")
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= values.get(key, 0) < 1:
+            raise CofituneError(f"training.{key} is {values[key]!r}; it must be at least 0 and below 1.")
+    for key in ("max_grad_norm", "weight_decay", "adam_epsilon"):
+        if (values.get(key) or 0) < 0:
+            raise CofituneError(f"training.{key} is {values[key]!r}; it must not be negative.")
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _require_count(key, values.get(key, 1))
     _check_reports(values.get("report_to", "none"))
 
 
-def _no_effect(key: str, value: Any) -> CofituneError:
-    return CofituneError(f"training.{key} is {value!r}, which has no effect here: {REFUSED[key].instead}.")
+def _not_taken(key: str, value: Any) -> CofituneError:
+    return CofituneError(f"training.{key} is {value!r}, which is not taken here: {REFUSED[key].instead}.")
 
 
 def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
-    """Refuse a text where a number or a bool is needed, which Trainer would notice only in the middle of a run."""
-    if field.type in (bool, bool | None):
-        right, kind = isinstance(value, bool), "true or false"
-    elif isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
-        right, kind = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    """Check the kind of a plain value now, because Trainer finds out in the middle of a run."""
+    kinds = set(get_args(field.type) or (field.type,))
+    if value is None:
+        right, wanted = NoneType in kinds or field.default is None, "given a value, or left out"
+    elif kinds <= {bool, NoneType}:
+        right, wanted = isinstance(value, bool), "true or false"
+    elif kinds <= {int, NoneType}:
+        right, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif kinds <= {int, float, NoneType}:
+        right, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
     else:
         return
-    if not right and value is not None:
-        raise CofituneError(f"training.{key} is {value!r}; it must be {kind}.")
+    if not right:
+        raise CofituneError(f"training.{key} is {value!r}; it must be {wanted}.")
 
 
 def _require_count(key: str, value: Any) -> None:

@@ -7,13 +7,12 @@ import torch
 from ..errors import CofituneError
 from ..planning.out_of_memory import advice
 from ..planning.planner import Settings
-from ..regions import Region
 from .trainer import CoFiTuneTrainer
 
 
 def out_of_memory(trainer: CoFiTuneTrainer) -> CofituneError:
     """Make the error of a training that ran out of memory, with the setting that saves most."""
-    if isinstance(trainer.region, Region):
+    if trainer.region.in_place:
         remedy = advice(trainer.model, trainer.region, _settings(trainer))
     else:
         remedy = "Take a smaller training.per_device_train_batch_size with more gradient_accumulation_steps."

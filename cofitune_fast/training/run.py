@@ -119,8 +119,8 @@ def train_region(
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
-    if resume is True:
-        resume = broadcast_object(last_complete_checkpoint(output_dir))
+    if resume:
+        resume = broadcast_object(find_checkpoint(resume, output_dir))
     if model.device.type == "cpu":
         training.setdefault("use_cpu", True)  # otherwise Trainer would move the model to a GPU
     training = with_learning_rate(training, model, full=region.is_full)
@@ -210,6 +210,24 @@ def _prefix_cache(
 def _note(notes: list[str], sentence: str) -> None:
     notes.append(sentence)
     logging.getLogger("cofitune_fast").warning(sentence)
+
+
+def find_checkpoint(wanted: str | bool, folder: str | Path) -> str:
+    """Return the checkpoint to resume from: the last complete one in `folder` if `wanted` is True, or the one it names.
+
+    Raises:
+        CofituneError: there is none.
+    """
+    if wanted is True:
+        found = last_complete_checkpoint(folder)
+        if found is None:
+            raise CofituneError(f"There is no complete checkpoint in {folder} to go on from; leave "
+                                "training.resume_from_checkpoint out.")
+        return found
+    if not Path(wanted).is_dir():
+        raise CofituneError(f"training.resume_from_checkpoint is {wanted}, which is no folder; name a checkpoint, or "
+                            "write true for the last one.")
+    return str(wanted)
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

@@ -132,12 +132,11 @@ class CoFiTuneTrainer(Trainer):
         return self._loader(self.eval_dataset, self.eval_batches)
 
     def _loader(self, rows: KeyedRows, batches: FixedBatches) -> DataLoader:
-        loader = DataLoader(
-            rows, batch_sampler=batches, collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+        names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context",
+                 "in_order")  # the last two are not in all releases
+        options = {name: getattr(self.args, f"dataloader_{name}") for name in names
+                   if hasattr(self.args, f"dataloader_{name}")}
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, **options)
         if self.args.world_size == 1:
             return self.accelerator.prepare(loader)
         from accelerate.data_loader import prepare_data_loader
@@ -345,8 +344,6 @@ class CoFiTuneTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._save(output_dir)  # on every rank, because each holds a part of the region
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         save_delta(self.model, self.region, Path(output_dir or self.args.output_dir), base=self.base)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..anchor import Anchor, AnchorSettings, open_anchor
 from ..data import Encoded, batches, encode_examples, encode_prompt, pad_token_id, read_examples
-from ..data.formats import Message
+from ..data.formats import Example, Message
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import open_prefix
@@ -63,6 +63,35 @@ class TrialData:
     versatility_limit: int | None = None
     metric: str | None = None
     versatility_generate: bool = False
+
+    def file(self, part: str) -> str:
+        """Return the path of train, valid or test. Raises CofituneError where it is not set."""
+        path = getattr(self, part)
+        if path is None:
+            raise CofituneError(f"No {part} data: set data.{part} to a JSON, JSONL or CSV file.")
+        return path
+
+    def examples(self, part: str) -> list[Example]:
+        """Read the rows of train, shortened to `limit`, or of valid. Raises CofituneError for an unusable file."""
+        return read_examples(self.file(part), self.limit if part == "train" else None)
+
+    def suite(self, split: str) -> Suite:
+        """Read the speciality and versatility tasks of "valid" or "test".
+
+        Raises:
+            CofituneError: files of this split are not set, or are unusable.
+        """
+        versatility = getattr(self, f"versatility_{split}")
+        if versatility is None:
+            raise CofituneError(
+                f"No versatility tasks for {split}: set versatility.{split} to a folder with knowledge/, "
+                "reasoning/ and instruction/."
+            )
+        speciality = {"path": self.file(split), "name": f"speciality-{split}", "limit": None}
+        if self.metric:
+            speciality["metric"] = self.metric
+        return read_suite(versatility, speciality=speciality, limit=self.versatility_limit,
+                          generate=self.versatility_generate or None)
 
 
 _FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
@@ -127,13 +156,12 @@ class Workbench:
         Raises:
             CofituneError: no training file is named, or it is unusable.
         """
-        path = self._file("train")
-        return encode_examples(read_examples(path, self.data.limit), self.tokenizer, self.data.max_length)
+        return encode_examples(self.data.examples("train"), self.tokenizer, self.data.max_length)
 
     @cached_property
     def valid_rows(self) -> list[Encoded]:
         """Encoded validation rows, for evaluations during training."""
-        return encode_examples(read_examples(self._file("valid")), self.tokenizer, self.data.max_length)
+        return encode_examples(self.data.examples("valid"), self.tokenizer, self.data.max_length)
 
     @cached_property
     def data_digests(self) -> dict[str, str]:
@@ -154,17 +182,7 @@ class Workbench:
             CofituneError: files of this split are not set, or are unusable.
         """
         if split not in self._suites:
-            versatility = getattr(self.data, f"versatility_{split}")
-            if versatility is None:
-                raise CofituneError(
-                    f"No versatility tasks for {split}: set versatility.{split} to a folder with knowledge/, "
-                    "reasoning/ and instruction/."
-                )
-            speciality = {"path": self._file(split), "name": f"speciality-{split}", "limit": None}
-            if self.data.metric:
-                speciality["metric"] = self.data.metric
-            self._suites[split] = read_suite(versatility, speciality=speciality, limit=self.data.versatility_limit,
-                                             generate=self.data.versatility_generate or None)
+            self._suites[split] = self.data.suite(split)
         return self._suites[split]
 
     def suite_tokens(self, split: str) -> tuple[int, int]:
@@ -256,7 +274,7 @@ class Workbench:
     def _anchor_prompts(self, settings: AnchorSettings) -> list[list[Message]] | None:
         if settings.prompts != "task":
             return None
-        return [row.prompt for row in read_examples(self._file("train"), self.data.limit)]
+        return [row.prompt for row in self.data.examples("train")]
 
     def with_data(self, data: TrialData) -> Workbench:
         """Return a workbench of the same base with other data, made once for each."""
@@ -317,10 +335,4 @@ class Workbench:
     def _require_base(self, what: str) -> None:
         if tensor_digests(self.model) != self.digests:
             raise CofituneError(f"{what}, but the model holds other bytes; load it anew.")
-
-    def _file(self, part: str) -> str:
-        path = getattr(self.data, part)
-        if path is None:
-            raise CofituneError(f"No {part} data: set data.{part} to a JSON, JSONL or CSV file.")
-        return path
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from artefact_cases import assert_described
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model
@@ -204,7 +205,8 @@ def test_the_test_part_is_read_once_and_after_the_search(make, monkeypatch, tmp_
 
 
 def test_the_final_runs_have_the_chosen_nodes_learning_rate(make):
-    report = make(full_sft=False, levels=LEVELS, learning_rate="size", search_training={"learning_rate": 5e-3, "max_steps": 1}).run()
+    report = make(full_sft=False, levels=LEVELS, learning_rate="size",
+                  search_training={"learning_rate": 5e-3, "max_steps": 1}).run()
     chosen = next(node for node in report["search"]["nodes"] if node["id"] == report["search"]["chosen"])
     coarse = next(row for row in report["methods"] if row["name"] == "CoFiTune coarse")
     assert coarse["learning_rate"] == pytest.approx(2 * chosen["learning_rate"])  # trained at 1e-2 instead of 5e-3
@@ -221,7 +223,6 @@ CHANGES = [
     ({"preset": "paper"}, 'mask was ["none", "update"], is ["paper", "update"]'),
     ({"region": "ffn.up@3"}, 'region was "ffn.up@2-3", is "ffn.up@3"'),
     ({"storage": "fp32"}, 'storage was "auto", is "fp32"'),
-    ({"full_sft_training": {"learning_rate": 1e-4}}, "full_sft_training.learning_rate was not set, is 0.0001"),
     ({"importance": {"samples": 4}}, "importance.samples was 8, is 4"),
     ({"region": None, "levels": LEVELS}, 'region was "ffn.up@2-3", is not set'),
 ]
@@ -335,6 +336,47 @@ def test_a_method_that_does_not_fit_is_a_failed_row_and_is_tried_again(make, tmp
     again = make(preset="rank", **REGION).run()
     assert [row["state"] for row in again["methods"]] == ["done"] * 4
     assert again["methods"][:3] == report["methods"][:3]
+
+
+@pytest.mark.parametrize("where", ["clone", "score"])
+def test_too_little_memory_anywhere_in_a_method_is_a_failed_row(make, monkeypatch, where):
+    in_full_sft, functions = [], {"clone": Workbench.trial, "score": Workbench.score}
+
+    def trial(self, region):
+        in_full_sft[:] = [region.is_full]
+        if region.is_full and where == "clone":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return functions["clone"](self, region)
+
+    def score(self, *args, **options):
+        if in_full_sft == [True]:
+            raise RuntimeError("CUDA error: out of memory")
+        return functions["score"](self, *args, **options)
+
+    monkeypatch.setattr(Workbench, "trial", trial)
+    monkeypatch.setattr(Workbench, "score", score)
+    pipeline = make(**REGION)
+    report = pipeline.run()
+    full = report["methods"][-1]
+    assert (full["state"], report["complete"]) == ("failed", True) and full["why"].startswith("Out of memory before or")
+    assert tensor_digests(pipeline.bench.model) == pipeline.bench.digests
+
+
+def test_settings_that_change_nothing_and_those_of_full_sft_may_change(make, trained):
+    first = make(**REGION).run()
+    trained.clear()
+    quiet = {**TRAINING, "logging_steps": 5, "report_to": "none", "dataloader_num_workers": 0}
+    again = make(training=quiet, full_sft_training={"learning_rate": 1e-3}, **REGION).run()
+    assert trained == ["full"] and again["methods"][1] == first["methods"][1]
+
+
+def test_a_failed_check_is_made_again(make, monkeypatch):
+    from cofitune_fast.pipeline import pipeline
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "check_delta", lambda *_: [{"name": "x", "passed": False, "detail": "y"}])
+        assert [check["passed"] for check in make(preset="rank", **REGION).run()["checks"]] == [False]
+    assert [check["passed"] for check in make(preset="rank", **REGION).run()["checks"]] == [True] * 3
 
 
 def test_the_report_is_there_after_each_method(make, tmp_path, monkeypatch):

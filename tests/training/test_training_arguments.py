@@ -12,13 +12,13 @@ from transformers import TrainingArguments
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import BaseInfo, Region
-from cofitune_fast.training import CoFiTuneTrainer, Schedule, arguments, check_arguments, training_arguments
-from cofitune_fast.training.arguments import REFUSED, check_precision
+from cofitune_fast.training import CoFiTuneTrainer, Schedule, arguments, check_arguments, decisive, training_arguments
+from cofitune_fast.training.arguments import HONOURED, OURS, REFUSED, WITHOUT_INFLUENCE, check_precision
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"optim": "adafactor"}, r"training\.optim is 'adafactor', which has no effect here: the steps are MaskedAdamW's"),
-    ({"label_smoothing_factor": 0.1}, r"training\.label_smoothing_factor is 0\.1, which has no effect here"),
+    ({"optim": "adafactor"}, r"training\.optim is 'adafactor', which is not taken here: the steps are MaskedAdamW's"),
+    ({"label_smoothing_factor": 0.1}, r"training\.label_smoothing_factor is 0\.1, which is not taken here"),
     ({"fp16": True}, r"training\.fp16 is True.*model\.dtype"),
     ({"use_liger_kernel": True}, r"training\.use_liger_kernel"),
     ({"torch_compile": True}, r"training\.torch_compile is True"),
@@ -35,7 +35,17 @@ from cofitune_fast.training.arguments import REFUSED, check_precision
     ({"early_stopping_patience": 2}, r"early_stopping_patience needs evaluations"),
     ({"early_stopping_patience": 0, "eval_strategy": "epoch"}, r"early_stopping_patience is 0; it must be a whole"),
     ({"early_stoping_patience": 1}, r"did you mean training\.early_stopping_patience\?"),
-    ({"seed": "x"}, r"training\.seed is 'x'; it must be a number"),
+    ({"seed": "x"}, r"training\.seed is 'x'; it must be a whole number"),
+    ({"max_steps": 0.5}, r"training\.max_steps is 0\.5; it must be a whole number"),
+    ({"num_train_epochs": None}, r"training\.num_train_epochs is None; it must be given a value, or left out"),
+    ({"adam_beta2": 2}, r"training\.adam_beta2 is 2; it must be at least 0 and below 1"),
+    ({"max_grad_norm": -1}, r"training\.max_grad_norm is -1; it must not be negative"),
+    ({"metric_for_best_model": "accuracy"}, r"training\.metric_for_best_model is 'accuracy'"),
+    ({"greater_is_better": True}, r"the best model is the one of the smallest loss"),
+    ({"save_strategy": "best"}, r"training\.save_strategy needs evaluations"),
+    ({"train_sampling_strategy": "group_by_length"}, r"rows of like length come together"),
+    ({"debug": "underflow_overflow"}, r"training\.debug"),
+    ({"output_dir": "elsewhere"}, r"the folder of a run is `output`"),
     ({"bf16": "off"}, r"training\.bf16 is 'off'; it must be true or false"),
     ({"gradient_checkpointing": "yes"}, r"training\.gradient_checkpointing is 'yes'; it must be true or false"),
     ({"per_device_eval_batch_size": 0}, r"per_device_eval_batch_size is 0; it must be a whole number"),
@@ -54,8 +64,8 @@ def test_a_missing_tracker_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, which has no effect here"),
-    ({"optim": "sgd"}, "optim is 'sgd', which has no effect here"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, which is not taken here"),
+    ({"optim": "sgd"}, "optim is 'sgd', which is not taken here"),
     ({"bf16": True}, "the model is loaded in float32"),
 ])
 def test_arguments_made_by_hand_are_held_to_the_same_table(tmp_path, values, words):
@@ -63,6 +73,14 @@ def test_arguments_made_by_hand_are_held_to_the_same_table(tmp_path, values, wor
     with pytest.raises(CofituneError, match=words):
         CoFiTuneTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, **values), Region.parse("ffn@3"),
                         [Encoded([4, 5, 6], 1)], base=BaseInfo.of(model, "tiny"), pad_token_id=0)
+
+
+def test_every_argument_of_trainer_is_in_the_table_once():
+    names = {field.name for field in fields(TrainingArguments) if field.init}
+    assert names - {*REFUSED, *OURS, *HONOURED} == set()
+    assert not (set(REFUSED) & OURS or set(REFUSED) & HONOURED or OURS & HONOURED)
+    assert WITHOUT_INFLUENCE <= HONOURED
+    assert decisive({"logging_steps": 1, "seed": 3}) == {"seed": 3}
 
 
 def test_every_rule_is_about_an_argument_of_trainer_and_takes_its_default():
