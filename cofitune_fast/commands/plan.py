@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import AutoConfig
 
 from ..config import Config
 from ..errors import CofituneError
@@ -51,9 +53,10 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
         raise CofituneError("This command needs model: give --model FOLDER.")
     check_arguments(settings.training)
     settings.region = settings.region or DEFAULT_REGION
-    storage = _storage(settings)
-    model = fake_model(plain_folder(settings.model.path, settings.model.gguf_file),
-                       torch.float32 if storage == "fp32" else torch.bfloat16, settings.model.attn_implementation)
+    folder = plain_folder(settings.model.path, settings.model.gguf_file)
+    storage = _storage(settings, folder)
+    dtype = torch.float32 if storage == "fp32" else torch.bfloat16
+    model = fake_model(folder, dtype, settings.model.attn_implementation)
     planner = Planner(model, Region.parse(settings.region))
     wanted = _settings(settings, planner, storage)
     rates = _rates(settings, planner, wanted)
@@ -79,10 +82,14 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
 # From the configuration ----------------------------------------------------------------------------------------------
 
 
-def _storage(settings: Config) -> str:
-    if settings.storage == "auto":
-        return "fp32" if settings.model.dtype == "float32" else "bf16_sr"
-    return settings.storage
+def _storage(settings: Config, folder: str | Path) -> str:
+    if settings.storage != "auto":
+        return settings.storage
+    dtype = settings.model.dtype
+    if dtype == "auto":  # as the model is loaded: in the dtype of its own configuration
+        config = AutoConfig.from_pretrained(folder)
+        dtype = str(getattr(config.get_text_config(), "dtype", None) or config.dtype).removeprefix("torch.")
+    return "fp32" if dtype == "float32" else "bf16_sr"
 
 
 def _settings(settings: Config, planner: Planner, storage: str) -> Settings:

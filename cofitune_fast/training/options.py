@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from ..anchor import Anchor
 from ..errors import CofituneError
-from ..losses import LOSSES
+from ..losses import LOSSES, Loss
 from ..memory.settings import MemorySettings
-from ..optim import MaskedAdamW, Pull
+from ..optim import MaskedAdamW, MaskMode, Pull, StorageName
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +35,12 @@ class TrainOptions:
         CofituneError: the loss is unknown.
     """
 
-    loss: str = "ce"
+    loss: Loss = "ce"
     anchor: Anchor | None = None
     masks: Mapping[str, Tensor] | None = None
-    mask_mode: str = "update"
+    mask_mode: MaskMode = "update"
     pull: Pull | None = None
-    storage: str = "auto"
+    storage: Literal["auto", StorageName] = "auto"
     memory: MemorySettings = field(default_factory=MemorySettings)
     optimizer_kind: Callable[..., MaskedAdamW] | None = None
 

@@ -79,6 +79,14 @@ def test_the_settings_that_fit_are_ready_for_the_yaml_and_the_command_line(plan,
     assert 4e9 < again["need"] == chosen["need"] <= 12 * 2**30
 
 
+@pytest.mark.parametrize(("dtype", "storage"), [("float32", "fp32"), ("bfloat16", "bf16_sr")])
+def test_the_dtype_is_the_one_the_model_will_be_loaded_in(plan, tiny_run, dtype, storage):
+    path = Path(tiny_run["model"]) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": dtype}))
+    status, out, _ = plan("--model", tiny_run["model"], "--region", "ffn@2", "--json", *MACHINE)
+    assert status == 0 and json.loads(out)["settings"]["storage"] == storage
+
+
 def test_a_budget_that_nothing_fits(plan, folder):
     status, out, err = plan("--model", folder("70b"), "--region", REGION, "--fit", "24GiB", *MACHINE)
     assert status == 2 and out == ""
