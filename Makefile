@@ -19,16 +19,16 @@ demo: $(MODEL)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
-	COFITUNE_TEST=check $(BIN)/pytest -n auto --dist loadfile
+	COFITUNE_TEST=check $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Every combination of parameters where `make test` takes pairs, and the cases that are slow and say little more.
 test-full: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
-	COFITUNE_TEST=full $(BIN)/pytest -n auto --dist loadfile
+	COFITUNE_TEST=full $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s
