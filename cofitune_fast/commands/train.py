@@ -145,7 +145,8 @@ class _LogLines(TrainerCallback):
                  "learning_rate": "learning rate", "eval_loss": "loss on the validation rows"}
         shown = [f"{words} {float(logs[key]):.4g}" for key, words in named.items() if (logs or {}).get(key) is not None]
         if shown:
-            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}", highlight=False)
+            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}", highlight=False,
+                               soft_wrap=True)
 
 
 def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | None:
