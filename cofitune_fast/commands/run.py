@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import typer
 from rich.console import Console
 
@@ -34,18 +36,22 @@ def do_run(settings: Config, as_json: bool) -> None:
                             "train.")
     display = make_display(console)
     with display.running(), open_pipeline(settings, display) as pipeline:
+        written = pipeline.output / "report.json"
         try:
             report = pipeline.run(settings.title)
-        finally:  # also of a run that was stopped
-            written = pipeline.output / "report.json"
-            paths = write_report(written, pipeline.output) if written.is_file() else {}
+        except BaseException:
+            with suppress(CofituneError):  # a page that cannot be drawn must not hide why the run ended
+                if written.is_file():
+                    write_report(written, pipeline.output)
+            raise
+        paths = write_report(written, pipeline.output)
 
     def show() -> None:
         out = Console()
         out.print(methods_table(report))
         for check in report["checks"]:
             out.print(f"{'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}", highlight=False)
-        for path in (paths["html"], *paths["png"], pipeline.output / "report.json"):
+        for path in (paths["html"], *paths["png"], written):
             out.print(str(path), highlight=False, soft_wrap=True)
 
     emit(report, as_json, show)

@@ -33,9 +33,6 @@ class Clock:
         """Replace the measured speed: `weight` operations took `seconds`."""
         self._weight, self._seconds = weight, seconds
 
-    def drop(self, job: str) -> None:
-        self.waiting.pop(job, None)
-
     @property
     def remaining(self) -> float | None:
         """Predicted seconds of the waiting jobs; None before the first job is finished."""

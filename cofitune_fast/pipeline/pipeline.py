@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artefacts.run import CheckRow, ImportancePart, MethodEntry, ReportEntry
+from ..artefacts.run import BASE, CheckRow, ImportancePart, MethodEntry, ReportEntry
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
@@ -40,7 +40,7 @@ from .clock import Clock
 from .rows import failed_row, method_row
 
 TASK, SPLITS = "task", ("test",)
-BASE, COARSE, FINE, FULL = "base", "CoFiTune coarse", "CoFiTune fine", "full SFT"
+COARSE, FINE, FULL = "CoFiTune coarse", "CoFiTune fine", "full SFT"
 DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
 
 

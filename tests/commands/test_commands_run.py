@@ -86,3 +86,17 @@ def test_compare_without_methods_names_run_and_does_its_job(cofitune, tiny_run):
     assert status == 0 and "cofitune run" in err
     assert [row["name"] for row in json.loads(out)["methods"]] == ["base", "CoFiTune coarse"]
     assert cofitune("run", *settings, "--json")[0] == 0  # in the same folder, nothing is trained again
+
+
+def test_a_run_that_is_stopped_has_a_page_of_what_is_there(cofitune, tiny_run, monkeypatch):
+    train = Workbench.train
+
+    def stopped(self, region, *args, **watching):
+        if region.is_full:
+            raise KeyboardInterrupt
+        return train(self, region, *args, **watching)
+
+    monkeypatch.setattr(Workbench, "train", stopped)
+    status, _, err = cofitune("run", *arguments(tiny_run, region="ffn@3", **{"anchor.weight": 0}))
+    page = Path(tiny_run["output"]) / "report.html"
+    assert status == 130 and "the same command goes on from there" in err and "CoFiTune coarse" in page.read_text()

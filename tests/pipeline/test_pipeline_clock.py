@@ -40,14 +40,6 @@ def test_the_seconds_per_weight_are_those_of_all_finished_jobs(clock):
     assert clock.remaining == 0
 
 
-def test_a_dropped_job_neither_waits_nor_counts(clock):
-    clock.drop("large")
-    clock.drop("never heard of")
-    assert clock.remaining is None
-    clock.do("small", 3)
-    assert clock.remaining == 3 * 2
-
-
 def test_a_job_waits_until_it_is_finished(clock):
     clock.do("small", 1)
     clock.start("large")
