@@ -13,7 +13,7 @@ from typing import Any
 
 from cofitune_fast.files import write_text
 
-from . import constraints, instruction, knowledge, reasoning, speciality
+from . import constraints, instruction, knowledge, reasoning, sentences, speciality
 
 
 def make_files() -> dict[str, list[dict[str, Any]]]:
@@ -26,6 +26,7 @@ def make_files() -> dict[str, list[dict[str, Any]]]:
         "reasoning/puzzles": reasoning.make_rows(),
         "instruction/responses": instruction.make_rows(),
         "instruction/constraints": constraints.make_rows(),
+        "instruction/sentences": sentences.make_rows(),
     }
     for name, splits in suite.items():
         for split, rows in splits.items():

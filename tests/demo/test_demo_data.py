@@ -22,6 +22,8 @@ COUNTS = {
     "versatility/test/instruction/responses.jsonl": 110,
     "versatility/valid/instruction/constraints.jsonl": 60,
     "versatility/test/instruction/constraints.jsonl": 120,
+    "versatility/valid/instruction/sentences.jsonl": 60,
+    "versatility/test/instruction/sentences.jsonl": 120,
 }
 CHOICE_FILES = [name for name in COUNTS if name.endswith(("facts.jsonl", "puzzles.jsonl", "constraints.jsonl"))]
 SUITE_FILES = [name.removeprefix("versatility/valid/") for name in COUNTS if name.startswith("versatility/valid/")]
@@ -59,7 +61,7 @@ def test_choice_rows_are_well_formed(name):
         assert (row.get("chat") is True) == name.endswith("constraints.jsonl")
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if "speciality" in name or "responses" in name])
+@pytest.mark.parametrize("name", [name for name in COUNTS if "speciality" in name or name.endswith(("responses.jsonl", "sentences.jsonl"))])
 def test_text_rows_are_well_formed(name):
     fields = ("prompt", "completion") if "speciality" in name else ("instruction", "input", "output")
     for row in rows_of(name):
@@ -72,7 +74,7 @@ def test_text_rows_are_well_formed(name):
 def test_no_row_of_valid_comes_back_in_test(name):
     def keys(split: str) -> list[tuple]:
         rows = rows_of(f"versatility/{split}/{name}")
-        if name.endswith("responses.jsonl"):  # some instructions differ in their input only
+        if name.endswith(("responses.jsonl", "sentences.jsonl")):  # some instructions differ in their input only
             return [(row["instruction"], row["input"]) for row in rows] + [row["output"] for row in rows]
         return [(row["query"],) for row in rows]
 
