@@ -20,6 +20,7 @@ from .scoring.tasks import ResponseMetric
 from .search import SearchSettings
 from .search.executors import ExecutorName
 from .search.run import RateRule
+from .search.uncertainty import Measure
 from .trials import TrialData, TrialSetup
 from .trials.priors import PriorName
 from .validation import fields_of, section_of, validated
@@ -76,8 +77,8 @@ class VersatilitySection(Section):
     """The versatility suite: folders or YAML files with the groups knowledge, reasoning and instruction.
 
     `limit` is the number of items per task. `generate` adds tasks in which the model must write (IFEval). `drift_rows`
-    is the number of responses of the instruction files on which `compare` and `evaluate --delta` measure the KL to the
-    base.
+    is the number of responses of the instruction files on which `search`, `compare` and `evaluate --delta` measure the
+    KL to the base.
     """
 
     main = "valid"
@@ -139,7 +140,7 @@ class WorkersSection(Section):
 class SearchSection(WorkersSection):
     """The tree search.
 
-    `space` is a named space, a YAML file or a list of levels. rungs, beam, keep and confidence override those of
+    `space` is a named space, a YAML file or a list of levels. rungs, beam, keep, early and confidence override those of
     `strategy`. `training` overrides the training arguments for the search's nodes. docs/search.md explains each key;
     SearchSettings and Strategy check the numbers.
     """
@@ -150,6 +151,7 @@ class SearchSection(WorkersSection):
     rungs: list[float] | None = None
     beam: int | None = None
     keep: float | None = None
+    early: Measure | None = None
     confidence: float | None = None
     learning_rate: RateRule = SearchSettings.learning_rate
     rate_factors: tuple[float, ...] = SearchSettings.rate_factors

@@ -71,6 +71,10 @@ def synthetic_report(**more) -> dict:
     } | more  # fmt: skip
 
 
+def _signal(spec: float) -> dict[str, float]:
+    return {"signal": spec - 2.02, "signal_se": 0.01, "nll": 2 - spec, "drift": 0.02}
+
+
 def racing_search(**more) -> dict:
     """A search as races write it: three levels, rungs of 0.25, 0.5 and 1, nodes dropped at the first two."""
     plan = [  # id, parent, level, what, layers, Spec, Vers, share of its training
@@ -91,7 +95,7 @@ def racing_search(**more) -> dict:
         ends = [end for end in (0.25, 0.5, 1.0) if end <= fraction]
         parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
         rungs = [{"fraction": end, "seconds": 240 * part + 6, "tokens": round(90_000 * part), "flops": 4e13 * part,
-                  "full_sft": 0.32 * part, **_scores(spec - 0.06 * (fraction - end), vers)}
+                  "full_sft": 0.32 * part, **_scores(spec - 0.06 * (fraction - end), vers), **_signal(spec)}
                  for end, part in zip(ends, parts, strict=True)]  # fmt: skip
         total = {name: sum(rung[name] for rung in rungs) for name in ("seconds", "tokens", "flops", "full_sft")}
         uni = spec + vers
@@ -103,7 +107,7 @@ def racing_search(**more) -> dict:
             "learning_rate": 4e-4 if "attn" in roles else 2e-4, "trained_parameters": 26_000_000 >> level, **total,
             "fraction": fraction, "dropped": dropped, "best_of_level": key in "dhj", "tied": key in "hj",
             "difference": {"value": uni - 0.723, "se": 0.018, "low": uni - 0.758, "high": uni - 0.688},
-            "behind": None if key == "h" else behind, "rungs": rungs, **_scores(spec, vers),
+            "behind": None if key == "h" else behind, "rungs": rungs, **_scores(spec, vers), **_signal(spec),
         })  # fmt: skip
     cost = {name: sum(node[name] for node in nodes) for name in ("seconds", "tokens", "flops", "full_sft")}
     cost |= {"seconds": cost["seconds"] + 30, "full_sft": cost["full_sft"] + 0.04}  # scoring the base

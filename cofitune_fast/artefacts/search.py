@@ -7,6 +7,7 @@ from typing import Annotated, Any, Required
 from .fields import (
     Check,
     Entry,
+    Error,
     Fraction,
     Items,
     Maybe,
@@ -38,7 +39,7 @@ class Cost(Entry, total=False):
 
 
 class DifferenceEntry(Entry, total=False):
-    """Paired difference of Uni with its standard error and the ends of its 95 % interval."""
+    """Paired difference of Uni, or of the signal, with its standard error and the ends of its 95 % interval."""
 
     value: Number
     se: Number
@@ -52,7 +53,16 @@ def _share_of_training(entry: Any) -> Any:
     return entry
 
 
-class RungEntry(Cost, Figures, total=False):
+class SignalFigures(Entry, total=False):
+    """What an early rung is judged by, in nats per token; signal = -nll - drift."""
+
+    signal: Number
+    signal_se: Error
+    nll: Number
+    drift: Number
+
+
+class RungEntry(Cost, Figures, SignalFigures, total=False):
     """Scores after a fraction of the training, and the cost of this rung alone."""
 
     fraction: Number
@@ -67,7 +77,7 @@ def _name_of_node(value: Any) -> str | int:
     return value
 
 
-class NodeEntry(Cost, Figures, total=False):
+class NodeEntry(Cost, Figures, SignalFigures, total=False):
     """Tried region; the scores are those of its last rung, the cost that of all rungs.
 
     Attributes:
@@ -76,8 +86,8 @@ class NodeEntry(Cost, Figures, total=False):
         fraction: share of its training that it received.
         dropped: the reason why it was not trained further.
         tied: it is tied with the best.
-        difference: its Uni less the base's.
-        behind: the best node's Uni less its own.
+        difference: its Uni less the base's, or its signal less the base's if its last rung was judged by that.
+        behind: the best node's figure less its own.
     """
 
     id: Required[Annotated[str, Read(_name_of_node)]]

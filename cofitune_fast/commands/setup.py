@@ -78,6 +78,7 @@ def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
     return TrialSetup(
         model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
         settings.memory, settings.search.checkpoint_minutes, settings.loss, settings.anchor,
+        settings.versatility.drift_rows,
     )
 
 
@@ -87,7 +88,8 @@ def search_settings(settings: Config) -> SearchSettings:
         levels=space_levels(section.space),
         space=section.space if isinstance(section.space, str) else "own",
         strategy=named_strategy(section.strategy, rungs=tuple(section.rungs) if section.rungs else None,
-                                beam=section.beam, keep=section.keep, confidence=section.confidence),
+                                beam=section.beam, keep=section.keep, early=section.early,
+                                confidence=section.confidence),
         learning_rate=section.learning_rate,
         rate_factors=section.rate_factors,
         prior=section.prior,

@@ -15,7 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..search import Candidate, Level, Node
-from .texts import duration, name, rung_text
+from .texts import duration, name, rung_text, scores_text, short_scores
 
 _AROUND = 14  # terminal lines reserved for the stages, the other levels and the last line
 _CLOSED = 4  # lines shown of a finished level while the search goes on
@@ -31,8 +31,9 @@ class Line:
     from_journal: bool = False
 
     @property
-    def uni(self) -> float:
-        return self.node.uni if self.node else float("-inf")
+    def rank(self) -> tuple[float, float]:
+        """Sort key, best first: how far the node was trained, then its figure there."""
+        return (self.node.fraction, self.node.figure) if self.node else (0.0, float("-inf"))
 
 
 @dataclass
@@ -48,7 +49,8 @@ class LevelLines:
         lines = list(self.lines.items())
         room = len(lines) if self.display.ended else (
             max(_CLOSED, console.height - _AROUND) if self.display.open is self else _CLOSED)
-        shown = {key for key, _ in sorted(lines, key=lambda item: (item[1].goal is None, -item[1].uni))[:room]}
+        best_first = sorted(lines, key=lambda item: (item[1].goal is not None, item[1].rank), reverse=True)
+        shown = {key for key, _ in best_first[:room]}
         width = max(len(line.name) for _, line in lines)
         heading = f"{self.title} ({len(lines)} nodes)"
         yield Text(f"{heading:{width + 8}}" + "  Spec   Vers   Uni              time", style="italic")
@@ -68,8 +70,7 @@ class LevelLines:
         rung = rung_text(line.goal) if running else rung_text(node.fraction) if node else ""
         text = Text.assemble(mark, f" {line.name:{width}}  {rung:>5}")
         if node is not None:
-            scores = node.scores
-            text.append(f" {scores['spec']:.3f}  {scores['vers']:.3f}  {scores['uni']:.3f} ± {scores['uni_se']:.3f}")
+            text.append(f" {short_scores(node.scores)}")
             text.append(f"  {'journal' if line.from_journal else duration(node.seconds)}", style="dim")
             if node.dropped:
                 text.stylize("dim")
@@ -106,8 +107,7 @@ class TreeDisplay:
             lines[0] += f", about {duration(self.left)} left"
         if self.best is not None:
             part = f" at {rung_text(self.best.fraction)}" if self.best.fraction < 1 else ""
-            uni = f"Uni {self.best.uni:.3f} ± {self.best.scores['uni_se']:.3f}"
-            lines.append(f"best so far{part}: {name(self.best)}  {uni}")
+            lines.append(f"best so far{part}: {name(self.best)}  {scores_text(self.best.scores)}")
         return Group(self.tree, Text("\n".join(lines), style="bold"))
 
     def stage(self, title: str) -> None:

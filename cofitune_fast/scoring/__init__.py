@@ -7,7 +7,8 @@ from .generation import generate_texts, generation_score
 from .harness import harness_scores
 from .metrics import DriftItem, FollowedItem, GeneratedItem
 from .results import ItemScore, Score, SuiteScores, paired_difference
-from .score import drift_rows, score_suite, score_task, suite_tokens
+from .score import choose_drift_rows, score_suite, score_task, scored_tokens
+from .signal import Signal, score_signal, signal_tasks
 from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
 
@@ -23,12 +24,13 @@ __all__ = [
     "InstructionItem",
     "ItemScore",
     "Score",
+    "Signal",
     "Suite",
     "SuiteScores",
     "Task",
     "answer_scores",
     "base_states",
-    "drift_rows",
+    "choose_drift_rows",
     "generate_texts",
     "generation_score",
     "harness_scores",
@@ -39,8 +41,10 @@ __all__ = [
     "resampled_figures",
     "resampled_score",
     "resampled_together",
+    "score_signal",
     "score_suite",
     "score_task",
-    "suite_tokens",
+    "scored_tokens",
+    "signal_tasks",
     "tasks_to_write",
 ]

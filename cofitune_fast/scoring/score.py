@@ -6,7 +6,7 @@ Tasks whose metric needs generated text are passed on to `generation`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -99,7 +99,7 @@ def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encode
     ]
 
 
-def drift_rows(model: nn.Module, tokenizer: Any, suite: Suite, count: int) -> list[Encoded]:
+def choose_drift_rows(model: nn.Module, tokenizer: Any, suite: Suite, count: int) -> list[Encoded]:
     """Select the first `count` rows from the suite's instruction tasks with responses, in equal shares per task."""
     tasks = [task for task in suite.instruction if task.kind == "response"]
     share = math.ceil(count / max(1, len(tasks)))
@@ -110,13 +110,13 @@ def _longest(model: nn.Module) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def suite_tokens(model: nn.Module, tokenizer: Any, suite: Suite) -> tuple[int, int]:
-    """Count (tokens computed in a scoring of the suite, answer tokens).
+def scored_tokens(model: nn.Module, tokenizer: Any, tasks: Iterable[Task]) -> tuple[int, int]:
+    """Count (tokens computed in a scoring of the tasks, answer tokens).
 
     Tokens that rows of a batch share count once. Generated responses count with their maximum length.
     """
     tokens = responses = 0
-    for task in (task for tasks in suite.groups().values() for task in tasks):
+    for task in tasks:
         if task.is_generated:
             both, written = generation_tokens(task, tokenizer)
             tokens, responses = tokens + both, responses + written

@@ -44,6 +44,9 @@ class Suite:
     def groups(self) -> dict[str, Sequence[Task]]:
         return {group: getattr(self, group) for group in GROUPS}
 
+    def tasks(self) -> list[Task]:
+        return [task for tasks in self.groups().values() for task in tasks]
+
 
 def read_suite(
     source: str | Path | Mapping[str, Any],

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import CofituneError
+from .uncertainty import Measure
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Work:
         epochs: epochs of a node's training.
         full_epochs: epochs of full fine-tuning.
         scored_tokens, scored_responses: those of the validation part; beginnings that items share count once.
+        signal_tokens, drift_tokens, signal_responses: those of the early signal, see `Workbench.signal_tokens`.
         cached: the output of the layers below the region is cached.
         anchor_tokens, anchor_responses: those of the anchor texts in one epoch of a node.
         anchor_texts: tokens of all anchor texts, once.
@@ -39,6 +41,9 @@ class Work:
     full_epochs: float
     scored_tokens: int
     scored_responses: int
+    signal_tokens: int = 0
+    drift_tokens: int = 0
+    signal_responses: int = 0
     cached: bool = True
     anchor_tokens: int = 0
     anchor_responses: int = 0
@@ -80,6 +85,15 @@ class Work:
         layers = self.layers if first or not self.cached else self.layers - lowest
         return 2.0 * (self.scored_tokens * layers * self.layer_parameters
                       + self.scored_responses * self.head_parameters)
+
+
+    def measuring(self, measure: Measure, lowest: int = 0, *, first: bool = True) -> float:
+        """Return the operations of scoring a node once by Uni or by the signal, whose drift is computed in full."""
+        if measure == "uni":
+            return self.scoring(lowest, first=first)
+        layers = self.layers if first or not self.cached else self.layers - lowest
+        return 2.0 * ((self.signal_tokens * layers + self.drift_tokens * self.layers) * self.layer_parameters
+                      + self.signal_responses * self.head_parameters)
 
 
 UNITS = {"full_sft": "full fine-tunings", "hours": "hours", "tokens": "training tokens"}

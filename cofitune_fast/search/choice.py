@@ -18,11 +18,12 @@ class Choice:
 
     Attributes:
         chosen: the smallest region among `tied`.
-        best: the node with the highest Uni among those trained longest.
+        best: the node with the highest Uni among those trained longest, or with the highest signal where that is what
+            their last rung is judged by.
         tied: nodes trained as long and within one standard error of the best.
         candidates: nodes that are not significantly worse than the best at `confidence`, over all `comparisons`
             together; each is compared with the best at the last rung that it reached.
-        next_best: the node least behind the chosen one at its own last rung.
+        next_best: of the other nodes trained longest, the one least behind the chosen one at its own last rung.
         probability_best: share of bootstrap draws in which the chosen node leads all others trained as long.
         fraction: share of the training that the longest-trained nodes received; below 1 only if the budget ended.
     """
@@ -62,8 +63,8 @@ def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) ->
     pairs = {name: (estimate(name, node.fraction), reference) for name, node in nodes.items()
              if name != best and (reference := estimate(best, node.fraction)) is not None}
     behind = surely_less(pairs, confidence)
-    gaps = {name: chosen_there.value - estimate(name, node.fraction).value for name, node in nodes.items()
-            if name != chosen and (chosen_there := estimate(chosen, node.fraction)) is not None}
+    gaps = {name: (-node.fraction, there.value - estimate(name, node.fraction).value) for name, node in nodes.items()
+            if name != chosen and (there := estimate(chosen, node.fraction)) is not None}
     choice = Choice(
         chosen, best, tied_with_best(finished), [best, *(name for name in pairs if name not in behind)],
         min(gaps, key=gaps.get, default=None), confidence, len(pairs), share_of_wins(finished, chosen), longest, "",
@@ -77,15 +78,16 @@ def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates) ->
         fraction = nodes[other].fraction
         found = estimate(one, fraction).minus(estimate(other, fraction))
         where = "" if fraction == choice.fraction else f" at {fraction:g} of the training"
-        return f"{abs(found.value):.3f} ± {found.se:.3f} {'behind' if found.value >= 0 else 'ahead'}{where}"
+        unit = "" if nodes[other].measure == "uni" else " nats a token"
+        return f"{abs(found.value):.3f} ± {found.se:.3f}{unit} {'behind' if found.value >= 0 else 'ahead'}{where}"
 
     chosen, best = nodes[choice.chosen], nodes[choice.best]
-    words = [f"{chosen.region} has "]
+    words, figure = [f"{chosen.region} has "], {"uni": "Uni", "signal": "early signal"}[chosen.measure]
     if choice.chosen == choice.best:
-        words.append(f"the highest Uni, {chosen.uni:.3f}")
+        words.append(f"the highest {figure}, {chosen.figure:.3f}")
     else:
-        words.append(f"a Uni of {chosen.uni:.3f}, tied with the highest ({best.region}, "
-                     f"{gap(choice.chosen, choice.best)}), and trains fewer parameters")
+        words.append(f"{'a' if figure == 'Uni' else 'an'} {figure} of {chosen.figure:.3f}, tied with the highest "
+                     f"({best.region}, {gap(choice.chosen, choice.best)}), and trains fewer parameters")
     if choice.next_best is not None and choice.next_best != choice.best:
         words.append(f"; next is {nodes[choice.next_best].region}, {gap(choice.chosen, choice.next_best)}")
     share = f"{choice.confidence:.0%}".replace("%", " %")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, write_json
-from ..scoring import SuiteScores, resampled_figures
+from ..scoring import Signal, SuiteScores, resampled_figures
 from .journal import Journal
-from .uncertainty import Estimate
+from .uncertainty import Estimate, Measure
 
 BASE = "base"
 COSTS = ("seconds", "tokens", "flops", "full_sft")
@@ -26,7 +26,7 @@ class Ledger:
         self._journal, self._resamples = journal, resamples
         self._scores = journal.path.parent / "scores"
         self._rungs = {(record["id"], record["end"]): record for record in journal.of_kind("rung")}
-        self.estimates: dict[str, dict[float, Estimate]] = {}
+        self._estimates: dict[tuple[str, float, Measure], Estimate] = {}
 
     @property
     def base(self) -> dict[str, Any] | None:
@@ -58,16 +58,22 @@ class Ledger:
         records = [*self._journal.of_kind(BASE), *self._rungs.values()]
         return {key: sum(record["cost"][key] for record in records) for key in COSTS}
 
-    def estimate(self, node: str, fraction: float) -> Estimate:
-        """Return the Uni of a node (or of BASE at 0) after a fraction of its training, with bootstrap draws."""
-        known = self.estimates.setdefault(node, {})
-        if fraction not in known:
-            scores = SuiteScores.from_dict(read_json(self._file(node, fraction), "scores of a node"))
-            known[fraction] = Estimate(scores.uni, resampled_figures(scores, self._resamples)["uni"])
-        return known[fraction]
+    def estimate(self, node: str, fraction: float, measure: Measure = "uni") -> Estimate:
+        """Return a figure of a node (or of BASE at 0) after a fraction of its training, with bootstrap draws."""
+        key = node, fraction, measure
+        if key not in self._estimates:
+            items = read_json(self._file(node, fraction), "scores of a node")[measure]
+            if measure == "uni":
+                scores = SuiteScores.from_dict(items)
+                value, drawn = scores.uni, resampled_figures(scores, self._resamples)["uni"]
+            else:
+                signal = Signal.from_dict(items)
+                value, drawn = signal.value, signal.resampled(self._resamples)
+            self._estimates[key] = Estimate(value, drawn, measure)
+        return self._estimates[key]
 
     def _keep_items(self, node: str, fraction: float, answer: Mapping[str, Any]) -> None:
-        write_json(self._file(node, fraction), {**answer["scores"], "tasks": answer["tasks"]})
+        write_json(self._file(node, fraction), answer["items"])
 
     def _file(self, node: str, fraction: float) -> Path:
         return self._scores / (f"{node}-{fraction:g}.json" if node != BASE else "base.json")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .space import Candidate
+from .uncertainty import Measure
 
 
 @dataclass
@@ -13,7 +14,8 @@ class Rung:
     """Scores on the validation part after `fraction` of the node's training, and the cost of this rung alone.
 
     Attributes:
-        scores: spec, vers, knowledge, reasoning, instruction and uni, each with NAME_se.
+        scores: spec, vers, knowledge, reasoning, instruction and uni, each with NAME_se, or after a rung that is judged
+            by the signal, signal, signal_se, nll and drift.
         cost: seconds, training_seconds, scoring_seconds, tokens, flops, full_sft and the fields that the trial adds.
     """
 
@@ -54,8 +56,14 @@ class Node:
         return self.rungs[-1].scores
 
     @property
-    def uni(self) -> float:
-        return self.scores["uni"]
+    def measure(self) -> Measure:
+        """What the last rung was judged by."""
+        return "uni" if "uni" in self.scores else "signal"
+
+    @property
+    def figure(self) -> float:
+        """Value of `measure` after the last rung."""
+        return self.scores[self.measure]
 
     @property
     def fraction(self) -> float:

@@ -60,7 +60,8 @@ def level_work(
         for end in strategy.rungs:
             if strategy.race and end == 1.0:
                 share = min(1.0, strategy.beam / len(candidates))
-            step = work.training(lowest, count(candidate), begin, end, seen=1.0) + work.scoring(lowest, first=False)
+            step = (work.training(lowest, count(candidate), begin, end, seen=1.0)
+                    + work.measuring(strategy.measure(end), lowest, first=False))
             total += share * step
             begin, share = end, share * (surviving if strategy.race else 1.0)
     return total

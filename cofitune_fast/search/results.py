@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..artefacts.search import NodeEntry, SearchEntry
 from ..regions import Region
 from .choice import Choice
-from .ledger import COSTS
+from .ledger import BASE, COSTS
 from .nodes import Node
-from .uncertainty import Estimate
+from .uncertainty import Estimate, Measure
 
 
 @dataclass
@@ -20,7 +21,7 @@ class SearchResult:
     Attributes:
         nodes: nodes with at least one rung.
         base: the base's scores on the validation part.
-        estimates: {node or "base": {fraction: Estimate}}.
+        estimate: (node or "base", fraction, measure) -> its Estimate.
         scoring_base: cost of the base's scores.
         stopped: reason why the search ended early, or None.
         test: scores of the base and of the chosen node on the test part, once it has been read.
@@ -31,7 +32,7 @@ class SearchResult:
     nodes: list[Node]
     choice: Choice
     base: dict[str, float]
-    estimates: dict[str, dict[float, Estimate]] = field(repr=False)
+    estimate: Callable[[str, float, Measure], Estimate] = field(repr=False)
     scoring_base: dict[str, Any]
     stopped: str | None = None
     test: dict[str, dict[str, float]] | None = None
@@ -67,16 +68,21 @@ class SearchResult:
 
     def _node(self, node: Node) -> NodeEntry:
         fields = {key: value for key, value in asdict(node).items() if key != "rungs"}
-        own, base = self.estimates[node.id][node.fraction], self.estimates["base"][0.0]
-        best = self.estimates[self.choice.best].get(node.fraction)
+        own = self.estimate(node.id, node.fraction, node.measure)
+        base, best = self.estimate(BASE, 0.0, node.measure), None
+        if node.id != self.choice.best and node.fraction in self._rungs(self.choice.best):
+            best = self.estimate(self.choice.best, node.fraction, node.measure)
         return {
             **fields,
             **{key: node.total(key) for key in COSTS},
             "fraction": node.fraction,
             "tied": node.id in self.choice.tied,
             "difference": own.minus(base).to_dict(),
-            "behind": best.minus(own).to_dict() if best is not None and node.id != self.choice.best else None,
+            "behind": best.minus(own).to_dict() if best is not None else None,
             "rungs": [{"fraction": rung.fraction, **{key: rung.cost[key] for key in COSTS}, **rung.scores}
                       for rung in node.rungs],
             **node.scores,
         }
+
+    def _rungs(self, node: str) -> list[float]:
+        return [rung.fraction for one in self.nodes if one.id == node for rung in one.rungs]

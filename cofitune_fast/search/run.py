@@ -155,7 +155,7 @@ class Search:
             raise CofituneError("The search space has no node for this model; give levels with layers and roles.")
         choice = choose({node.id: node for node in tried}, self.estimate, self.settings.strategy.confidence)
         result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
-                              self.ledger.estimates, base["cost"], stopped)
+                              self.ledger.estimate, base["cost"], stopped)
         for node in tried:
             if node.id != choice.chosen and stopped is None:
                 clean_node(self.setup, node.id, delta=True)
@@ -170,7 +170,7 @@ class Search:
         known = read_json(path, "test scores") if path.is_file() else {}
         if known.get("node") != result.choice.chosen:
             node = result.chosen
-            job = {**self._job(node, node.fraction), "split": "test"}
+            job = {**self._job(node, node.fraction), "split": "test", "measure": ["uni"]}
             jobs = [{**job, "id": BASE, "region": None}, job]
             known = {"node": node.id, **{"base" if job["id"] == BASE else "chosen": answer["scores"]
                                          for job, answer in self.executor.run(jobs)}}
@@ -181,8 +181,10 @@ class Search:
     def identity(self) -> dict[str, Any]:
         """Return what the nodes depend on, besides the base and the data."""
         training = {**decisive(self.setup.training), "learning_rate": self.schedule.learning_rate}
+        strategy = self.settings.strategy
+        early = any(strategy.measure(rung) == "signal" for rung in strategy.rungs)
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
-                "anchor": self.setup.anchor.identity()}
+                "anchor": self.setup.anchor.identity(), **({"drift_rows": self.setup.drift_rows} if early else {})}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
@@ -239,11 +241,10 @@ class Search:
         self.observer.start(self.nodes[job["id"]].candidate, job["end"])
 
     def estimate(self, node: str, fraction: float) -> Estimate | None:
-        """Return the node's Uni after `fraction` of its training with bootstrap draws; None if it was not scored there.
-        """
-        if node != BASE and all(rung.fraction != fraction for rung in self.nodes[node].rungs):
+        """Return what the node is judged by after `fraction` of its training; None if it was not scored there."""
+        if all(rung.fraction != fraction for rung in self.nodes[node].rungs):
             return None
-        return self.ledger.estimate(node, fraction)
+        return self.ledger.estimate(node, fraction, self.settings.strategy.measure(fraction))
 
     def drop(self, node: str, reason: str) -> None:
         self.nodes[node].dropped = reason
@@ -255,13 +256,15 @@ class Search:
     def _score_base(self) -> dict[str, Any]:
         if self.ledger.base is None:
             self.observer.note("scoring the base (valid)")
-            ((_, answer),) = self.executor.run([{"id": BASE, "region": None, "split": "valid"}])
-            flops = self.work.scoring()
+            strategy = self.settings.strategy
+            measures = sorted({strategy.measure(rung) for rung in strategy.rungs})
+            job = {"id": BASE, "region": None, "split": "valid", "measure": measures}
+            ((_, answer),) = self.executor.run([job])
+            flops = sum(self.work.measuring(measure) for measure in measures)
             self.ledger.keep_base(answer, {"tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft})
         scores, cost = self.ledger.base["scores"], self.ledger.base["cost"]
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
-        self.ledger.estimate(BASE, 0.0)
         self._seconds_per_flop = cost["seconds"] / cost["flops"]
         return self.ledger.base
 
@@ -297,7 +300,8 @@ class Search:
         return rate * candidate.rate_factor
 
     def _job(self, node: Node, end: float) -> dict[str, Any]:
-        return {"id": node.id, "region": node.region, "split": "valid", "learning_rate": node.learning_rate,
+        return {"id": node.id, "region": node.region, "split": "valid",
+                "measure": [self.settings.strategy.measure(end)], "learning_rate": node.learning_rate,
                 "seed": node.candidate.seed(self.schedule.seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
     def flops(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> float:
@@ -310,7 +314,7 @@ class Search:
         lowest = lowest_layer(region, self.bench.layout)
         return self.work.training(
             lowest, region.count(self.bench.model), job["begin"], job["end"], seen=seen.get(lowest, 0.0)
-        ) + self.work.scoring(lowest, first=lowest not in seen)
+        ) + sum(self.work.measuring(measure, lowest, first=lowest not in seen) for measure in job["measure"])
 
     def note_seen(self, job: Mapping[str, Any], seen: dict[int, float]) -> None:
         """Add to `seen` the rows whose states the job leaves in the cache."""
@@ -356,7 +360,7 @@ class Search:
         if record["last"]:
             clean_node(self.setup, node.id)
         rivals = [other for other in self.nodes.values() if other.fraction == node.fraction]
-        self.observer.finish(node, max(rivals, key=lambda other: other.uni), from_journal)
+        self.observer.finish(node, max(rivals, key=lambda other: other.figure), from_journal)
         spent = self.ledger.spent()
         self._seconds_per_flop = spent["seconds"] / spent["flops"]
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
@@ -368,7 +372,7 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
     layout, rows, schedule = bench.layout, bench.train_rows, bench.schedule(setup.training)
     per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
     embedding = bench.model.get_input_embeddings().weight
-    scored = bench.suite_tokens("valid")
+    scored, early = bench.suite_tokens("valid"), bench.signal_tokens("valid", setup.drift_rows)
     anchored = {}
     if (anchor := setup.anchor).weight > 0:
         tokens, responses = bench.anchor_tokens(anchor)
@@ -379,5 +383,5 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
         layout.num_layers, sum(per_layer.values()), embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
         schedule.epochs, bench.schedule(full_training or setup.training, full=True).epochs,
-        *scored, cached=setup.memory.prefix_cache != "off", **anchored,
+        *scored, *early, cached=setup.memory.prefix_cache != "off", **anchored,
     )

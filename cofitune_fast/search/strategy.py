@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import itertools
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from ..errors import CofituneError
+from .uncertainty import Measure
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Strategy:
         beam: number of nodes of a level whose children are tried next; None stands for all.
         race: drop nodes early.
         keep: largest share of a level's nodes that passes a rung.
+        early: what the rungs below 1 are judged by: "signal" (`scoring.Signal`, which needs few items) or "uni". The
+            last rung is judged by Uni.
         confidence: confidence level over all comparisons of a rung together.
         resamples: bootstrap draws of the validation items.
 
@@ -34,6 +38,7 @@ class Strategy:
     beam: int | None = 1
     race: bool = True
     keep: float = 0.5
+    early: Measure = "signal"
     confidence: float = 0.95
     resamples: int = 2000
 
@@ -46,11 +51,17 @@ class Strategy:
             raise CofituneError("A race needs a rung below 1 in search.rungs, and a search.beam.")
         if self.beam is not None and self.beam < 1:
             raise CofituneError(f"search.beam is {self.beam}; it must be at least 1.")
+        if self.early not in get_args(Measure):
+            raise CofituneError(f"search.early is {self.early!r}; it must be signal or uni.")
         if not 0 < self.keep <= 1:
             raise CofituneError(f"search.keep is {self.keep}; it must be above 0 and at most 1, which drops nothing "
                                 "that may be as good.")
         if not 0.5 <= self.confidence < 1:
             raise CofituneError(f"search.confidence is {self.confidence}; it must be at least 0.5 and below 1.")
+
+    def measure(self, fraction: float) -> Measure:
+        """Return what nodes are judged by after a fraction of their training."""
+        return "uni" if fraction == 1.0 or not self.race else self.early
 
 
 STRATEGIES = {

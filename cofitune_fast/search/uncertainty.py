@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..artefacts.search import DifferenceEntry
 
+Measure = Literal["uni", "signal"]
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two nodes' Uni, its standard error and a percentile interval over bootstrap draws."""
+    """A paired difference of two nodes' figures, its standard error and a percentile interval over bootstrap draws."""
 
     value: float
     se: float
@@ -29,10 +32,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A node's Uni and its bootstrap draws, float64 [draws]."""
+    """A node's figure, larger is better, and its bootstrap draws, float64 [draws].
+
+    Attributes:
+        measure: the figure, "uni" or "signal" (`scoring.Signal`, in nats per token).
+    """
 
     value: float
     draws: np.ndarray
+    measure: Measure = "uni"
 
     def minus(self, other: Estimate, confidence: float = 0.95) -> Difference:
         drawn = self.draws - other.draws
@@ -41,7 +49,7 @@ class Estimate:
 
 
 def ranked(estimates: Mapping[str, Estimate]) -> list[str]:
-    """Order names from the highest Uni to the lowest; ties keep the given order."""
+    """Order names from the highest figure to the lowest; ties keep the given order."""
     return sorted(estimates, key=lambda name: -estimates[name].value)
 
 
@@ -85,6 +93,6 @@ def tied_with_best(estimates: Mapping[str, Estimate]) -> list[str]:
 
 
 def share_of_wins(estimates: Mapping[str, Estimate], name: str) -> float:
-    """Return the share of draws in which `name` has the highest Uni."""
+    """Return the share of draws in which `name` has the highest figure."""
     others = [estimate.draws for other, estimate in estimates.items() if other != name]
     return float((estimates[name].draws > np.max(others, axis=0)).mean()) if others else 1.0

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..files import read_json
 from ..regions import Region, load_delta, save_delta
+from ..scoring import Signal
 from ..training import TrainOptions, last_complete_checkpoint, without_evaluations
 from .setup import TrialSetup
 from .workbench import Workbench
@@ -32,30 +33,53 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
 
     Keys of `job`:
         id, region (None: the base), split, learning_rate, seed.
+        measure: what is scored, some of "uni" and "signal"; by default ["uni"].
         begin, end: fractions of the node's training.
         last: the node is finished after this job.
 
     Returns:
-        scores: the figures of SuiteScores.
-        tasks: its per-item values.
+        scores: for "uni" the figures of SuiteScores, for "signal" those of `signal_figures`.
+        items: for each measure the per-item values, as SuiteScores or Signal write them.
         cost: seconds, training_seconds, scoring_seconds, trained_parameters, peak_memory_bytes, cached_rows and notes.
             The last three are 0 or empty if an earlier run of the job had trained already.
     """
     start = trained = time.perf_counter()
+    if "signal" in job.get("measure", ()):
+        bench.base_states(job["split"], setup.drift_rows)  # while the model is the base
     if job["region"] is None:
-        scores, cost = bench.score(job["split"]), {"trained_parameters": 0, **_NOTHING_TRAINED}
+        found, cost = _measure(bench, setup, job, None), {"trained_parameters": 0, **_NOTHING_TRAINED}
     else:
         region = Region.parse(job["region"])
         with bench.trial(region):
             cost = {"trained_parameters": region.count(bench.model), **_train(bench, setup, job, region)}
             trained = time.perf_counter()
-            scores = bench.score(job["split"], region=region, memory=setup.memory)
-    content, end = scores.to_dict(items=True), time.perf_counter()
+            found = _measure(bench, setup, job, region)
+    end = time.perf_counter()
     return {
-        "tasks": content.pop("tasks"),
-        "scores": content,
+        **found,
         "cost": {**cost, "seconds": end - start, "training_seconds": trained - start, "scoring_seconds": end - trained},
     }
+
+
+def signal_figures(signal: Signal) -> dict[str, float]:
+    """Return signal and signal_se, and its parts nll and drift, all in nats per token."""
+    return {"signal": signal.value, "signal_se": signal.se, "nll": signal.nll_mean,
+            **({"drift": signal.drift.value} if signal.drift is not None else {})}
+
+
+def _measure(
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: Region | None
+) -> dict[str, dict[str, Any]]:
+    scores, items = {}, {}
+    for measure in job.get("measure", ("uni",)):
+        if measure == "signal":
+            signal = bench.signal(job["split"], setup.drift_rows, region=region, memory=setup.memory)
+            scores.update(signal_figures(signal))
+            items["signal"] = signal.to_dict()
+        else:
+            items["uni"] = bench.score(job["split"], region=region, memory=setup.memory).to_dict(items=True)
+            scores.update({key: value for key, value in items["uni"].items() if key != "tasks"})
+    return {"scores": scores, "items": items}
 
 
 def clean_node(setup: TrialSetup, node: str, *, delta: bool = False) -> None:

@@ -26,6 +26,7 @@ class TrialSetup:
         memory: settings that save memory and time.
         checkpoint_minutes: a node that trains longer saves a checkpoint this often.
         loss, anchor: see TrainOptions.
+        drift_rows: rows of `Workbench.base_states`, on which the signal has its drift.
         work: what does a job in a worker, as "module:function", called with workbench, setup and job; by default
             `run_job`.
     """
@@ -39,6 +40,7 @@ class TrialSetup:
     checkpoint_minutes: float = 5.0
     loss: str = "ce"
     anchor: AnchorSettings = NO_ANCHOR
+    drift_rows: int = 64
     work: str | None = None
 
     def workbench(self) -> Workbench:

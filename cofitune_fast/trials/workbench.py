@@ -22,19 +22,22 @@ from ..data import Encoded, batches, encode_examples, encode_prompt, pad_token_i
 from ..data.formats import Example, Message
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
-from ..memory.cached_prefix import open_prefix
+from ..memory.cached_prefix import CachedPrefix, open_prefix
 from ..models import LoadedModel, dtype_name
 from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
 from ..regions import BaseInfo, Layout, Region, Trainable, resolve_layout, restore
 from ..scoring import (
     BaseStates,
+    Signal,
     Suite,
     SuiteScores,
     base_states,
-    drift_rows,
+    choose_drift_rows,
     read_suite,
+    score_signal,
     score_suite,
-    suite_tokens,
+    scored_tokens,
+    signal_tasks,
 )
 from ..training import MemorySettings, Schedule, TrainOptions, TrainResult, evaluates, train_region
 
@@ -186,10 +189,18 @@ class Workbench:
         return self._suites[split]
 
     def suite_tokens(self, split: str) -> tuple[int, int]:
-        """Count the tokens that scoring `split` computes, see `scoring.suite_tokens`; done once per split."""
+        """Count the tokens that scoring `split` computes, see `scoring.scored_tokens`; done once per split."""
         if split not in self._suite_tokens:
-            self._suite_tokens[split] = suite_tokens(self.model, self.tokenizer, self.suite(split))
+            self._suite_tokens[split] = scored_tokens(self.model, self.tokenizer, self.suite(split).tasks())
         return self._suite_tokens[split]
+
+    def signal_tokens(self, split: str, drift_rows: int) -> tuple[int, int, int]:
+        """Count the tokens that `signal` computes: (tokens of the speciality, tokens of the drift, answer tokens)."""
+        tasks = signal_tasks(self.suite(split).speciality)
+        tokens, answers = scored_tokens(self.model, self.tokenizer, tasks)
+        rows = choose_drift_rows(self.model, self.tokenizer, self.suite(split), drift_rows) if drift_rows else []
+        return (tokens, sum(len(row.input_ids) for row in rows),
+                answers + sum(len(row.input_ids) - row.response_start for row in rows))
 
     def score(
         self, split: str, on_task: Callable[[str, Any], None] | None = None, *, region: Region | None = None,
@@ -201,11 +212,32 @@ class Workbench:
             region: everything that was changed since the base. With `memory`, the layers below it are computed once per
                 base and split, and their output is cached. The scores are the same to the bit.
         """
-        suite, prefix = self.suite(split), None
+        suite = self.suite(split)
+        with self._scoring_prefix(split, region, memory) as prefix:
+            return score_suite(self.model, self.tokenizer, suite, prefix=prefix, on_task=on_task)
+
+    def signal(
+        self, split: str, drift_rows: int, *, region: Region | None = None, memory: MemorySettings | None = None
+    ) -> Signal:
+        """Measure the early signal of the model's current weights.
+
+        Args:
+            drift_rows: see `base_states`; 0 leaves the drift out. They must have been computed before, on the base.
+            region, memory: see `score`.
+        """
+        base, tasks = self.base_states(split, drift_rows), signal_tasks(self.suite(split).speciality)
+        with self._scoring_prefix(split, region, memory) as prefix:
+            return score_signal(self.model, self.tokenizer, tasks, base, prefix=prefix)
+
+    @contextmanager
+    def _scoring_prefix(
+        self, split: str, region: Region | None, memory: MemorySettings | None
+    ) -> Iterator[CachedPrefix | None]:
+        prefix = None
         if region is not None and memory is not None:
             prefix, _ = open_prefix(self.model, region, self.digests, memory, self.suite_tokens(split)[0])
         with prefix or nullcontext():
-            return score_suite(self.model, self.tokenizer, suite, prefix=prefix, on_task=on_task)
+            yield prefix
 
     def base_states(self, split: str, rows: int) -> BaseStates | None:
         """Compute the base's states for the drift on at most `rows` responses of the split's instruction tasks, once.
@@ -220,7 +252,7 @@ class Workbench:
         """
         key = split, rows
         if key not in self._base_states:
-            chosen = drift_rows(self.model, self.tokenizer, self.suite(split), rows)
+            chosen = choose_drift_rows(self.model, self.tokenizer, self.suite(split), rows)
             if chosen:
                 self._require_base("The drift is from the base")
             self._base_states[key] = base_states(self.model, chosen, self.pad_token_id) if chosen else None

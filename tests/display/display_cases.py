@@ -10,12 +10,17 @@ SECOND = [Candidate(1, role, "50%-100%", CANDIDATES[3].id) for role in ("ffn.up"
 
 
 def node(candidate: Candidate, *unis: float, dropped: str | None = None) -> Node:
-    """A node with one rung of 12 s per given Uni, at 0.25, 0.5 and 1; Spec is 0.3 below half of it, Vers the rest."""
+    """A node with one rung of 12 s per given Uni, at 0.25, 0.5 and 1; Spec is 0.3 below half of it, Vers the rest.
+
+    The first node of the race was judged by the signal.
+    """
     rungs = []
     for fraction, uni in zip((0.25, 0.5, 1.0), unis, strict=False):
         scores = {"spec": uni / 2 - 0.15, "vers": uni / 2 + 0.15, "knowledge": 0.7, "reasoning": 0.6,
                   "instruction": 0.5, "uni": uni}
         scores |= {f"{key}_se": 0.012 for key in list(scores)}
+        if candidate == CANDIDATES[0]:
+            scores = {"nll": 2 - uni, "drift": 0.01, "signal": uni - 2.01, "signal_se": 0.012}
         cost = {"seconds": 12.0, "tokens": 100, "flops": 1e9, "full_sft": 0.05, "loss": float("nan")}
         rungs.append(Rung(fraction, scores, cost))
     return Node(candidate.id, candidate.parent, candidate.level, "broad range", "label", str(candidate.region),

@@ -19,7 +19,7 @@ PLAIN = """\
 [     0 s]   scoring the base (valid)
 [     0 s]   level 1, broad range: 4 nodes
 [     0 s]    up to 25 % of the training: 4 nodes
-[     0 s]     attn.q+attn.k+attn.v@0%-50%  Spec 0.250  Vers 0.550  Uni 0.800 ± 0.012  (from the journal)  \
+[     0 s]     attn.q+attn.k+attn.v@0%-50%  NLL 1.200  KL 0.0100  signal -1.210 ± 0.012  (from the journal)  \
 best so far: attn.q+attn.k+attn.v@0%-50%
 [     0 s]     ffn.up+ffn.down@0%-50% ...
 [     0 s]     attn.q+attn.k+attn.v@50%-100% ...
@@ -52,14 +52,15 @@ TREE = """\
 * Search
 ├── scoring the base (valid)
 └── broad range (4 nodes)                  Spec   Vers   Uni              time
-    ✓ attn.q+attn.k+attn.v@0%-50%     25 % 0.250  0.550  0.800 ± 0.012  journal
+    ✓ attn.q+attn.k+attn.v@0%-50%     25 % NLL 1.200  KL 0.010 ± 0.012  journal
     * ffn.up+ffn.down@0%-50%          50 % 0.300  0.600  0.900 ± 0.012  12 s
     ✗ attn.q+attn.k+attn.v@50%-100%   25 % 0.260  0.560  0.820 ± 0.012  12 s
           dropped at 25 % of its training behind ffn.up+ffn.down@50%-100% by
           0.130 ± 0.020
     * ffn.up+ffn.down@50%-100%        50 % 0.325  0.625  0.950 ± 0.012  12 s
 0 s so far, about 1 min 15 s left
-best so far at 25 %: ffn.up+ffn.down@50%-100%  Uni 0.950 ± 0.012
+best so far at 25 %: ffn.up+ffn.down@50%-100%  Spec 0.325  Vers 0.625  Uni 0.950
+± 0.012
 """
 
 SPACE = """\

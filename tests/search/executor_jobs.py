@@ -39,7 +39,7 @@ def in_this_process(setup, batches):
 
 def figures(pairs):
     """What of the results does not depend on the machine, as JSON gives it."""
-    return {job["id"]: json.loads(json.dumps([result["scores"], result["tasks"], result["cost"]["trained_parameters"]]))
+    return {job["id"]: json.loads(json.dumps([result["scores"], result["items"], result["cost"]["trained_parameters"]]))
             for job, result in pairs}
 
 

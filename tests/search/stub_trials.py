@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 
 from cofitune_fast.regions import Region
-from cofitune_fast.scoring import ItemScore, SuiteScores
-from cofitune_fast.scoring.results import make_score
+from cofitune_fast.scoring import ItemScore, Signal, SuiteScores
+from cofitune_fast.scoring.results import make_score, score_of
+from cofitune_fast.trials.job import signal_figures
 
 
 def made_up_scores(spec, size=200, vers=0.5):
@@ -19,6 +20,13 @@ def made_up_scores(spec, size=200, vers=0.5):
 
     groups = ("knowledge", "reasoning", "instruction")
     return SuiteScores.of({"speciality": {"s": task("s", spec)}, **{name: {name: task(name, vers)} for name in groups}})
+
+
+def made_up_signal(spec, size=200):
+    """Signal of answers of one token, of which the share `spec` has an NLL of 1 and the others of 2."""
+    order = np.random.default_rng(0).permutation(size)
+    return Signal({"s": score_of([ItemScore(2.0 - (place < round(spec * size)), 1, False) for place in order], "nll",
+                                 ("nll",))})
 
 
 class StubExecutor:
@@ -42,9 +50,14 @@ class StubExecutor:
         if job["region"]:
             Region.parse(job["region"])
             share = self.spec.get(job["region"], 0.4) * (0.5 + 0.5 * job["end"])
-        content = made_up_scores(share).to_dict(items=True)
+        items, scores = {}, {}
+        for measure in job.get("measure", ("uni",)):
+            found = made_up_scores(share) if measure == "uni" else made_up_signal(share)
+            items[measure] = found.to_dict(items=True) if measure == "uni" else found.to_dict()
+            scores |= signal_figures(found) if measure == "signal" else {
+                key: value for key, value in items["uni"].items() if key != "tasks"}
         seconds = self.seconds * (1.0 if job["region"] else 0.05)
-        return {"tasks": content.pop("tasks"), "scores": content,
+        return {"items": items, "scores": scores,
                 "cost": {"seconds": seconds, "training_seconds": 1.0, "scoring_seconds": 1.0,
                          "trained_parameters": 0, "peak_memory_bytes": 0, "cached_rows": 0, "notes": []}}
 

@@ -50,8 +50,9 @@ def test_a_race_trains_one_winner_to_the_end(layout):
     totals = shown(levels, race, layout)["totals"]
     expected = 0.0
     for lowest in (0, 0, 1, 1):
-        half, scoring = WORK.training(lowest, 100, 0, 0.5, seen=1.0), WORK.scoring(lowest, first=False)
-        expected += (half + scoring) * 1.25  # the other half and its scores for one of four
+        half = WORK.training(lowest, 100, 0, 0.5, seen=1.0)
+        early, last = (WORK.measuring(measure, lowest, first=False) for measure in ("signal", "uni"))
+        expected += half + early + (half + last) / 4  # the other half and its scores for one of four
     assert totals["full_sft_most"] == pytest.approx((expected + WORK.scoring()) / WORK.full_sft)
     assert totals["full_sft_likely"] == totals["full_sft_most"]  # one rung only: nobody to drop before it
 

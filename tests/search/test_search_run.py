@@ -248,7 +248,9 @@ def test_what_stands_in_search_json(make):
     assert best["behind"] is None and best["tied"]
     for node in nodes.values():
         assert node["difference"]["low"] <= node["difference"]["value"] <= node["difference"]["high"]
-        assert node["difference"]["value"] == pytest.approx(node["uni"] - content["base"]["uni"])
+        measure = "uni" if node["fraction"] == 1.0 else "signal"
+        assert node["difference"]["value"] == pytest.approx(node[measure] - content["base"][measure])
+        assert ("uni" in node) == (measure == "uni")
         assert node["full_sft"] == pytest.approx(sum(rung["full_sft"] for rung in node["rungs"]))
         assert [rung["fraction"] for rung in node["rungs"]] == [0.125, 0.5, 1.0][: len(node["rungs"])]
     assert content["cost"]["full_sft"] > sum(node["full_sft"] for node in nodes.values())

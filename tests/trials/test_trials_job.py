@@ -10,6 +10,8 @@ from transformers import Trainer
 
 from cofitune_fast.models import load_model
 from cofitune_fast.models.fingerprint import tensor_digests
+from cofitune_fast.regions import Region, load_delta
+from cofitune_fast.scoring import score_task
 from cofitune_fast.trials import TrialData, TrialSetup, Workbench, clean_node, run_job
 
 JOB = {"id": "n", "region": "ffn.up+ffn.down@2-3", "split": "valid", "learning_rate": 1e-2, "seed": 5,
@@ -73,13 +75,13 @@ def test_a_node_in_rungs_is_the_node_at_once(bench, make, whole, steps):
         assert tensor_digests(bench.model) == bench.digests
     assert steps == list(range(8))
     same(delta(setup), delta(whole[0]))
-    assert last["scores"] == whole[1]["scores"] and last["tasks"] == whole[1]["tasks"]
+    assert last["scores"] == whole[1]["scores"] and last["items"] == whole[1]["items"]
 
 
 def test_a_result_is_plain_data(whole):
     result = whole[1]
     assert json.loads(json.dumps(result)) == json.loads(json.dumps(result))
-    assert all(isinstance(item, list) for group in result["tasks"].values() for task in group.values()
+    assert all(isinstance(item, list) for group in result["items"]["uni"]["tasks"].values() for task in group.values()
                for item in task["items"])
     assert result["cost"]["seconds"] >= result["cost"]["training_seconds"] > 0
 
@@ -115,6 +117,18 @@ def test_what_is_trained_but_not_scored_is_not_trained_again(bench, make, whole,
 def test_the_base_is_a_job_too(bench, make):
     result = run_job(bench, make("base"), {"id": "base", "region": None, "split": "valid"})
     assert result["scores"] == {key: value for key, value in bench.score("valid").to_dict().items() if key != "tasks"}
+
+
+def test_the_signal_is_the_likelihood_less_the_drift(bench, make, whole):
+    setup = make("signal", drift_rows=8)
+    base = run_job(bench, setup, {"id": "base", "region": None, "split": "valid", "measure": ["signal", "uni"]})
+    assert base["scores"]["drift"] == 0.0 and base["scores"]["signal"] == -base["scores"]["nll"]
+    found = run_job(bench, setup, {**JOB, "measure": ["signal"]})["scores"]
+    assert found["drift"] > 0 and found["signal"] == -found["nll"] - found["drift"]
+    with bench.trial(Region.parse(JOB["region"])):
+        load_delta(bench.model, setup.node_folder("n") / "delta")
+        score = score_task(bench.model, bench.tokenizer, bench.suite("valid").speciality[0])
+    assert found["nll"] == pytest.approx(score.metrics["nll"], rel=1e-12)
 
 
 def test_another_part_can_be_scored_with_the_kept_delta(bench, whole, steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...artefacts.scores import SCORES
 from ..differences import Entry, share
 from ..style.numbers import NBSP, count, duration, finite, percent, rate, score, standard_error
-from .sentences import choice_sentence, interval
+from .sentences import choice_sentence, interval, signal_text
 
 
 def search_view(report: Entry) -> Entry | None:
@@ -43,6 +43,7 @@ def _row(node: Entry, search: Entry, parameters: float) -> Entry:
         "rate": rate(node["learning_rate"]),
         "rung": percent(node["fraction"]),
         "scores": [_cell(node, key) for key in ("spec", "vers", "uni")],
+        "signal": signal_text(node),
         "differences": [interval(node[key]) for key in ("difference", "behind")],
         "cost": _cost(node),
     }

@@ -66,6 +66,13 @@ def search_sentence(search: Entry) -> str:
     return " ".join(sentences)
 
 
+def signal_text(node: Entry) -> str:
+    """Format what an early rung was judged by as "NLL 1.234, KL 0.012", in nats a token; "" without it."""
+    if not finite(node["signal"]):
+        return ""
+    return f"NLL {node['nll']:.3f}" + (f", KL {node['drift']:.3f}" if finite(node["drift"]) else "")
+
+
 def interval(difference: Entry | None) -> tuple[str, str]:
     """Format a difference and its interval as ("+0.031", "[+0.012, +0.050]"), or as a dash."""
     if not difference or not finite(difference["value"]):

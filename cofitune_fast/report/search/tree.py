@@ -11,6 +11,7 @@ from ..differences import share
 from ..style.canvas import blank_axes, new_figure
 from ..style.numbers import finite, percent, score, shorten
 from ..style.palette import LIGHT, step_of
+from .sentences import signal_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +130,8 @@ def _box(
     second = node["region"] if node["region"] and node["region"] != node["label"] else ""
     axes.text(left, y - 0.01, shorten(second, LABEL + 3), fontsize=7, **text)
     error = f" ± {node['uni_se']:.3f}" if known and finite(node["uni_se"]) else ""
-    axes.text(left, y + 0.155, f"Uni {score(node['uni'])}{error}" if known else "no score", fontsize=8, **text)
+    figure = f"Uni {score(node['uni'])}{error}" if known else signal_text(node) or "no score"
+    axes.text(left, y + 0.155, figure, fontsize=8, **text)
     corner_text = f"out at {percent(node['fraction'])}" if dropped else percent(trained) if finite(trained) else ""
     axes.text(right, y + 0.155, corner_text, fontsize=7, ha="right", **text)
     if node["rungs"]:

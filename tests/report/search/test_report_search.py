@@ -50,6 +50,17 @@ def test_the_additions_are_kept_and_may_all_be_absent():
     assert math.isnan(old["cost"]["full_sft"]) and math.isnan(old["nodes"][0]["learning_rate"])
 
 
+def test_a_node_that_only_the_signal_judged_shows_it():
+    search = racing_search()
+    for key in ("spec", "vers", "uni"):
+        del search["nodes"][0][key], search["nodes"][0][f"{key}_se"]
+    report = checked("report", synthetic_report(search=search))
+    row = search_view(report)["rows"][0]
+    assert row["signal"] == "NLL 1.729, KL 0.020" and [text for text, _ in row["scores"]] == ["–"] * 3
+    texts = [text.get_text() for text in drawn(search_tree, report).axes[0].texts]
+    assert "NLL 1.729, KL 0.020" in texts
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
