@@ -141,8 +141,9 @@ class SearchSection(WorkersSection):
     """The tree search.
 
     `space` is a named space, a YAML file or a list of levels. rungs, beam, keep, early and confidence override those of
-    `strategy`. `training` overrides the training arguments for the search's nodes. docs/search.md explains each key;
-    SearchSettings and Strategy check the numbers.
+    `strategy`. `training` overrides the training arguments for the search's nodes. budget_memory (such as 24GiB) and
+    budget_time (a share of full SFT's) leave out regions whose training would need more. docs/search.md explains each
+    key; SearchSettings and Strategy check the numbers.
     """
 
     main = "space"
@@ -158,6 +159,8 @@ class SearchSection(WorkersSection):
     prior: Literal["none", PriorName] = SearchSettings.prior
     prior_keep: float = SearchSettings.prior_keep
     budget: str | None = None
+    budget_memory: str | None = None
+    budget_time: float | None = Field(None, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
     checkpoint_minutes: float = Field(TrialSetup.checkpoint_minutes, ge=0)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoConfig
 
 from ..config import Config
 from ..errors import CofituneError
@@ -20,8 +18,8 @@ from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
 from ..regions import DEFAULT_REGION, Region
 from ..training import check_arguments
-from ..training.arguments import DEFAULTS
 from .app import AsJson, ConfigFile, command, emit
+from .planned import planned_settings, planned_storage
 from .setup import read_config
 
 _BATCH = "training.per_device_train_batch_size"
@@ -54,11 +52,11 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
     check_arguments(settings.training)
     settings.region = settings.region or DEFAULT_REGION
     folder = plain_folder(settings.model.path, settings.model.gguf_file)
-    storage = _storage(settings, folder)
+    storage = planned_storage(settings, folder)
     dtype = torch.float32 if storage == "fp32" else torch.bfloat16
     model = fake_model(folder, dtype, settings.model.attn_implementation)
     planner = Planner(model, Region.parse(settings.region))
-    wanted = _settings(settings, planner, storage)
+    wanted = planned_settings(settings, planner, storage)
     rates = _rates(settings, planner, wanted)
     if limit is None:
         plan = planner.plan(wanted)
@@ -80,46 +78,6 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
 
 
 # From the configuration ----------------------------------------------------------------------------------------------
-
-
-def _storage(settings: Config, folder: str | Path) -> str:
-    if settings.storage != "auto":
-        return settings.storage
-    dtype = settings.model.dtype
-    if dtype == "auto":  # as the model is loaded: in the dtype of its own configuration
-        config = AutoConfig.from_pretrained(folder)
-        dtype = str(getattr(config.get_text_config(), "dtype", None) or config.dtype).removeprefix("torch.")
-    return "fp32" if dtype == "float32" else "bf16_sr"
-
-
-def _settings(settings: Config, planner: Planner, storage: str) -> Settings:
-    training, memory = settings.training, settings.memory
-    rows, micro_batches = (_count(training, key) for key in (
-        "per_device_train_batch_size", "gradient_accumulation_steps"))
-    cached = memory.prefix_cache == "auto" and planner.prefix_layers > 0
-    if memory.gradient_release != "off" and (micro_batches > 1 or memory.optimizer_states == "host"):
-        raise CofituneError(
-            "memory.gradient_release goes neither with training.gradient_accumulation_steps above 1 nor with "
-            "memory.optimizer_states: host, which frees gradients by itself; leave one of them out."
-        )
-    length = settings.data.max_length
-    return Settings(
-        batch_size=rows * micro_batches, accumulation=micro_batches, length=length,
-        anchor_rows=settings.anchor.rows if settings.anchor.weight else 0,
-        response_length=min(settings.plan.response_length or length // 2, length - 1), storage=storage,
-        masked=settings.mask.preset != "none" and settings.region != "full",
-        gradient_checkpointing=bool(training.get("gradient_checkpointing", False)),
-        gradient_release=memory.gradient_release, optimizer_states=memory.optimizer_states,
-        quantize=settings.model.quantize, prefix="cached" if cached else "computed",
-        prefix_weights=memory.prefix_weights if cached else "device",
-    )
-
-
-def _count(training: dict[str, Any], key: str) -> int:
-    value = training.get(key, DEFAULTS.get(key, 1))
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CofituneError(f"training.{key} is {value!r}; it must be a whole number of at least 1.")
-    return value
 
 
 def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,12 +18,21 @@ from .setup import open_pipeline, read_config
 
 
 @command
-def run(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+def run(
+    context: typer.Context,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    budget_memory: Annotated[str | None, typer.Option(help="Try only regions that train within such as 24GiB.")] = None,
+    budget_time: Annotated[float | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
+) -> None:
     """Do the whole job on one base: search a region (unless `region` is given), train it plainly ("coarse") and with
     anchor or mask ("fine"), contrast with full SFT (unless `run.full_sft` is false), check the delta, and report.
 
     The same command again goes on where it stopped. Status 1: a method or a check failed, and the report says why."""
-    do_run(read_config(context, config), as_json)
+    settings = read_config(context, config)
+    settings.search.budget_memory = budget_memory or settings.search.budget_memory
+    settings.search.budget_time = budget_time or settings.search.budget_time
+    do_run(settings, as_json)
 
 
 def do_run(settings: Config, as_json: bool) -> None:

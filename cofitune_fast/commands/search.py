@@ -24,13 +24,16 @@ def search(
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the space, sizes and costs; train nothing.")] = False,
     budget: Annotated[str | None, typer.Option(help="End after such as '2 full-sft', '1.5h', '3M tokens'.")] = None,
+    budget_memory: Annotated[str | None, typer.Option(help="Try only regions that train within such as 24GiB.")] = None,
+    budget_time: Annotated[float | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
     executor: Annotated[str | None, typer.Option(help="in-process, processes (one per GPU) or ray.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or host:port.")] = None,
 ) -> None:
     """Search the region with the best Uni on the validation part; resumes in the same output folder.
 
     With --json every event is a line of JSON on standard output, and the last line the result."""
-    given = {"budget": budget, "executor": executor, "ray_address": ray_address}
+    given = {"budget": budget, "budget_memory": budget_memory, "budget_time": budget_time, "executor": executor,
+             "ray_address": ray_address}
     settings = load_config(config, {**parse_overrides(context.args),
                                     **{f"search.{key}": value for key, value in given.items() if value is not None}})
     settings.region = None

@@ -13,11 +13,12 @@ import typer
 from ..config import Config, WorkersSection, load_config, parse_overrides
 from ..errors import CofituneError
 from ..files import writable_folder
+from ..memory.settings import parse_size
 from ..models import load_model
 from ..models.sharded import started_by_torchrun
 from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
-from ..search import Budget, Observer, Search, SearchSettings, named_strategy, space_levels
+from ..search import Budget, Limits, Observer, Search, SearchSettings, named_strategy, space_levels
 from ..search.executors import Executor, InProcess
 from ..training import check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
@@ -95,6 +96,10 @@ def search_settings(settings: Config) -> SearchSettings:
         prior=section.prior,
         prior_keep=section.prior_keep,
         budget=Budget.parse(section.budget) if section.budget is not None else None,
+        limits=Limits(
+            parse_size(section.budget_memory, "search.budget_memory") if section.budget_memory is not None else None,
+            section.budget_time,
+        ),
         full_training={**settings.training, **settings.run.full_sft_training},
     )
 
@@ -141,7 +146,12 @@ def make_search(settings: Config, bench: Workbench, output: str | Path) -> Searc
         from ..trials.priors import make_prior
 
         prior = make_prior(chosen.prior, bench)
-    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior)
+    memory_need = None
+    if chosen.limits.memory is not None:
+        from .planned import memory_needs
+
+        memory_need = memory_needs(settings)
+    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior, memory_need=memory_need)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..anchor import NO_ANCHOR, AnchorSettings
 from ..search import Work, search_work
+from ..search.preview import lowest_layer
 from ..trials import TrialData, TrialSetup, Workbench
 from .catalogue import NamedMethod
 from .run import SPLITS, what_is_trained
@@ -35,10 +36,8 @@ class Forecast:
             recipe, layout = self._recipes[run.method], self._bench.layout
             work = self._work(run.task, AnchorSettings(**recipe.anchor) if recipe.anchor is not None else NO_ANCHOR)
             trained = what_is_trained(recipe, layout, run.seed)
-            lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
-            if not trained.is_full:
-                lowest = min(cell.layer for cell in trained.cells(layout))
-                training = work.training(lowest, trained.count(self._bench.model), 0.0, 1.0)
+            lowest = lowest_layer(trained, layout)
+            training = work.training(lowest, trained.count(self._bench.model), 0.0, 1.0)
             bench = self._bench.with_data(self._tasks[run.task])
             longer = bench.schedule({**self._setup.training, **recipe.training}).epochs / work.epochs
             self._known[key] = (training * longer * (1 + (recipe.mix or 0.0)), work.scoring(lowest, first=False),

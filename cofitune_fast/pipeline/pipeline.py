@@ -103,7 +103,7 @@ class Pipeline:
         start = time.perf_counter()
         with RunFolder(self.output, self._identity()) as folder:
             self._plan_time()
-            search = self._search()
+            search = self._search(finish=False)  # the final runs train the chosen region anyway
             # The test part is read only from here on, so the search cannot have used it.
             report: ReportEntry = {
                 **self._head(title), "complete": False, "methods": [self._base_row(folder)],
@@ -126,7 +126,7 @@ class Pipeline:
         At its end the base and the chosen node are scored on the test part. Writes search.json, a report without
         methods.
         """
-        result = self._search()
+        result = self._search(finish=True)
         if result is None:
             raise CofituneError("No search space is set; give search.space.")
         if self.bench.data.test and self.bench.data.versatility_test:
@@ -137,13 +137,13 @@ class Pipeline:
 
     # Steps ---------------------------------------------------------------------------------------------------------
 
-    def _search(self) -> SearchResult | None:
+    def _search(self, *, finish: bool) -> SearchResult | None:
         if self.tree_search is None:
             return None
         self.observer.stage("Tree search (valid)")
         self.tree_search.observer, self.tree_search.later = self.observer, sum(self.clock.waiting.values())
         with Journal(self.output, self._search_identity()) as journal:
-            result = self.tree_search.run(journal)
+            result = self.tree_search.run(journal, finish=finish)
         spent = self.tree_search.ledger.spent()
         self.clock.learn(spent["flops"], spent["seconds"])
         return result

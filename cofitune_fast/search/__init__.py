@@ -3,6 +3,7 @@
 from .budget import Budget, Work
 from .choice import Choice
 from .journal import Journal, differences
+from .limits import Limits, Need
 from .nodes import Node, Rung
 from .observer import Observer, Silent
 from .results import SearchResult
@@ -10,6 +11,6 @@ from .run import Search, SearchSettings, node_rate, search_work
 from .space import SPACES, Candidate, Level, children, space_levels
 from .strategy import STRATEGIES, Strategy, named_strategy
 
-__all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Node", "Observer", "Rung",
-           "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children", "differences",
-           "named_strategy", "node_rate", "search_work", "space_levels"]
+__all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Limits", "Need", "Node",
+           "Observer", "Rung", "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children",
+           "differences", "named_strategy", "node_rate", "search_work", "space_levels"]

@@ -55,15 +55,18 @@ class Work:
         per_epoch = self.tokens * self.layers * self.layer_parameters + self.responses * self.head_parameters
         return 6.0 * per_epoch * self.full_epochs
 
-    def training(self, lowest: int, trained: int, begin: float, end: float, *, seen: float = 0.0) -> float:
+    def training(self, lowest: int | None, trained: int, begin: float, end: float, *, seen: float = 0.0) -> float:
         """Return the operations of training a region between two fractions of its training.
 
         Args:
-            lowest: the region's lowest layer.
+            lowest: the region's lowest layer; None for the full model.
             trained: number of trained parameters.
             seen: share of the rows whose states at this layer are cached already.
         """
         epochs = self.epochs * (end - begin)
+        if lowest is None:
+            whole = self.full_sft / self.full_epochs
+            return epochs * whole * (1 + self.anchor_tokens / self.tokens)
         above = (self.layers - lowest) * self.layer_parameters
         tokens, responses = self.tokens + self.anchor_tokens, self.responses + self.anchor_responses
         step = tokens * (4.0 * above + 2.0 * trained) + 4.0 * responses * self.head_parameters
@@ -76,22 +79,26 @@ class Work:
         """Return the share of the rows that a node has trained on after a fraction of its training."""
         return min(1.0, self.epochs * fraction)
 
-    def scoring(self, lowest: int = 0, *, first: bool = True) -> float:
+    def scoring(self, lowest: int | None = 0, *, first: bool = True) -> float:
         """Return the operations of scoring the validation part once.
 
         Args:
+            lowest: as in `training`.
             first: the states below layer `lowest` are not cached yet.
         """
-        layers = self.layers if first or not self.cached else self.layers - lowest
-        return 2.0 * (self.scored_tokens * layers * self.layer_parameters
+        return 2.0 * (self.scored_tokens * self._computed(lowest, first) * self.layer_parameters
                       + self.scored_responses * self.head_parameters)
 
 
-    def measuring(self, measure: Measure, lowest: int = 0, *, first: bool = True) -> float:
+    def _computed(self, lowest: int | None, first: bool) -> int:
+        """Return the number of layers that a scoring computes."""
+        return self.layers if first or not self.cached else self.layers - (lowest or 0)
+
+    def measuring(self, measure: Measure, lowest: int | None = 0, *, first: bool = True) -> float:
         """Return the operations of scoring a node once by Uni or by the signal, whose drift is computed in full."""
         if measure == "uni":
             return self.scoring(lowest, first=first)
-        layers = self.layers if first or not self.cached else self.layers - lowest
+        layers = self._computed(lowest, first)
         return 2.0 * ((self.signal_tokens * layers + self.drift_tokens * self.layers) * self.layer_parameters
                       + self.signal_responses * self.head_parameters)
 

@@ -67,8 +67,9 @@ def level_work(
     return total
 
 
-def lowest_layer(region: Region, layout: Layout) -> int:
-    return min(cell.layer for cell in region.cells(layout))
+def lowest_layer(region: Region, layout: Layout) -> int | None:
+    """Return the region's lowest layer; None for the full model, whose embeddings are trained too."""
+    return None if region.is_full else min(cell.layer for cell in region.cells(layout))
 
 
 def preview(

@@ -41,8 +41,14 @@ class Laboratory(Protocol):
     def drop(self, node: str, reason: str) -> None: ...
 
 
-def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, lab: Laboratory) -> None:
-    """Train nodes level by level and fill `lab.nodes`; `choice.choose` then picks one of them."""
+def tree_search(
+    levels: Sequence[Level], num_layers: int, strategy: Strategy, lab: Laboratory, *, finish: bool = True
+) -> None:
+    """Train nodes level by level and fill `lab.nodes`; `choice.choose` then picks one of them.
+
+    Args:
+        finish: train the winner of a race to the end even if nothing is left to decide.
+    """
     parents: list[Candidate | None] = [None]
     leaders: list[str] = []
     winners: list[str] = []
@@ -64,7 +70,8 @@ def tree_search(levels: Sequence[Level], num_layers: int, strategy: Strategy, la
         parents = [lab.nodes[node].candidate for node in leaders]
     if strategy.race:
         finalists = [node for node in winners if not lab.nodes[node].dropped]
-        _race(finalists, [], strategy.rungs[-2:], replace(strategy, keep=1.0), lab)
+        if finish or len(finalists) > 1:
+            _race(finalists, [], strategy.rungs[-2:], replace(strategy, keep=1.0), lab)
 
 
 def best_first(estimates: Mapping[str, Estimate], nodes: Mapping[str, Node]) -> list[str]:

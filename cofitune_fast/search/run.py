@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ..errors import CofituneError
 from ..files import read_json, write_json
-from ..regions import Region
+from ..regions import DEFAULT_REGION, Region
 from ..training import decisive
 from ..trials import TrialSetup, Workbench, clean_node
 from ..trials.priors import PriorName
@@ -25,6 +25,7 @@ from .choice import choose
 from .executors import Executor
 from .journal import Journal
 from .ledger import BASE, Ledger
+from .limits import Limits, Need, nothing_fits
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
 from .preview import level_work, likely_walk, lowest_layer
@@ -49,6 +50,7 @@ class SearchSettings:
         rate_factors: multiples of the rate at which the first level tries each region; descendants inherit the factor.
         prior: a name in `trials.priors`, which orders the children of a level.
         prior_keep: share of the children, in the prior's order, that is tried.
+        limits: what the training of a region may need; regions beyond are not tried.
         full_training: training arguments of a full fine-tuning, the unit of the costs.
 
     Raises:
@@ -56,13 +58,14 @@ class SearchSettings:
     """
 
     levels: tuple[Level, ...]
-    space: str = "paper"
+    space: str = "sizes"
     strategy: Strategy = STRATEGIES["racing"]
     learning_rate: RateRule = "size"
     rate_factors: tuple[float, ...] = (1.0,)
     prior: Literal["none", PriorName] = "none"
     prior_keep: float = 1.0
     budget: Budget | None = None
+    limits: Limits = Limits()  # noqa: RUF009  (frozen)
     full_training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,9 +78,10 @@ class SearchSettings:
     def identity(self) -> dict[str, Any]:
         """Return what the nodes depend on.
 
-        The space's name is left out, because the levels count. The budget is left out, because it may be raised later.
+        The space's name is left out, because the levels count. Budget and limits are left out, because they may be
+        raised later.
         """
-        return {**asdict(self), "budget": None, "space": None}
+        return {**asdict(self), "budget": None, "limits": None, "space": None}
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:
@@ -94,15 +98,18 @@ class Search:
 
     Args:
         bench: the base, used for its layout and rows; the executor does all training and scoring.
+        memory_need: returns the peak bytes of training a region; needed for a limit of memory.
     """
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, settings: SearchSettings, executor: Executor,
         observer: Observer | None = None, prior: Prior | None = None,
+        memory_need: Callable[[Region], int] | None = None,
     ):
         check_space(settings.levels, bench.layout)
         self.bench, self.setup, self.settings = bench, setup, settings
         self.executor, self.observer, self.prior = executor, observer or Silent(), prior
+        self.memory_need = memory_need
         self.output = Path(setup.output)
         self.nodes: dict[str, Node] = {}
         self.work = search_work(bench, setup, settings.full_training)
@@ -120,11 +127,8 @@ class Search:
 
     @staticmethod
     def reference_size(bench: Workbench) -> int:
-        """Return the number of parameters to which the configured learning rate belongs.
-
-        It is that of FFN up and down in a quarter of the layers, the region that the paper found.
-        """
-        return Region.parse("ffn.up+ffn.down@all").count(bench.model) // 4
+        """Return the number of parameters to which the configured learning rate belongs: that of the default region."""
+        return Region.parse(DEFAULT_REGION).count(bench.model)
 
     def _count(self, candidate: Candidate) -> int:
         return candidate.region.count(self.bench.model)
@@ -134,8 +138,11 @@ class Search:
         """Estimated operations that are still to come."""
         return sum(self._left.values())
 
-    def run(self, journal: Journal) -> SearchResult:
+    def run(self, journal: Journal, *, finish: bool = True) -> SearchResult:
         """Search, or resume the search that `journal` holds.
+
+        Args:
+            finish: train the chosen node to the end even if nothing is left to decide, and keep its delta.
 
         Raises:
             CofituneError: the search ended before its first node was scored, or the space has no node for this model.
@@ -144,7 +151,8 @@ class Search:
         base = self._score_base()
         stopped = None
         try:
-            tree_search(self.settings.levels, self.bench.layout.num_layers, self.settings.strategy, self)
+            tree_search(self.settings.levels, self.bench.layout.num_layers, self.settings.strategy, self,
+                        finish=finish)
         except OutOfBudget as reason:
             stopped = str(reason)
             self.observer.note(stopped)
@@ -193,14 +201,15 @@ class Search:
         layout, new = self.bench.layout, []
         for candidate in candidates:
             try:
-                cells = frozenset((cell.layer, cell.role) for cell in candidate.region.cells(layout))
+                region = candidate.region
+                cells = region.is_full, frozenset((cell.layer, cell.role) for cell in region.cells(layout))
             except CofituneError as error:  # a part of a range without any layer
                 self.observer.note(str(error))
                 continue
             if cells not in self._regions:
                 self._regions.add(cells)
                 new.append(candidate)
-        new = self._by_prior(level, new)
+        new = self._by_prior(level, self._within_limits(new))
         if new and new[0].parent is None:
             new = [Candidate(one.level, one.roles, one.layers, None, factor)
                    for one in new for factor in self.settings.rate_factors]
@@ -267,6 +276,29 @@ class Search:
                            f"Uni {scores['uni']:.3f}")
         self._seconds_per_flop = cost["seconds"] / cost["flops"]
         return self.ledger.base
+
+    def need(self, region: Region) -> Need:
+        """Predict what the whole training of a region needs, with nothing cached before."""
+        flops = self.work.training(lowest_layer(region, self.bench.layout), region.count(self.bench.model), 0.0, 1.0)
+        return Need(flops / self.work.full_sft, self.memory_need(region) if self.memory_need is not None else None)
+
+    def _within_limits(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Return the candidates whose training fits the limits.
+
+        Raises:
+            CofituneError: none of the first level fits.
+        """
+        limits = self.settings.limits
+        if limits == Limits():
+            return candidates
+        needs = {candidate: self.need(candidate.region) for candidate in candidates}
+        fitting = [candidate for candidate, need in needs.items() if limits.excess(need) <= 1]
+        for candidate in candidates:
+            if candidate not in fitting:
+                self.observer.note(f"{candidate.region} is not tried: it needs {limits.describe(needs[candidate])}")
+        if candidates and not fitting and not self.nodes:
+            raise nothing_fits(limits, [(str(candidate.region), need) for candidate, need in needs.items()])
+        return fitting
 
     def _by_prior(self, level: Level, candidates: list[Candidate]) -> list[Candidate]:
         if self.prior is None or len(candidates) < 2:

@@ -6,7 +6,8 @@ item) of these texts:
     layers   a range (`25%-50%`, `8-15`, `all`), or relative to the parent: `parent` (the same), `halves`, `thirds`
     roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or relative to the parent: `parent` (the same), `each` (singly)
 
-Below the first level, roles that the parent lacks are left out.
+Below the first level, roles that the parent lacks are left out. Or a level lists whole `regions`, such as
+`ffn@40%-75%` or `full`, which are tried as they are.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import difflib
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
-from ..regions import Layout, Region
+from ..regions import DEFAULT_REGION, Layout, Region
 from ..yaml_text import read_yaml
 
 BROAD = ("0%-50%", "25%-75%", "50%-100%")
@@ -29,16 +30,20 @@ _WORDS = {"layers": ("parent", "halves", "thirds"), "roles": ("parent", "each")}
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the tree; the module's docstring explains `layers` and `roles`."""
+    """One level of the tree; the module's docstring explains `layers`, `roles` and `regions`."""
 
     name: str
     layers: tuple[str, ...] = ("parent",)
     roles: tuple[str, ...] = ("parent",)
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node to try: the region `roles@layers` inside the node `parent`, at `rate_factor` times its learning rate."""
+    """A node to try: the region `roles@layers` inside the node `parent`, at `rate_factor` times its learning rate.
+
+    The roles "full" stand for every parameter of the model.
+    """
 
     level: int
     roles: str
@@ -48,7 +53,7 @@ class Candidate:
 
     @property
     def region(self) -> Region:
-        return Region.parse(f"{self.roles}@{self.layers}")
+        return Region.full() if self.roles == "full" else Region.parse(f"{self.roles}@{self.layers}")
 
     @property
     def id(self) -> str:
@@ -63,7 +68,13 @@ class Candidate:
 # The paper's ranges and modules (halves of the depth, then quarters, then single projections). As in its released
 # scripts MHA means q, k, v and FFN means up, down. `extended` adds the gate and the attention output, three quarters of
 # the depth (the upper ones freeze only the bottom), thirds, and the pairs that later studies recommend.
+# `sizes` are FFNs of rising size and everything, for where a budget of memory or time decides. docs/search.md has the
+# measurements behind it.
 SPACES: dict[str, tuple[Level, ...]] = {
+    "sizes": (
+        Level("size", regions=("ffn.up+ffn.down@50%-75%", DEFAULT_REGION, "ffn@50%-100%", "ffn@25%-100%",
+                               "all@25%-100%", "full")),
+    ),
     "paper": (
         Level("broad range × module", BROAD, ("attn.q+attn.k+attn.v", "ffn.up+ffn.down")),
         Level("narrow range", ("halves",)),
@@ -108,9 +119,13 @@ def _level(number: int, level: Any) -> Level:
     where = f"Level {number} of the search space"
     if not isinstance(level, dict):
         raise CofituneError(f"{where} is {level!r}; it must be a mapping with name, layers, roles.")
-    if unknown := set(level) - {"name", "layers", "roles"}:
+    if unknown := set(level) - {"name", "layers", "roles", "regions"}:
         raise CofituneError(f"{where} has the unknown key {sorted(map(str, unknown))[0]!r}; "
-                            "known are name, layers, roles.")
+                            "known are name, layers, roles and regions.")
+    if "regions" in level:
+        if len({"layers", "roles"} & set(level)):
+            raise CofituneError(f"{where} has regions beside layers or roles; give one or the other.")
+        return Level(str(level.get("name", f"level {number}")), regions=_regions(where, level["regions"]))
     values: dict[str, tuple[str, ...]] = {}
     for key, words in _WORDS.items():
         given = level.get(key, "parent")
@@ -132,12 +147,25 @@ def _level(number: int, level: Any) -> Level:
     return Level(str(level.get("name", f"level {number}")), **values)
 
 
+def _regions(where: str, given: Any) -> tuple[str, ...]:
+    texts = tuple(map(str, given if isinstance(given, list | tuple) else [given]))
+    if not texts:
+        raise CofituneError(f"{where} has an empty list of regions; give at least one.")
+    for text in texts:
+        if ";" in text:
+            raise CofituneError(f"{where} has the region {text!r}; a node is one ROLES@LAYERS, or full.")
+        Region.parse(text)
+    return texts
+
+
 _KIND = {"layers": "range of layers such as 25%-50%", "roles": "sum of roles such as ffn.up+ffn.down"}
 
 
 def check_space(levels: Sequence[Level], layout: Layout) -> None:
     """Refuse a space that names layers or roles that the model lacks."""
     for level in levels:
+        for text in level.regions:
+            Region.parse(text).cells(layout)
         layers = [item for item in level.layers if item not in _WORDS["layers"]] or ["all"]
         roles = [item for item in level.roles if item not in _WORDS["roles"]] or ["all"]
         for text in (f"{role}@{layer}" for role in roles for layer in layers):
@@ -150,13 +178,18 @@ def children(level: Level, number: int, parent: Candidate | None, num_layers: in
     Args:
         number: index of the level, from 0.
     """
+    identity, factor = (parent.id, parent.rate_factor) if parent else (None, 1.0)
+    if level.regions:
+        pairs = [("full", "all") if Region.parse(text).is_full else tuple(text.split("@")) for text in level.regions]
+    else:
+        if parent is not None and parent.region.is_full:
+            parent = replace(parent, roles="all")
+        pairs = [(roles, layers) for layers in _layers(level, parent, num_layers) for roles in _roles(level, parent)]
     found: dict[str, Candidate] = {}
-    for layers in _layers(level, parent, num_layers):
-        for roles in _roles(level, parent):
-            factor = parent.rate_factor if parent else 1.0
-            candidate = Candidate(number, roles, layers, parent.id if parent else None, factor)
-            if parent is None or str(candidate.region) != str(parent.region):
-                found.setdefault(str(candidate.region), candidate)
+    for roles, layers in pairs:
+        candidate = Candidate(number, roles, layers, identity, factor)
+        if parent is None or str(candidate.region) != str(parent.region):
+            found.setdefault(str(candidate.region), candidate)
     return list(found.values())
 
 

@@ -1,0 +1,65 @@
+"""Limits of what a region's training may need: memory, and time as a share of full fine-tuning's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import CofituneError
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the whole training of one region needs, predicted.
+
+    Attributes:
+        time: operations as a share of one full fine-tuning's; for a model with the size and rows at hand, the share of
+            its time.
+        memory: peak bytes on the device, or None where it was not planned.
+    """
+
+    time: float
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a user; None stands for no limit.
+
+    Attributes:
+        memory: bytes on the device.
+        time: share of one full fine-tuning's time.
+    """
+
+    memory: int | None = None
+    time: float | None = None
+
+    def excess(self, need: Need) -> float:
+        """Return by which factor the need exceeds the limits, at most 1 if it fits."""
+        parts = []
+        if self.memory is not None and need.memory is not None:
+            parts.append(need.memory / self.memory)
+        if self.time is not None:
+            parts.append(need.time / self.time)
+        return max(parts, default=0.0)
+
+    def describe(self, need: Need) -> str:
+        """Say what a region needs of that which is limited."""
+        parts = []
+        if self.memory is not None and need.memory is not None:
+            parts.append(f"{need.memory / 2**30:.2f} GiB")
+        if self.time is not None:
+            parts.append(f"{need.time:.2f} of full SFT's time")
+        return " and ".join(parts)
+
+    def __str__(self) -> str:
+        return self.describe(Need(self.time or 0.0, self.memory))
+
+
+def nothing_fits(limits: Limits, needs: Sequence[tuple[str, Need]]) -> CofituneError:
+    """Make the error for a space of which no region fits; it names the nearest one."""
+    region, need = min(needs, key=lambda pair: limits.excess(pair[1]))
+    return CofituneError(
+        f"No region of the search space fits into {limits}; nearest is {region} with {limits.describe(need)}: raise "
+        "search.budget_memory or search.budget_time to that, or give a search.space with smaller regions."
+    )
