@@ -63,7 +63,7 @@ def test_defaults(read):
     assert config.importance.model_dump() == {
         "file": None, "samples": 64, "batch_size": 8, "dropout": 0.003, "seed": 0}
     assert (config.mask.preset, config.mask.mode, config.storage) == ("none", "update", "auto")
-    assert (config.search.space, config.search.training, config.training) == ("paper", {}, {})
+    assert (config.search.space, config.search.training, config.training) == ("sizes", {}, {})
     assert (config.run.full_sft, config.run.full_sft_training) == (True, {})
 
 

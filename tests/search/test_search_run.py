@@ -11,7 +11,17 @@ from stub_trials import StubExecutor
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
-from cofitune_fast.search import Budget, Journal, Search, SearchSettings, named_strategy, node_rate, space_levels
+from cofitune_fast.regions import Region
+from cofitune_fast.search import (
+    Budget,
+    Journal,
+    Limits,
+    Search,
+    SearchSettings,
+    named_strategy,
+    node_rate,
+    space_levels,
+)
 from cofitune_fast.trials import TrialData, TrialSetup, Workbench
 
 LEVELS = space_levels([
@@ -32,12 +42,13 @@ def make(tiny_run, tmp_path):
         **{part: tiny_run[f"data.{part}"] for part in ("train", "valid", "test")},
         **{f"versatility_{part}": tiny_run[f"versatility.{part}"] for part in ("valid", "test")}))
 
-    def build(executor, strategy="greedy", folder="run", observer=None, prior=None, changes=None, **settings):
+    def build(executor, strategy="greedy", folder="run", observer=None, prior=None, changes=None, levels=LEVELS,
+              **settings):
         output = tmp_path / folder
         setup = TrialSetup({"path": tiny_run["model"]}, bench.data,
                            {"learning_rate": 1e-3, "max_steps": 4, "per_device_train_batch_size": 8}, str(output))
         search = Search(bench, setup, SearchSettings(
-            LEVELS, strategy=named_strategy(strategy, **(changes or {})), **settings), executor, observer, prior)
+            levels, strategy=named_strategy(strategy, **(changes or {})), **settings), executor, observer, prior)
         return search, Journal(output, {"seed": 1})
 
     return build
@@ -141,9 +152,10 @@ def test_a_beam_refines_several(make):
 
 def test_learning_rates_follow_the_size(make):
     rates = {node.region: node.learning_rate for node in run(make, StubExecutor(SPEC)).nodes}
-    assert rates["ffn.up+ffn.down@2"] == pytest.approx(1e-3)  # a quarter of the layers
-    assert rates["ffn.up+ffn.down@2-3"] == pytest.approx(1e-3 / 2**0.5)
-    assert rates["ffn.up@3"] == pytest.approx(1e-3 * 2**0.5) == pytest.approx(node_rate(1e-3, 1, 2))
+    # The default region has the three matrices of two of the four layers.
+    assert rates["ffn.up+ffn.down@2"] == pytest.approx(1e-3 * 3**0.5)
+    assert rates["ffn.up+ffn.down@2-3"] == pytest.approx(1e-3 * 1.5**0.5)
+    assert rates["ffn.up@3"] == pytest.approx(1e-3 * 6**0.5) == pytest.approx(node_rate(1e-3, 1, 6))
     fixed = run(make, StubExecutor(SPEC), folder="fixed", learning_rate="fixed").nodes
     assert {node.learning_rate for node in fixed} == {1e-3}
 
@@ -260,12 +272,61 @@ def test_what_stands_in_search_json(make):
     assert {node["id"] for node in nodes.values() if not node["dropped"]} >= {content["chosen"], best["id"]}
 
 
+SIZES = space_levels([{"regions": ["ffn@3", "ffn@1-3", "full"]}])
+
+
+def test_regions_beyond_the_limits_are_not_tried(make):
+    def need(region):
+        return {"ffn@3": 10, "ffn@1-3": 20, "full": 40}[str(region)]
+
+    executor, observer = StubExecutor(), Recorder()
+    search, journal = make(executor, "racing", observer=observer, levels=SIZES, limits=Limits(memory=20))
+    search.memory_need = need
+    with journal:
+        search.run(journal)
+    assert set(regions(executor)) == {None, "ffn@3", "ffn@1-3"}
+    assert [text for name, text in observer.told("note") if "not tried" in text] == [
+        "full is not tried: it needs 0.00 GiB"]
+    small, journal = make(StubExecutor(), "racing", folder="none", levels=SIZES, limits=Limits(time=1e-6))
+    with journal, pytest.raises(CofituneError, match="No region of the search space fits into 0"):
+        small.run(journal)
+
+
+def test_time_is_that_of_the_whole_training_as_a_share_of_full_sft(make):
+    search, _ = make(StubExecutor(), levels=SIZES)
+    needs = [search.need(Region.parse(text)).time for text in ("ffn@3", "ffn@1-3", "full")]
+    assert needs[0] < needs[1] < needs[2] == pytest.approx(1.0)  # as many epochs, and no anchor
+
+
+def test_everything_is_a_node_of_its_own(make):
+    executor = StubExecutor({"full": 0.9, "all@all": 0.4})
+    result = run(make, executor, levels=space_levels([{"regions": ["all@all", "full"]}]))
+    assert regions(executor) == [None, "all@all", "full"] and result.chosen.region == "full"
+    assert result.region.is_full
+
+
+def test_a_race_that_is_decided_needs_no_training_to_the_end(make):
+    executor = StubExecutor({"ffn@1-3": 0.9})
+    search, journal = make(executor, "racing", levels=SIZES)
+    with journal:
+        result = search.run(journal, finish=False)
+    assert result.chosen.region == "ffn@1-3" and result.chosen.fraction < 1
+    assert result.choice.sentence.startswith("ffn@1-3 has the highest early signal")
+    again, journal = make(executor, "racing", levels=SIZES)
+    with journal:
+        assert again.run(journal).chosen.fraction == 1  # the same folder, now to the end
+    assert len(executor.done) == len(set(executor.done))
+
+
 class Recorder:
     def __init__(self):
         self.events = []
 
     def __getattr__(self, name):
         return lambda *values: self.events.append((name, *values))
+
+    def told(self, name):
+        return [event for event in self.events if event[0] == name]
 
 
 def test_an_observer_is_told_everything_in_order(make):

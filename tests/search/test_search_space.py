@@ -11,6 +11,15 @@ from cofitune_fast.search.space import check_space
 PAPER = space_levels("paper")
 
 
+def test_a_level_can_list_whole_regions():
+    (level,) = space_levels([{"regions": ["ffn@40%-75%", "full"]}])
+    found = children(level, 0, None, 30)
+    assert [str(one.region) for one in found] == ["ffn@40%-75%", "full"] and found[1].region.is_full
+    halves = children(Level("halves", ("halves",)), 1, found[1], 30)
+    assert [str(one.region) for one in halves] == ["all@0-14", "all@15-29"]
+    assert {one.parent for one in halves} == {found[1].id}
+
+
 def regions(candidates):
     return [str(candidate.region) for candidate in candidates]
 

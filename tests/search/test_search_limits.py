@@ -1,0 +1,28 @@
+"""Limits of memory and time: what fits, what is said of the rest, and the nearest where nothing fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.search.limits import Limits, Need, nothing_fits
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(("limits", "excess", "words"), [
+    (Limits(), 0.0, ""),
+    (Limits(memory=2 * GIB), 1.5, "3.00 GiB"),
+    (Limits(time=0.4), 2.0, "0.80 of full SFT's time"),
+    (Limits(memory=6 * GIB, time=0.8), 1.0, "3.00 GiB and 0.80 of full SFT's time"),
+])
+def test_the_excess_is_that_of_the_scarcer_resource(limits, excess, words):
+    need = Need(0.8, 3 * GIB)
+    assert limits.excess(need) == pytest.approx(excess) and limits.describe(need) == words
+
+
+def test_a_space_that_does_not_fit_names_the_nearest():
+    needs = [("a", Need(0.9, 3 * GIB)), ("b", Need(0.6, 4 * GIB))]
+    error = nothing_fits(Limits(2 * GIB, 0.5), needs)
+    assert isinstance(error, CofituneError)
+    assert "fits into 2.00 GiB and 0.50 of full SFT's time; nearest is a with 3.00 GiB and 0.90" in str(error)
