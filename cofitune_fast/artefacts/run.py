@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from .fields import Check, Entry, Items, Maybe, Missing, Number, Part, Table, Text, Words, distinct, words
 from .head import Head
 from .scores import SCORES, Figures, uni_is_the_sum
-from .search import SearchPart
+from .search import DifferenceEntry, SearchPart
 
 BASE = "base"
 """Name of the row that holds the untrained model's scores."""
@@ -93,6 +93,18 @@ class CheckRow(Entry, total=False):
     detail: Words
 
 
+class Pair(Entry, total=False):
+    """Paired differences of two methods on the items that both were scored on, the first one's figures less the
+    second one's.
+    """
+
+    first: Required[Text]
+    second: Required[Text]
+    spec: Required[DifferenceEntry]
+    vers: Required[DifferenceEntry]
+    uni: Required[DifferenceEntry]
+
+
 class Split(Entry, total=False):
     """Names of the parts of the data: the one that the search chose on, and the one that is reported."""
 
@@ -105,12 +117,14 @@ class ReportEntry(Head, total=False):
 
     Attributes:
         complete: all methods are there; the report is rewritten after each method.
+        pairs: the methods with a region against full SFT.
     """
 
     title: Annotated[str, words("CoFiTune report"), Missing(str)]
     complete: Annotated[bool, Missing(lambda: True)]
     split: Part[Split]
     methods: Annotated[list[Method], distinct("name")]
+    pairs: Items[Pair]
     search: Maybe[SearchPart]
     importance: Maybe[ImportancePart]
     checks: Items[CheckRow]

@@ -37,7 +37,7 @@ from ..trials.head import report_head
 from ..trials.workbench import content_digest
 from .checks import check_delta
 from .clock import Clock
-from .rows import failed_row, method_row
+from .rows import against_full, failed_row, method_row
 
 TASK, SPLITS = "task", ("test",)
 COARSE, FINE, FULL = "CoFiTune coarse", "CoFiTune fine", "full SFT"
@@ -107,12 +107,16 @@ class Pipeline:
             # The test part is read only from here on, so the search cannot have used it.
             report: ReportEntry = {
                 **self._head(title), "complete": False, "methods": [self._base_row(folder)],
-                "search": search.to_dict() if search else None, "importance": None, "checks": [], "notes": [],
+                "pairs": [], "search": search.to_dict() if search else None, "importance": None, "checks": [],
+                "notes": [],
             }
             importance = self._importance()
             report["importance"] = self._importance_part(importance)
-            for run, method in self._methods(search):
+            runs = self._methods(search)
+            for run, method in runs:
                 report["methods"].append(self._row(folder, run, method))
+                finished = {method.name: run.id for run, method in runs if folder.file(run.id).is_file()}
+                report["pairs"] = against_full({name: folder.read(id_) for name, id_ in finished.items()}, FULL)
                 if method.name == FINE:
                     report["checks"] = self._checks(run, report["methods"][-1])
                 self._write(report, start)

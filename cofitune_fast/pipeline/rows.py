@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..artefacts.run import MethodEntry
+from ..artefacts.run import MethodEntry, Pair
 from ..methods.entries import without
 from ..regions import Region
+from ..scoring import SuiteScores, resampled_together
+from ..search.uncertainty import Estimate
 
 
 def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> MethodEntry:
@@ -28,6 +30,27 @@ def method_row(name: str, region: Region | None, entry: Mapping[str, Any]) -> Me
         "run": run,
         "details": {task: without(score) for scores in tasks.values() for task, score in scores.items()},
     }
+
+
+def against_full(entries: Mapping[str, Mapping[str, Any]], full: str) -> list[Pair]:
+    """Compare each method with full SFT on the items of the test part, paired.
+
+    Args:
+        entries: {name of a method: the file of its run}; only those that were scored are compared.
+        full: name of full SFT.
+    """
+    scored = {name: SuiteScores.from_dict(entry["items"]["test"]) for name, entry in entries.items()
+              if entry["items"]}
+    if full not in scored:
+        return []
+    drawn = resampled_together(list(scored.values()))
+
+    def figure(name: str, key: str) -> Estimate:
+        return Estimate(getattr(scored[name], key), drawn[key][:, list(scored).index(name)])
+
+    return [{"first": name, "second": full,
+             **{key: figure(name, key).minus(figure(full, key)).to_dict() for key in ("spec", "vers", "uni")}}
+            for name in scored if name != full]
 
 
 def failed_row(name: str, region: Region, why: str) -> MethodEntry:

@@ -43,5 +43,13 @@ def difference(a: Entry, b: Entry, key: str) -> Difference:
     return Difference(value, math.hypot(*errors) if all(map(finite, errors)) else math.nan)
 
 
+def paired_or_not(report: Entry, a: Entry, b: Entry, key: str) -> Difference:
+    """Return a − b with the error of the paired difference where the report has it, else as `difference`."""
+    for pair in report["pairs"]:
+        if (pair["first"], pair["second"]) == (a["name"], b["name"]):
+            return Difference(pair[key]["value"], pair[key]["se"])
+    return difference(a, b, key)
+
+
 def share(part: float, whole: float) -> float:
     return part / whole if finite(part) and finite(whole) and whole > 0 else math.nan

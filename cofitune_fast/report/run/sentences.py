@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from ...artefacts.run import BASE
-from ..differences import AHEAD, BEHIND, TIE, UNKNOWN, Difference, Entry, difference, share
+from ..differences import AHEAD, BEHIND, TIE, UNKNOWN, Difference, Entry, difference, paired_or_not, share
 from ..headline import Headline, Tile
 from ..style.numbers import MISSING, NBSP, byte_size, duration, finite, percent, score
 from .verdict import base_row, cofitune_row, done, full_row
@@ -43,7 +43,8 @@ def _of_the_done(report: Entry, methods: list[Entry]) -> Headline:
         return _without_cofitune(methods)
     kept = _kept(report, ours, full, base)
     tiles = _tiles(report, ours, full, base)
-    rest = [_gain(ours, base), _against_base(ours, base), _strongest(methods, ours, full), _cost(report, ours, full)]
+    rest = [_interval(report, ours, full), _gain(ours, base), _against_base(ours, base),
+            _strongest(methods, ours, full), _cost(report, ours, full)]
     if full is None or not finite(full["uni"]):
         failed = full_row(report["methods"])
         if full is None and failed is not None:
@@ -52,7 +53,7 @@ def _of_the_done(report: Entry, methods: list[Entry]) -> Headline:
         else:
             missing, badge = "There is no full SFT in this report, so nothing is said about it.", NO_FULL_SFT
         return Headline(kept, [missing, *filter(None, rest)], UNKNOWN, badge, tiles)
-    lead = difference(ours, full, "uni")
+    lead = paired_or_not(report, ours, full, "uni")
     verdict = _verdict(lead, ours, full)
     title, first = (verdict, kept) if lead.outcome == BEHIND else (kept, verdict)
     degree = "clearly" if lead.clear else "slightly"
@@ -80,6 +81,15 @@ def _verdict(lead: Difference, ours: Entry, full: Entry) -> str:
         UNKNOWN: f"In Uni {full['name']} and it stand at {score(full['uni'])} and {score(ours['uni'])}; "
         "without standard errors no winner is named.",
     }[lead.outcome]
+
+
+def _interval(report: Entry, ours: Entry, full: Entry | None) -> str:
+    """State the 95 % interval of the paired difference in Uni, where the report has it."""
+    for pair in report["pairs"]:
+        if full is not None and (pair["first"], pair["second"]) == (ours["name"], full["name"]):
+            low, high = (f"{pair['uni'][end]:+.3f}".replace("-", "−") for end in ("low", "high"))
+            return f"On the same items the difference in Uni has the 95{NBSP}% interval [{low}, {high}]."
+    return ""
 
 
 def _kept(report: Entry, ours: Entry, full: Entry | None, base: Entry | None) -> str:
@@ -163,7 +173,7 @@ def _tiles(report: Entry, ours: Entry, full: Entry | None, base: Entry | None) -
     trained = share(ours["trained_parameters"], report["base"]["parameters"])
     tiles.append(Tile(percent(trained), "of the weights trained"))
     if full:
-        lead = difference(ours, full, "uni")
+        lead = paired_or_not(report, ours, full, "uni")
         sign = "+" if lead.value >= 0 else "−"
         error = f", ±{NBSP}{lead.se:.3f}" if finite(lead.se) else ""
         value = f"{sign}{abs(lead.value):.3f}" if finite(lead.value) else MISSING
