@@ -139,13 +139,13 @@ def scored(folder):
 
 def an_anchor_is_written_and_trained_with(folder):
     plain, model = make_tiny_model(), model_of()
-    alone, together = anchor_of(plain, folder / f"anchor-{sharded.rank()}"), anchor_of(model, folder / "reference")
+    alone, together = anchor_of(plain, folder / f"anchor-{sharded.rank()}"), anchor_of(model, folder / "anchor")
     for one, other in zip(alone.rows, together.rows, strict=True):
         assert one.input_ids == other.input_ids and torch.equal(one.ids, other.ids)
         torch.testing.assert_close(one.log_p, other.log_p)
     assert len(list((folder / "anchor").iterdir())) == 1
-    with patch.object(anchor_module, "_make", side_effect=AssertionError("written twice")):
-        again = anchor_of(model, folder / "reference")
+    with patch.object(anchor_module, "write_texts", side_effect=AssertionError("written twice")):
+        again = anchor_of(model, folder / "anchor")
     assert [row.input_ids for row in again.rows] == [row.input_ids for row in together.rows]
     assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     _, _, result = train(folder / "anchored", UPPER, model=model, anchor=together)
