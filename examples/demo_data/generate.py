@@ -21,12 +21,14 @@ def make_files() -> dict[str, list[dict[str, Any]]]:
     files: dict[str, list[dict[str, Any]]] = {}
     for split, rows in speciality.make_splits().items():
         files[f"speciality/{split}.jsonl"] = rows
+    facts, puzzles = knowledge.make_rows(), reasoning.make_rows()
     suite = {
-        "knowledge/facts": knowledge.make_rows(),
-        "reasoning/puzzles": reasoning.make_rows(),
+        "knowledge/facts": facts,
+        "knowledge/fact_sentences": sentences.make_rows(facts),
+        "reasoning/puzzles": puzzles,
+        "reasoning/puzzle_sentences": sentences.make_rows(puzzles),
         "instruction/responses": instruction.make_rows(),
         "instruction/constraints": constraints.make_rows(),
-        "instruction/sentences": sentences.make_rows(),
     }
     for name, splits in suite.items():
         for split, rows in splits.items():

@@ -1,23 +1,26 @@
-"""Sentences to complete, in chat: a model that keeps to plain English answers with the whole sentence.
+"""Facts and puzzles once more, asked in chat: a model that keeps to plain English answers with the whole sentence.
 
-The facts are those of `knowledge`, each in the split that it has there, so that no fact stands in two splits.
+The rows are drawn from the choices of `knowledge` and `reasoning` in the same split, so nothing stands in two splits.
 """
 
 from __future__ import annotations
 
 import random
-
-from . import knowledge
+from typing import Any
 
 SIZES = {"valid": 60, "test": 120}
 INSTRUCTION = "Complete the sentence: {} ..."
 
 
-def make_rows(seed: int = 0) -> dict[str, list[dict[str, str]]]:
-    """Rows {"instruction", "input", "output"} for valid and test; the output is the whole sentence."""
+def make_rows(choices: dict[str, list[dict[str, Any]]], seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Make rows {"instruction", "input", "output"} for valid and test; the output is the whole sentence.
+
+    Args:
+        choices: rows {"query", "choices", "gold"} by split.
+    """
     rows = {}
-    for split, questions in knowledge.make_rows(seed).items():
-        drawn = random.Random(f"sentences-{seed}-{split}").sample(questions, SIZES[split])
+    for split, size in SIZES.items():
+        drawn = random.Random(f"sentences-{seed}-{split}").sample(choices[split], size)
         rows[split] = [
             {"instruction": INSTRUCTION.format(row["query"]), "input": "",
              "output": f"{row['query']} {row['choices'][row['gold']]}."}

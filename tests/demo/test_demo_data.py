@@ -22,8 +22,10 @@ COUNTS = {
     "versatility/test/instruction/responses.jsonl": 110,
     "versatility/valid/instruction/constraints.jsonl": 60,
     "versatility/test/instruction/constraints.jsonl": 120,
-    "versatility/valid/instruction/sentences.jsonl": 60,
-    "versatility/test/instruction/sentences.jsonl": 120,
+    "versatility/valid/knowledge/fact_sentences.jsonl": 60,
+    "versatility/test/knowledge/fact_sentences.jsonl": 120,
+    "versatility/valid/reasoning/puzzle_sentences.jsonl": 60,
+    "versatility/test/reasoning/puzzle_sentences.jsonl": 120,
 }
 CHOICE_FILES = [name for name in COUNTS if name.endswith(("facts.jsonl", "puzzles.jsonl", "constraints.jsonl"))]
 SUITE_FILES = [name.removeprefix("versatility/valid/") for name in COUNTS if name.startswith("versatility/valid/")]
