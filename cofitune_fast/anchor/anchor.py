@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,11 +47,16 @@ class AnchorRow(Encoded):
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Rows of an anchor and its settings. tail: mean probability of the tokens that are not in the rows' top k."""
+    """Rows of an anchor and its settings.
+
+    tail: mean probability of the tokens that are not in the rows' top k. seconds: what it took to write the texts and
+    to compute the distributions, also where both come from the file; None if the file does not say.
+    """
 
     rows: list[AnchorRow]
     settings: AnchorSettings
     tail: float
+    seconds: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -78,14 +84,16 @@ def open_anchor(
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     path = Path(folder or cache_folder() / "anchor") / f"{digest}.safetensors"
-    rows = _read(path)
+    rows, seconds = _read(path)
     if not (all_ranks(rows is not None) if is_sharded(model) else rows is not None):
+        start = time.perf_counter()
         rows = _make(model, tokenizer, prompts, settings)
+        seconds = time.perf_counter() - start
         if writes(model):
-            _write(path, rows, settings)
+            _write(path, rows, settings, seconds)
         if is_sharded(model):
             barrier()
-    return Anchor(rows, settings, _tail(rows))
+    return Anchor(rows, settings, _tail(rows), seconds)
 
 
 def _make(
@@ -102,21 +110,23 @@ def _make(
     return rows
 
 
-def _write(path: Path, rows: Sequence[AnchorRow], settings: AnchorSettings) -> None:
+def _write(path: Path, rows: Sequence[AnchorRow], settings: AnchorSettings, seconds: float) -> None:
     tensors = {
         "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
         "lengths": torch.tensor([[len(row.input_ids), row.response_start] for row in rows], dtype=torch.int32),
         "ids": torch.cat([row.ids for row in rows]), "log_p": torch.cat([row.log_p for row in rows]),
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"settings": json.dumps(asdict(settings))})
+        save_file(tensors, temporary, {"settings": json.dumps(asdict(settings)), "seconds": f"{seconds:.3f}"})
 
 
-def _read(path: Path) -> list[AnchorRow] | None:
+def _read(path: Path) -> tuple[list[AnchorRow] | None, float | None]:
+    """Read the rows and the seconds that it took to make them; no rows if there is no whole file."""
     if not path.is_file():
-        return None
+        return None, None
     try:
         with safe_open(path, "pt") as file:
+            seconds = (file.metadata() or {}).get("seconds")
             lengths, tokens = file.get_tensor("lengths").tolist(), file.get_tensor("input_ids").tolist()
             ids, log_p = file.get_tensor("ids"), file.get_tensor("log_p")
         rows, token, place = [], 0, 0
@@ -126,8 +136,8 @@ def _read(path: Path) -> list[AnchorRow] | None:
                                   ids=ids[here], log_p=log_p[here]))
             token, place = token + length, here.stop
     except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return rows
+        return None, None
+    return rows, float(seconds) if seconds else None
 
 
 def _tail(rows: Sequence[AnchorRow]) -> float:

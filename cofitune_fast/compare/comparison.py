@@ -36,7 +36,8 @@ class ComparisonSettings:
         tasks: {name: its data}.
         general: a file of general rows.
         importance: arguments of `Workbench.importance`.
-        drift_rows: number of responses of each part's instruction tasks on which the KL to the base is measured.
+        drift_rows: number of responses on which the KL to the base is measured, of each part's instruction tasks and of
+            its speciality.
     """
 
     methods: Sequence[NamedMethod]
@@ -111,7 +112,7 @@ class Comparison:
             "tasks": list(self.settings.tasks), "seeds": list(self.settings.seeds),
             "methods": [method.to_dict() for method in self.settings.methods],
             "base_scores": {task: {split: entry[split] for split in SPLITS} for task, entry in self._bases.items()},
-            "runs": runs, "curves": [], "verdicts": [],
+            "runs": runs, "curves": [], "verdicts": [], "resolution": [],
         }
 
     def identity(self) -> dict[str, Any]:

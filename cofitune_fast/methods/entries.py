@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..artefacts.comparison import SuiteEntry
+from ..scoring import DRIFTS
 from .run import SPLITS
 from .runs import Run
 
@@ -19,12 +20,12 @@ def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
     """Convert a dictionary of SuiteScores to the scores of comparison.json.
 
     The tasks are left out. Added are the NLL per token of the speciality and of the tasks scored by likelihood, and the
-    metrics of the drift.
+    metrics of the drifts.
     """
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
-    drift = {"drift": content["drift"]["metrics"]} if "drift" in content else {}
-    return {**without(content, "tasks"), "nll": nll, **drift}
+    drifts = {name: content[name]["metrics"] for name in DRIFTS if name in content}
+    return {**without(content, "tasks"), "nll": nll, **drifts}
 
 
 def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
