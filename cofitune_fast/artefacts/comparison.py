@@ -314,7 +314,7 @@ class Verdict(Entry, total=False):
 
 
 class ResolutionEntry(Entry, total=False):
-    """What the suite of a task can show of a figure, see `scoring.Resolution`."""
+    """Smallest difference of a figure that the suite of a task can show, see `scoring.Resolution`."""
 
     task: Required[str]
     figure: Required[str]

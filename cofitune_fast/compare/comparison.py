@@ -9,15 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..artefacts.comparison import ComparisonEntry
-from ..files import write_json
+from ..artefacts.comparison import ComparisonEntry, ResolutionEntry
+from ..files import read_json, write_json
 from ..methods import NamedMethod
 from ..methods.entries import base_name, run_entry, scores_entry, without
-from ..methods.folder import RunFolder, finished_run, folder_identity
+from ..methods.folder import RunFolder, finished_run, folder_identity, run_file
 from ..methods.forecast import Forecast
 from ..methods.run import SPLITS
 from ..methods.runs import Run, all_runs
-from ..scoring import SuiteScores
+from ..scoring import SuiteScores, suite_resolution
 from ..search import Observer, Silent
 from ..search.executors import Executor
 from ..trials import TrialData, TrialSetup, Workbench
@@ -25,6 +25,7 @@ from ..trials.head import report_head
 from .checks import check_method, check_tasks
 from .curves.curves import curves_and_verdicts
 from .curves.points import plain_name
+from .curves.resolution import FIGURES as JUDGED
 from .order import Place, Point, deciding, next_stage, target
 
 
@@ -138,6 +139,15 @@ class Comparison:
                 if not done:
                     seen.add(run.training)
         return rows
+
+    def resolution(self) -> list[ResolutionEntry]:
+        """List what the suite of each task can show, by the base's scores alone; tasks not scored yet are left out."""
+        path, found = Path(self.setup.output), []
+        for task in self.settings.tasks:
+            if (file := run_file(path, base_name(task))).is_file():
+                base = SuiteScores.from_dict(read_json(file, "finished run")["items"]["test"])
+                found += [{"task": task, **suite_resolution(base, figure=figure).to_dict()} for figure in JUDGED]
+        return found
 
     # Steps -----------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def count_items(scores: SuiteScores, figure: str = "vers") -> int:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a suite can show of a figure.
+    """Smallest difference of a figure that a suite can show.
 
     items: number of items. smallest: the smallest difference that they show at `confidence`.
     needed: number of items that would show the difference `wanted`; None where no item differs, so that no error can be

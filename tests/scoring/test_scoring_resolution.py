@@ -64,8 +64,8 @@ def test_a_suite_of_so_many_items_shows_the_difference():
     assert found.smallest == pytest.approx(1.959964 * difference_error(first, second), rel=1e-6)
     assert found.needed == math.ceil(12 * (found.smallest / 0.02) ** 2) == 801
     assert found.blind
-    assert str(found) == ("At 95 % the suite (12 items) cannot tell the models apart by Vers: it shows differences from "
-                          "0.163 on, and the largest seen is 0.083; to show 0.02 it would need about 810 items.")
+    assert str(found) == ("At 95 % the suite (12 items) cannot tell the models apart by Vers: it shows differences "
+                          "from 0.163 on, and the largest seen is 0.083; to show 0.02 it would need about 810 items.")
     content = found.to_dict()
     assert content["sentence"] == str(found) and content["figure"] == "vers" and content["confidence"] == 0.95
 

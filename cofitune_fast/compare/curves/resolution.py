@@ -1,4 +1,4 @@
-"""What the suite of a task can show of Vers and Uni, from the paired differences of the runs at hand."""
+"""Smallest differences of Vers and Uni that the suite of a task can show, from the paired differences of its runs."""
 
 from __future__ import annotations
 
