@@ -76,8 +76,8 @@ class VersatilitySection(Section):
     """The versatility suite: folders or YAML files with the groups knowledge, reasoning and instruction.
 
     `limit` is the number of items per task. `generate` adds tasks in which the model must write (IFEval). `drift_rows`
-    is the number of responses of the instruction files on which `compare` and `evaluate --delta` measure the KL to the
-    base.
+    is the number of responses of the instruction files, and of those of the speciality, on which `compare` and
+    `evaluate --delta` measure the KL to the base.
     """
 
     main = "valid"
