@@ -10,6 +10,7 @@ import typer
 from ..config import Config
 from ..display import scores_text
 from ..errors import CofituneError
+from ..methods.entries import flips_entry
 from ..regions import load_delta, read_delta
 from ..report.flips import counts as flip_counts
 from ..report.flips import p_value
@@ -22,7 +23,6 @@ from ..scoring import (
     needs_packages,
     read_task,
     score_task,
-    suite_flips,
     suite_resolution,
     tasks_to_write,
     with_drifts,
@@ -118,7 +118,7 @@ def _against(before: SuiteScores, after: SuiteScores) -> dict[str, Any]:
     return {
         "differences": {figure: {"value": getattr(after, figure) - getattr(before, figure),
                                  "se": difference_error(after, before, figure)} for figure in SUMMARY},
-        "flips": {group: flips.to_dict() for group, flips in suite_flips(before, after).items()},
+        "flips": flips_entry(before.to_dict(items=True), after.to_dict(items=True)),
     }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..artefacts.comparison import SuiteEntry
-from ..scoring import DRIFTS
+from ..artefacts.scores import FlipCount
+from ..scoring import DRIFTS, SuiteScores, suite_flips
 from .run import SPLITS
 from .runs import Run
 
@@ -47,6 +48,12 @@ def run_entry(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     cost = {**result["cost"], "scoring_seconds": scoring, "seconds": result["cost"]["training_seconds"] + scoring}
     return {**run.to_dict(), "state": result["state"], "why": result["why"], **scores_entry(by_alpha.get(run.alpha)),
             "cost": cost, "training": result["training"]}
+
+
+def flips_entry(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, FlipCount]:
+    """Return {group or "vers": flipped items} of two models, from their dictionaries of SuiteScores with items."""
+    suites = map(SuiteScores.from_dict, (before, after))
+    return {group: flips.to_dict() for group, flips in suite_flips(*suites).items()}
 
 
 def without(entry: Mapping[str, Any], key: str = "items") -> dict[str, Any]:

@@ -44,6 +44,7 @@ def test_flips_are_shown_where_they_were_counted():
     (row,) = flip_rows(checked("report", report))
     assert row.name == "full SFT" and {key: (cell.text, cell.small) for key, cell in row.cells.items()} == {
         "vers": ("−9 +2 of 240", "p 0.07"), "knowledge": ("−0 +0 of 80", "p 1.00")}
+    assert flip_rows(checked("report", synthetic_report())) == []
 
 
 def test_shortened_text_keeps_both_ends():
