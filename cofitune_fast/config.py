@@ -77,8 +77,8 @@ class VersatilitySection(Section):
     """The versatility suite: folders or YAML files with the groups knowledge, reasoning and instruction.
 
     `limit` is the number of items per task. `generate` adds tasks in which the model must write (IFEval). `drift_rows`
-    is the number of responses of the instruction files on which `search`, `compare` and `evaluate --delta` measure the
-    KL to the base.
+    is the number of responses of the instruction files, and of those of the speciality, on which `compare` and
+    `evaluate --delta` measure the KL to the base; `search` takes those of the instruction files.
     """
 
     main = "valid"

@@ -33,12 +33,15 @@ class Anchor:
     Attributes:
         tail: mean probability of the tokens that are not in the rows' top k.
         flaws: numbers of texts that the base wrote empty or repeating itself.
+        seconds: what it took to write the texts and to compute the distributions, also where both come from the file;
+            None if the file does not say.
     """
 
     rows: list[AnchorRow]
     settings: AnchorSettings
     tail: float
     flaws: Flaws = field(default_factory=Flaws)
+    seconds: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -86,7 +89,7 @@ def open_anchor(
         )
         return with_distributions(model, texts, pad_token_id(tokenizer), settings.top_k, AnchorRow)
 
-    rows = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
+    rows, seconds = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
     flaws = count_flaws(rows, end_tokens(model, tokenizer)) if given is None else Flaws()
     if len(rows) - sum(flaws) < _LEAST_USABLE * len(rows):
         cure = "give anchor.prompts that the base answers, " if prompts is not None else ""
@@ -95,7 +98,7 @@ def open_anchor(
             f"repeat themselves, so there is too little to hold the model to; {cure}set anchor.source to rows, or "
             "anchor.weight to 0."
         )
-    return Anchor(rows, settings, _tail(rows), flaws)
+    return Anchor(rows, settings, _tail(rows), flaws, seconds)
 
 
 def _tail(rows: Sequence[AnchorRow]) -> float:

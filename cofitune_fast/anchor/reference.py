@@ -116,7 +116,7 @@ def _measured(
         return [None] * len(rows)
     content = hashlib.sha256(json.dumps(list(distinct)).encode()).hexdigest()
     about = {"format": _FORMAT, "task_rows": content, "top_k": top_k, "mask_target": mask_target}
-    measured = read_or_make(
+    measured, _ = read_or_make(
         model, file_for(model, fingerprint, about, folder), BaseRow,
         lambda: with_distributions(model, list(distinct.values()), pad_token_id, top_k, mask_target=mask_target), about,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,19 +56,24 @@ def file_for(model: nn.Module, fingerprint: str, about: Mapping[str, Any], folde
 
 def read_or_make(
     model: nn.Module, path: Path, kind: type[BaseRow], make: Callable[[], list[BaseRow]], settings: Any,
-) -> list[Any]:
+) -> tuple[list[Any], float | None]:
     """Read the rows of a file as `kind`, or make and write them; a damaged file is made again.
 
     `settings`, JSON values, are written beside them for people. Collective for a sharded model.
+
+    Returns:
+        The rows, and the seconds that it took to make them; None if the file does not say.
     """
-    rows = _read(path, kind)
+    rows, seconds = _read(path, kind)
     if not (all_ranks(rows is not None) if is_sharded(model) else rows is not None):
+        start = time.perf_counter()
         rows = make()
+        seconds = time.perf_counter() - start
         if writes(model):
-            _write(path, rows, settings)
+            _write(path, rows, settings, seconds)
         if is_sharded(model):
             barrier()
-    return rows
+    return rows, seconds
 
 
 def with_distributions(
@@ -82,21 +88,22 @@ def with_distributions(
     return made
 
 
-def _write(path: Path, rows: Sequence[BaseRow], settings: Any) -> None:
+def _write(path: Path, rows: Sequence[BaseRow], settings: Any, seconds: float) -> None:
     tensors = {
         "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
         "lengths": torch.tensor([[len(row.input_ids), row.response_start] for row in rows], dtype=torch.int32),
         **{name: torch.cat([getattr(row, name) for row in rows]) for name in Distributions._fields},
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"settings": json.dumps(settings)})
+        save_file(tensors, temporary, {"settings": json.dumps(settings), "seconds": f"{seconds:.3f}"})
 
 
-def _read(path: Path, kind: type[BaseRow]) -> list[BaseRow] | None:
+def _read(path: Path, kind: type[BaseRow]) -> tuple[list[BaseRow] | None, float | None]:
     if not path.is_file():
-        return None
+        return None, None
     try:
         with safe_open(path, "pt") as file:
+            seconds = (file.metadata() or {}).get("seconds")
             lengths, tokens = file.get_tensor("lengths").tolist(), file.get_tensor("input_ids").tolist()
             names = [name for name in Distributions._fields if name in file.keys()]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
@@ -107,5 +114,5 @@ def _read(path: Path, kind: type[BaseRow]) -> list[BaseRow] | None:
                              **{name: tensor[here] for name, tensor in tensors.items()}))
             token, place = token + length, here.stop
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-    return rows
+        return None, None
+    return rows, float(seconds) if seconds else None

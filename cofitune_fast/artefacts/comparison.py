@@ -24,7 +24,7 @@ from .fields import (
     words,
 )
 from .head import Head
-from .scores import Figures, uni_is_the_sum
+from .scores import Figures, FlipCount, uni_is_the_sum
 
 Outcome = Literal["ahead", "level", "behind", "open", "unreached"]
 
@@ -49,14 +49,22 @@ class Cost(Entry, total=False):
     """Cost of a run, or the mean over runs of the fields that all of them have.
 
     Attributes:
-        preparation_seconds: time before the training, for example to make a mask.
+        preparation_seconds: time before the training in this run; what an earlier run made is not made again.
+        whole_preparation_seconds: what it took to make all that the training needs, whichever run made it: the
+            anchor's texts, the base's distributions on them, importance. Null if that is not known.
+        tokens: tokens of the training rows that were processed.
+        anchor_tokens: tokens of the anchor's texts that were processed, if each text came equally often.
+        written_tokens: tokens that the base wrote for the anchor.
     """
 
     seconds: NumberOrNull
     preparation_seconds: NumberOrNull
+    whole_preparation_seconds: NumberOrNull
     training_seconds: NumberOrNull
     scoring_seconds: NumberOrNull
     tokens: NumberOrNull
+    anchor_tokens: NumberOrNull
+    written_tokens: NumberOrNull
     trained_parameters: NumberOrNull
     peak_memory_bytes: NumberOrNull
 
@@ -66,11 +74,13 @@ class SuiteEntry(Figures, total=False):
 
     Attributes:
         nll: NLL per token, by task, of the tasks that have one.
-        drift: metrics of the KL to the base, in nats per token.
+        drift: metrics of the KL to the base on the responses of the instruction tasks, in nats per token.
+        task_drift: the same on the responses of the speciality.
     """
 
     nll: dict[str, NumberOrNull]
     drift: dict[str, NumberOrNull]
+    task_drift: dict[str, NumberOrNull]
 
 
 Suite = Annotated[SuiteEntry, Check(uni_is_the_sum)]
@@ -119,6 +129,26 @@ class MissingRun(Entry, total=False):
     why: str | None
 
 
+class SeedFlips(FlipCount, total=False):
+    """Flips of a run with one seed."""
+
+    seed: Required[int]
+
+
+class FlipsEntry(Entry, total=False):
+    """Items that one model answers right and another wrong, as means over seeds and for each seed.
+
+    Attributes:
+        items: number of all items.
+        right_to_wrong, wrong_to_right: mean numbers of items over the seeds.
+    """
+
+    items: Required[int]
+    right_to_wrong: Required[Finite]
+    wrong_to_right: Required[Finite]
+    seeds: Required[list[SeedFlips]]
+
+
 class PointEntry(Entry, total=False):
     """A learning rate (and alpha) of a method over its seeds.
 
@@ -128,6 +158,7 @@ class PointEntry(Entry, total=False):
         valid: {FIGURE: mean over the finished seeds}.
         test: {FIGURE: interval}.
         minus_base: {FIGURE: interval of the paired difference}.
+        flips: {"vers" or group: items that flipped from the base}.
         cost: mean over the finished seeds.
     """
 
@@ -139,6 +170,7 @@ class PointEntry(Entry, total=False):
     valid: dict[str, NumberOrNull]
     test: Required[dict[str, Interval]]
     minus_base: Required[dict[str, Interval]]
+    flips: Table[FlipsEntry]
     cost: Maybe[Cost]
 
 
@@ -151,12 +183,14 @@ class ChosenPoint(Entry, total=False):
         outcome: {FIGURE: "level" if this interval holds 0, else "ahead" or "behind", or "open" if one of the two
             methods has a single seed}.
         time_of_reference: training seconds as a share of the reference's, or null.
+        flips: {"vers" or group: items that flipped from the reference's best point}; empty for that point itself.
     """
 
     point: Required[int]
     minus_reference: Required[dict[str, Interval]]
     outcome: Required[dict[str, Outcome]]
     time_of_reference: NumberOrNull
+    flips: Table[FlipsEntry]
 
 
 class Chosen(Entry, total=False):
@@ -279,6 +313,21 @@ class Verdict(Entry, total=False):
     sentence: Required[Text]
 
 
+class ResolutionEntry(Entry, total=False):
+    """Smallest difference of a figure that the suite of a task can show, see `scoring.Resolution`."""
+
+    task: Required[str]
+    figure: Required[str]
+    items: Required[int]
+    smallest: Required[Finite]
+    needed: Required[int | None]
+    largest: NumberOrNull
+    paired: bool
+    wanted: Required[Finite]
+    confidence: Required[Finite]
+    sentence: Required[Text]
+
+
 class ComparisonEntry(Head, total=False):
     """Content of comparison.json.
 
@@ -296,6 +345,7 @@ class ComparisonEntry(Head, total=False):
     runs: Required[list[RunEntry]]
     curves: list[Curve]
     verdicts: list[Verdict]
+    resolution: Items[ResolutionEntry]
 
 
 def _known_methods_and_tasks(comparison: ComparisonEntry) -> ComparisonEntry:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from .fields import Check, Entry, Items, Maybe, Missing, Number, Part, Table, Text, Words, distinct, words
 from .head import Head
-from .scores import SCORES, Figures, uni_is_the_sum
+from .scores import SCORES, Figures, FlipCount, uni_is_the_sum
 from .search import DifferenceEntry, SearchPart
 
 BASE = "base"
@@ -24,7 +24,8 @@ class MethodEntry(Figures, total=False):
         why: the reason of a failure, in a sentence.
         learning_rate, epochs: null for the base.
         run: the fields of TrainResult.
-        drift: KL to the base, where it was measured.
+        drift, task_drift: KL to the base on responses to instructions and to the task, where it was measured.
+        flips: {"vers" or group: items that flipped from the base}.
         details: {task: its score and metrics}.
     """
 
@@ -39,6 +40,8 @@ class MethodEntry(Figures, total=False):
     epochs: Number
     run: dict[str, Any] | None
     drift: dict[str, Any]
+    task_drift: dict[str, Any]
+    flips: Table[FlipCount]
     details: Table[dict[str, Any]]
 
 

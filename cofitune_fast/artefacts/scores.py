@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Required
 
 from .fields import Check, Entry, Error, Fraction, Missing, Read, between, nan, number
 
@@ -28,6 +28,19 @@ class Figures(Entry, total=False):
     instruction_se: Error
     uni: Annotated[float, Read(number), between(0, 2), Missing(nan)]
     uni_se: Error
+
+
+class FlipCount(Entry, total=False):
+    """Items that went from right to wrong and back between two models, of how many.
+
+    Attributes:
+        p: two-sided p of McNemar's exact test.
+    """
+
+    right_to_wrong: Required[int]
+    wrong_to_right: Required[int]
+    items: Required[int]
+    p: Required[float]
 
 
 def uni_is_the_sum(figures: Figures) -> Figures:

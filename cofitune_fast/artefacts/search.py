@@ -54,7 +54,7 @@ def _share_of_training(entry: Any) -> Any:
 
 
 class SignalFigures(Entry, total=False):
-    """What an early rung is judged by, in nats per token; signal = -nll - drift."""
+    """Figures that an early rung is judged by, in nats per token; signal = -nll - drift."""
 
     signal: Number
     signal_se: Error

@@ -20,7 +20,7 @@ from ..errors import CofituneError
 from ..files import writable_folder
 from ..methods import WORK, read_methods, run_method
 from ..models.sharded import started_by_torchrun
-from ..report import comparison_table, write_report
+from ..report import changes_table, comparison_table, write_report
 from ..search import Observer
 from ..search.executors import InProcess
 from ..trials import TrialData, Workbench
@@ -62,8 +62,9 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
                          lambda: make_workbench(settings, device="cpu" if elsewhere else None),
                          dry_run=dry_run) as comparison:
         if dry_run:
-            rows = comparison.plan()
-            emit({"runs": rows}, as_json, lambda: print(plan_table(rows)))
+            rows, resolution = comparison.plan(), comparison.resolution()
+            lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
+            emit({"runs": rows, "resolution": resolution}, as_json, lambda: print(*lines, sep="\n"))
             return
         content = comparison.run(make=not so_far)
     paths = write_report(Path(settings.output) / "comparison.json", settings.output)
@@ -71,6 +72,9 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
     def show() -> None:
         out = Console()
         out.print(comparison_table(content))
+        out.print(changes_table(content))
+        for entry in content["resolution"]:
+            out.print(f"{entry['task']}: {entry['sentence']}", highlight=False, markup=False)
         for path in (paths["html"], *paths["png"], paths["json"]):
             out.print(str(path), highlight=False, soft_wrap=True)
 

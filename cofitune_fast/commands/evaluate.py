@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +10,29 @@ import typer
 from ..config import Config
 from ..display import scores_text
 from ..errors import CofituneError
+from ..methods.entries import flips_entry
 from ..regions import load_delta, read_delta
-from ..scoring import generation_score, harness_scores, needs_packages, read_task, score_task, tasks_to_write
+from ..report.flips import counts as flip_counts
+from ..report.flips import p_value
+from ..scoring import (
+    SuiteScores,
+    Task,
+    difference_error,
+    generation_score,
+    harness_scores,
+    needs_packages,
+    read_task,
+    score_task,
+    suite_resolution,
+    tasks_to_write,
+    with_drifts,
+)
+from ..scoring.results import SUMMARY
+from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, emit
 from .setup import make_workbench, read_config
+
+_DRIFTS = {"drift": "from the base", "task_drift": "from the base, on the task"}
 
 
 @command
@@ -29,20 +47,24 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest response for --generate and --harness.")] = None,
     harness: Annotated[str | None, typer.Option(help="Also lm-eval's scores: its task names or local files, with "
                                                 "commas between.")] = None,
+    against_base: Annotated[bool, typer.Option("--against-base", help="With --delta: score the base too, and show the "
+                                               "differences and the items that flipped.")] = False,
 ) -> None:
     """Score the model on speciality and versatility, or on the speciality alone if no versatility tasks are set.
 
-    With --delta FOLDER the fine-tuned model is scored, and also its drift: the KL to the base, in nats per token of the
-    instruction files' responses. With model.quantize the delta's region stays in full precision; without a delta, the
-    `region`, if one is given.
+    With --delta FOLDER the fine-tuned model is scored, and also its drift: the KL to the base, in nats per token, on
+    the responses of the instruction files and of the speciality. With model.quantize the delta's region stays in full
+    precision; without a delta, the `region`, if one is given.
     """
     content = evaluation(read_config(context, config), split=split, limit=limit, generate=generate,
-                         max_new_tokens=max_new_tokens, harness=harness.split(",") if harness else [])
+                         max_new_tokens=max_new_tokens, harness=harness.split(",") if harness else [],
+                         against_base=against_base)
     emit(content, as_json, lambda: print(*_lines(content), sep="\n"))
 
 
 def evaluation(
-    settings: Config, *, split: str, limit: int | None, generate: bool, max_new_tokens: int | None, harness: list[str]
+    settings: Config, *, split: str, limit: int | None, generate: bool, max_new_tokens: int | None,
+    harness: list[str], against_base: bool = False,
 ) -> dict[str, Any]:
     """Score the base of `settings`, or the base with its delta, and return plain values.
 
@@ -58,25 +80,31 @@ def evaluation(
         raise CofituneError("--limit is for the speciality alone; with versatility tasks use versatility.limit.")
     if path is None:
         raise CofituneError(f"Nothing to score: set data.{split}, and versatility.{split} for all of it.")
+    if against_base and not (settings.delta and versatility):
+        raise CofituneError(f"--against-base compares a delta with its base on a whole suite; give --delta, and set "
+                            f"versatility.{split}.")
     to_write = tasks_to_write(path, versatility, limit=limit, versatility_limit=settings.versatility.limit) \
         if generate else []
     if harness:
         needs_packages("--harness", "lm_eval")
     bench = make_workbench(settings, read_delta(settings.delta).region if settings.delta else None)
-    base = None
+    base, before = {}, None
     if settings.delta:
-        base = bench.base_states(split, settings.versatility.drift_rows) if versatility else None
+        base = bench.all_base_states(split, settings.versatility.drift_rows) if versatility else {}
+        before = bench.score(split) if against_base else None
         load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
     if versatility:
-        content = replace(bench.score(split), drift=base.drift(bench.model) if base else None).to_dict()
+        scores = with_drifts(bench.score(split), bench.model, base)
+        others = [] if before is None else [before]
+        content = {**scores.to_dict(), "resolution": [suite_resolution(scores, others, figure).to_dict()
+                                                      for figure in ("vers", "uni")]}
+        if before is not None:
+            content["against_base"] = _against(before, scores)
     else:
         score = score_task(bench.model, bench.tokenizer, read_task(path, limit=limit, metric=settings.data.metric))
         content = {"tasks": {"speciality": {path: score.to_dict()}}}
     if to_write:
-        content["generation"] = {
-            task.name: generation_score(bench.model, bench.tokenizer, task, max_new_tokens=max_new_tokens).to_dict()
-            for task in to_write
-        }
+        content["generation"] = {task.name: _generation(bench, task, max_new_tokens) for task in to_write}
     if harness:
         content["harness"] = harness_scores(
             bench.model, bench.tokenizer, harness, limit=limit or settings.versatility.limit,
@@ -85,15 +113,38 @@ def evaluation(
     return content
 
 
+def _against(before: SuiteScores, after: SuiteScores) -> dict[str, Any]:
+    """Return differences with paired standard errors, and flipped items, of the fine-tuned model and its base."""
+    return {
+        "differences": {figure: {"value": getattr(after, figure) - getattr(before, figure),
+                                 "se": difference_error(after, before, figure)} for figure in SUMMARY},
+        "flips": flips_entry(before.to_dict(items=True), after.to_dict(items=True)),
+    }
+
+
+def _generation(bench: Workbench, task: Task, max_new_tokens: int | None) -> dict[str, Any]:
+    """Score a task by generation; `left_out` counts items that cannot be checked on this machine."""
+    score = generation_score(bench.model, bench.tokenizer, task, max_new_tokens=max_new_tokens)
+    return {**score.to_dict(), "left_out": len(task.items) - score.n}
+
+
 def _lines(content: Mapping[str, Any]) -> list[str]:
     """Format an evaluation as text, one line a task."""
     lines = [scores_text(content)] if "spec" in content else []
-    drift = {"drift": {"from the base": content["drift"]}} if "drift" in content else {}
-    groups = {**content["tasks"], **drift, "generation": content.get("generation", {})}
+    drift = {name: content[key] for key, name in _DRIFTS.items() if key in content}
+    groups = {**content["tasks"], "drift": drift, "generation": content.get("generation", {})}
     for group, scores in groups.items():
         for name, score in scores.items():
             extra = "  ".join(f"{key} {value:.3f}" for key, value in score["metrics"].items() if key != score["metric"])
             lines.append(f"  {group:12}{name:32}{score['metric']} {score['value']:.3f} ± {score['se']:.3f}  {extra}")
+            if score.get("left_out"):
+                lines.append(f"  {'':12}{'':32}{score['left_out']} more prompts are left out, as they need nltk's data "
+                             "punkt_tab: run python -m nltk.downloader punkt_tab")
     for name, figures in content.get("harness", {}).items():
         lines.append(f"  {'lm-eval':12}{name:32}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    return lines
+    if against := content.get("against_base"):
+        lines += [f"  {'- base':12}{figure:32}{difference['value']:+.3f} ± {difference['se']:.3f}"
+                  for figure, difference in against["differences"].items()]
+        lines += [f"  {'flips':12}{group:32}{flip_counts(flips)} of {flips['items']}, p {p_value(flips['p'])}"
+                  for group, flips in against["flips"].items()]
+    return [*lines, *(entry["sentence"] for entry in content.get("resolution", []))]

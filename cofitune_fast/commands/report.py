@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..report import comparison_table, methods_table, read_report, write_analysis_page, write_report
+from ..report import changes_table, comparison_table, methods_table, read_report, write_analysis_page, write_report
 from .analyze import emit_analysis
 from .app import AsJson, command, emit
 
@@ -29,6 +29,7 @@ def report(
     def show() -> None:
         if "runs" in content:
             Console().print(comparison_table(content))
+            Console().print(changes_table(content))
         elif content["methods"]:
             Console().print(methods_table(content))
         print(paths["html"])

@@ -9,15 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..artefacts.comparison import ComparisonEntry
-from ..files import write_json
+from ..artefacts.comparison import ComparisonEntry, ResolutionEntry
+from ..files import read_json, write_json
 from ..methods import NamedMethod
 from ..methods.entries import base_name, run_entry, scores_entry, without
-from ..methods.folder import RunFolder, finished_run, folder_identity
+from ..methods.folder import RunFolder, finished_run, folder_identity, run_file
 from ..methods.forecast import Forecast
 from ..methods.run import SPLITS
 from ..methods.runs import Run, all_runs
-from ..scoring import SuiteScores
+from ..scoring import SuiteScores, suite_resolution
 from ..search import Observer, Silent
 from ..search.executors import Executor
 from ..trials import TrialData, TrialSetup, Workbench
@@ -25,6 +25,7 @@ from ..trials.head import report_head
 from .checks import check_method, check_tasks
 from .curves.curves import curves_and_verdicts
 from .curves.points import plain_name
+from .curves.resolution import FIGURES as JUDGED
 from .order import Place, Point, deciding, next_stage, target
 
 
@@ -36,7 +37,8 @@ class ComparisonSettings:
         tasks: {name: its data}.
         general: a file of general rows.
         importance: arguments of `Workbench.importance`.
-        drift_rows: number of responses of each part's instruction tasks on which the KL to the base is measured.
+        drift_rows: number of responses on which the KL to the base is measured, of each part's instruction tasks and of
+            its speciality.
     """
 
     methods: Sequence[NamedMethod]
@@ -111,7 +113,7 @@ class Comparison:
             "tasks": list(self.settings.tasks), "seeds": list(self.settings.seeds),
             "methods": [method.to_dict() for method in self.settings.methods],
             "base_scores": {task: {split: entry[split] for split in SPLITS} for task, entry in self._bases.items()},
-            "runs": runs, "curves": [], "verdicts": [],
+            "runs": runs, "curves": [], "verdicts": [], "resolution": [],
         }
 
     def identity(self) -> dict[str, Any]:
@@ -137,6 +139,15 @@ class Comparison:
                 if not done:
                     seen.add(run.training)
         return rows
+
+    def resolution(self) -> list[ResolutionEntry]:
+        """List what the suite of each task can show, by the base's scores alone; tasks not scored yet are left out."""
+        path, found = Path(self.setup.output), []
+        for task in self.settings.tasks:
+            if (file := run_file(path, base_name(task))).is_file():
+                base = SuiteScores.from_dict(read_json(file, "finished run")["items"]["test"])
+                found += [{"task": task, **suite_resolution(base, figure=figure).to_dict()} for figure in JUDGED]
+        return found
 
     # Steps -----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..artefacts.comparison import SuiteEntry
+from ..artefacts.scores import FlipCount
+from ..scoring import DRIFTS, SuiteScores, suite_flips
 from .run import SPLITS
 from .runs import Run
 
@@ -19,12 +21,12 @@ def scores_row(content: Mapping[str, Any]) -> SuiteEntry:
     """Convert a dictionary of SuiteScores to the scores of comparison.json.
 
     The tasks are left out. Added are the NLL per token of the speciality and of the tasks scored by likelihood, and the
-    metrics of the drift.
+    metrics of the drifts.
     """
     nll = {name: score["metrics"]["nll"] for group, scores in content["tasks"].items() for name, score in scores.items()
            if score["metric"] == "likelihood" or (group == "speciality" and "nll" in score["metrics"])}
-    drift = {"drift": content["drift"]["metrics"]} if "drift" in content else {}
-    return {**without(content, "tasks"), "nll": nll, **drift}
+    drifts = {name: content[name]["metrics"] for name in DRIFTS if name in content}
+    return {**without(content, "tasks"), "nll": nll, **drifts}
 
 
 def scores_entry(scores: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -46,6 +48,12 @@ def run_entry(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     cost = {**result["cost"], "scoring_seconds": scoring, "seconds": result["cost"]["training_seconds"] + scoring}
     return {**run.to_dict(), "state": result["state"], "why": result["why"], **scores_entry(by_alpha.get(run.alpha)),
             "cost": cost, "training": result["training"]}
+
+
+def flips_entry(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, FlipCount]:
+    """Return {group or "vers": flipped items} of two models, from their dictionaries of SuiteScores with items."""
+    suites = map(SuiteScores.from_dict, (before, after))
+    return {group: flips.to_dict() for group, flips in suite_flips(*suites).items()}
 
 
 def without(entry: Mapping[str, Any], key: str = "items") -> dict[str, Any]:

@@ -79,7 +79,7 @@ class RunFolder:
         write_json(self.file(name), entry)
 
     def file(self, name: str) -> Path:
-        return _file(self.path, name)
+        return run_file(self.path, name)
 
     def _read(self, path: Path) -> dict[str, Any]:
         return read_json(path, "finished run")
@@ -145,9 +145,10 @@ def folder_identity(
 def finished_run(folder: Path, run: Run) -> Path | None:
     """Return the file of a finished run that trained and scored the same, under whatever name; None if there is none.
     """
-    path = _file(folder, run.id)
+    path = run_file(folder, run.id)
     return path if path.is_file() else min(path.parent.glob(f"*-{run.digest}.json"), default=None)
 
 
-def _file(folder: Path, name: str) -> Path:
+def run_file(folder: Path, name: str) -> Path:
+    """Return the path of a finished run's file in a folder of runs."""
     return folder / "runs" / f"{name}.json"

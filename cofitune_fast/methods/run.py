@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import time
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from ..data import Encoded
 from ..errors import CofituneError
+from ..files import read_json, write_json
 from ..importance import Importance, Preset
 from ..optim import Pull
 from ..regions import GROUPS, Layout, Region, Trainable, save_delta
-from ..scoring import BaseStates
+from ..scoring import BaseStates, with_drifts
 from ..scoring.results import SUMMARY
-from ..training import LossNotFinite, TrainOptions, TrainResult
+from ..training import LossNotFinite, Schedule, TrainOptions, TrainResult
 from ..trials import TrialData, TrialSetup, Workbench
 from .interpolate import interpolate
 from .lora import LoraAdapter
@@ -45,7 +47,7 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
         alphas: interpolations to score; None in the list stands for the trained weights.
         general: a file of general rows, or None.
         importance: arguments of `Workbench.importance`, or importance_file: importance that was measured before.
-        drift_rows: rows of `Workbench.base_states`.
+        drift_rows: rows of `Workbench.all_base_states`.
         splits: parts to score, by default valid and test.
         delta: where to save the delta: {"folder", "name", "settings", "scores" of the base}; by default none is kept.
             The scores of the test part are saved with it.
@@ -54,17 +56,17 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
         state: "done", or "failed" with the reason in `why` if the loss or the scores are not finite.
         scores: a list of {"alpha", and for each split SuiteScores as a dictionary with items}.
         training: the TrainResult as a dictionary, or None.
-        cost: seconds = training_seconds + scoring_seconds (of all scores), tokens, trained_parameters,
-            peak_memory_bytes, and preparation_seconds (importance and anchor, where no earlier run had made them).
+        cost: seconds = training_seconds + scoring_seconds (of all scores), trained_parameters, peak_memory_bytes, and
+            the rest as in `artefacts.comparison.Cost`.
     """
     bench, clock, splits = bench.with_data(TrialData(**job["data"])), _Clock(), job.get("splits", SPLITS)
-    bases = {split: bench.base_states(split, job["drift_rows"]) for split in splits}
+    bases = {split: bench.all_base_states(split, job["drift_rows"]) for split in splits}
+    clock.lap("scoring_seconds")
     if job["recipe"] is None:
-        clock.lap("preparation_seconds")
         return _result([{"alpha": None, **_score(bench, bases)}], clock)
     recipe, seed = Recipe.from_dict(job["recipe"]), job["seed"]
     trained = what_is_trained(recipe, bench.layout, seed)
-    options = _options(bench, setup, job, recipe, trained)
+    options = _options(bench, setup, job, recipe, trained, clock)
     training = {**setup.training, **recipe.training, "learning_rate": job["learning_rate"], "seed": seed,
                 "data_seed": job.get("data_seed", seed)}
     if not training.get("load_best_model_at_end"):
@@ -91,6 +93,8 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
                 finally:
                     clock.lap("training_seconds")
                     shutil.rmtree(folder, ignore_errors=True)
+                clock.anchor_tokens = anchor_tokens(bench, options, training, run, bench.train_rows if rows is None
+                                                    else rows)
                 if None in job["alphas"]:
                     score(None)
                 endpoint = trained.endpoint(bench.model) if swept else None
@@ -184,19 +188,21 @@ def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Enco
 
 
 def _options(
-    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Trainable
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], recipe: Recipe, trained: Trainable, clock: _Clock
 ) -> TrainOptions:
     """Build the options of a recipe's training; anchor and importance are measured on the base now."""
     masks = pull = None
     if recipe.mask is not None:
-        importance = _importance(bench, setup, job, trained, recipe.mask.importance)
+        importance = _importance(bench, setup, job, trained, recipe.mask.importance, clock)
         masks = bench.masks(importance, trained, recipe.mask.preset)
     if recipe.pull is not None:
-        pull = make_pull(recipe.pull, bench, trained, lambda: _importance(bench, setup, job, trained, "task"))
+        pull = make_pull(recipe.pull, bench, trained, lambda: _importance(bench, setup, job, trained, "task", clock))
+    anchor = bench.anchor(recipe.anchor_settings(job["general"])) if recipe.anchor is not None else None
+    if anchor is not None:
+        clock.made("anchor", anchor.seconds)
+        clock.written_tokens = anchor.tokens
     return TrainOptions(
-        loss=recipe.loss,
-        anchor=bench.anchor(recipe.anchor_settings(job["general"])) if recipe.anchor is not None else None,
-        reference=recipe.reference,
+        loss=recipe.loss, anchor=anchor, reference=recipe.reference,
         masks=masks, mask_mode=recipe.mask.mode if recipe.mask is not None else "update", pull=pull,
         # Adapters are float32, so the run's storage does not apply to them.
         storage="auto" if recipe.lora is not None else setup.storage, memory=setup.memory,
@@ -226,35 +232,39 @@ def make_pull(
 
 
 def _importance(
-    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Trainable, source: str
+    bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], trained: Trainable, source: str, clock: _Clock
 ) -> Importance:
-    """Return the importance of the trained units, measured once per folder, task and source."""
+    """Return the importance of the trained units, measured once per folder, task and source.
+
+    The seconds that it took are kept beside it.
+    """
     if job.get("importance_file"):
+        clock.made(job["importance_file"], None)
         return Importance.load(job["importance_file"])
     if source == "contrast":
         needed = {**job, "importance": {**job["importance"], "proxy": "task_nll"}}
-        kept, used = (_importance(bench, setup, one, trained, "task") for one in (job, needed))
+        kept, used = (_importance(bench, setup, one, trained, "task", clock) for one in (job, needed))
         return kept.against(used)
     measured_on = bench if source == "task" else general_bench(bench, job["general"])
     region = None if trained.is_full else trained
     content = [job["data"], job["general"] if source == "general" else None, str(trained), job["importance"]]
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(setup.output) / "importance" / f"{name}.safetensors"
-    if path.is_file():
-        return Importance.load(path)
-    importance = measured_on.importance(region, **job["importance"])
-    importance.save(path)
-    return importance
+    about = path.with_suffix(".json")
+    if not path.is_file():
+        start = time.perf_counter()
+        importance = measured_on.importance(region, **job["importance"])
+        write_json(about, {"seconds": time.perf_counter() - start})
+        importance.save(path)
+    clock.made(name, read_json(about, "cost of an importance")["seconds"] if about.is_file() else None)
+    return Importance.load(path)
 
 
 def _score(
-    bench: Workbench, bases: Mapping[str, BaseStates | None], region: Region | None = None, memory: Any = None
+    bench: Workbench, bases: Mapping[str, Mapping[str, BaseStates]], region: Region | None = None, memory: Any = None
 ) -> dict[str, Any]:
-    found = {}
-    for split, base in bases.items():
-        scores = bench.score(split, region=region, memory=memory)
-        found[split] = replace(scores, drift=base.drift(bench.model) if base else None).to_dict(items=True)
-    return found
+    return {split: with_drifts(bench.score(split, region=region, memory=memory), bench.model, those).to_dict(items=True)
+            for split, those in bases.items()}
 
 
 def _result(
@@ -262,16 +272,35 @@ def _result(
 ) -> dict[str, Any]:
     clock.lap("scoring_seconds")
     cost = {"seconds": clock.laps["training_seconds"] + clock.laps["scoring_seconds"], **clock.laps,
-            "tokens": run.tokens if run else 0, "trained_parameters": run.trained_parameters if run else 0,
+            "whole_preparation_seconds": clock.whole_preparation, "tokens": run.tokens if run else 0,
+            "anchor_tokens": clock.anchor_tokens, "written_tokens": clock.written_tokens,
+            "trained_parameters": run.trained_parameters if run else 0,
             "peak_memory_bytes": run.peak_memory_bytes if run else 0}
     return {"state": "failed" if why else "done", "why": why, "scores": scores, "cost": cost,
             "training": run.to_dict() if run else None}
 
 
+def anchor_tokens(
+    bench: Workbench, options: TrainOptions, training: Mapping[str, Any], run: TrainResult, rows: Sequence[Encoded]
+) -> int:
+    """Number of tokens of the anchor's texts that a training has processed, if each text came equally often."""
+    if options.anchor is None or not options.anchor.rows:
+        return 0
+    texts, batches = options.anchor.rows, Schedule.of(training, bench.model, len(rows)).batches
+    mean = sum(len(text.input_ids) for text in texts) / len(texts)
+    return round(run.epochs * batches * min(options.anchor.settings.rows, len(texts)) * mean)
+
+
 class _Clock:
-    """Stopwatch with seconds by name; each lap begins where the last one ended."""
+    """Stopwatch with seconds by name; each lap begins where the last one ended.
+
+    Attributes:
+        anchor_tokens, written_tokens: see `artefacts.comparison.Cost`.
+    """
 
     def __init__(self) -> None:
+        self.anchor_tokens = self.written_tokens = 0
+        self._made: dict[str, float | None] = {}
         self.laps = dict.fromkeys(("preparation_seconds", "training_seconds", "scoring_seconds"), 0.0)
         self._last = time.perf_counter()
 
@@ -279,3 +308,11 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] += now - self._last
         self._last = now
+
+    def made(self, what: str, seconds: float | None) -> None:
+        """Note what a part of the preparation took when it was made; None if that is not known."""
+        self._made[what] = seconds
+
+    @property
+    def whole_preparation(self) -> float | None:
+        return None if None in self._made.values() else math.fsum(self._made.values())

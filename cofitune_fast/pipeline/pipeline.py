@@ -22,7 +22,7 @@ from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..importance import Importance
 from ..methods import NamedMethod, Recipe, run_method
-from ..methods.entries import base_name, run_entry, scores_entry
+from ..methods.entries import base_name, flips_entry, run_entry, scores_entry
 from ..methods.folder import RunFolder, folder_identity
 from ..methods.forecast import Forecast
 from ..methods.recipe import MaskSettings
@@ -227,7 +227,11 @@ class Pipeline:
                 self.observer.note(f"{method.name} failed: {why}")
                 return failed_row(method.name, region, why)
         self._finished(method.name)
-        return method_row(method.name, region, folder.read(run.id))
+        found = folder.read(run.id)
+        row = method_row(method.name, region, found)
+        if found["items"]:
+            row["flips"] = flips_entry(folder.read(base_name(TASK))["items"]["test"], found["items"]["test"])
+        return row
 
     def _shared_job(self, name: str) -> dict[str, Any]:
         return {"id": name, "data": asdict(self.bench.data), "drift_rows": 0, "splits": SPLITS}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..artefacts.scores import GROUPS, SCORES
 from ..files import writable_folder, write_json, write_text
 from .comparison.page import comparison_pictures, comparison_values
+from .flips import GROUPS as FLIPPED
 from .read import checked_report, is_comparison, plain_json, read_report
 from .run.importance import importance_layers
 from .run.planes import tradeoff, uni_bars
 from .run.sentences import headline
-from .run.tables import FOOTNOTE, TITLES, detail_rows, method_rows
+from .run.tables import FOOTNOTE, TITLES, detail_rows, flip_rows, method_rows
 from .run.verdict import searched_on_report_split
 from .search.cost import search_cost
 from .search.plane import search_plane
@@ -90,6 +91,8 @@ def render(report: dict[str, Any], drawings: dict[str, str]) -> str:
         colors={name: look.color for name, look in styles.items()},
         footnote=FOOTNOTE,
         details=detail_rows(report),
+        flips=flip_rows(report),
+        flipped=FLIPPED,
         failed=[check for check in report["checks"] if not check["passed"]],
         search=search_view(report),
         same_split=bool(report["search"]) and searched_on_report_split(report),

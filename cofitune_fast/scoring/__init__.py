@@ -2,27 +2,39 @@
 
 from .answers import answer_scores
 from .bootstrap import resampled_figures, resampled_score, resampled_together
-from .drift import BaseStates, base_states
+from .drift import BaseStates, base_states, with_drifts
+from .flips import Flips, mcnemar, score_flips, suite_flips
 from .generation import generate_texts, generation_score
 from .harness import harness_scores
 from .metrics import DriftItem, FollowedItem, GeneratedItem
-from .results import ItemScore, Score, SuiteScores, paired_difference
+from .resolution import (
+    Resolution,
+    count_items,
+    difference_error,
+    items_needed,
+    smallest_difference,
+    suite_resolution,
+)
+from .results import DRIFTS, ItemScore, Score, SuiteScores, paired_difference
 from .score import choose_drift_rows, score_suite, score_task, scored_tokens
 from .signal import Signal, score_signal, signal_tasks
 from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
 
 __all__ = [
+    "DRIFTS",
     "GROUPS",
     "VERSATILITY",
     "BaseStates",
     "ChoiceItem",
     "ContinuationItem",
     "DriftItem",
+    "Flips",
     "FollowedItem",
     "GeneratedItem",
     "InstructionItem",
     "ItemScore",
+    "Resolution",
     "Score",
     "Signal",
     "Suite",
@@ -31,9 +43,13 @@ __all__ = [
     "answer_scores",
     "base_states",
     "choose_drift_rows",
+    "count_items",
+    "difference_error",
     "generate_texts",
     "generation_score",
     "harness_scores",
+    "items_needed",
+    "mcnemar",
     "needs_packages",
     "paired_difference",
     "read_suite",
@@ -41,10 +57,15 @@ __all__ = [
     "resampled_figures",
     "resampled_score",
     "resampled_together",
+    "score_flips",
     "score_signal",
     "score_suite",
     "score_task",
     "scored_tokens",
     "signal_tasks",
+    "smallest_difference",
+    "suite_flips",
+    "suite_resolution",
     "tasks_to_write",
+    "with_drifts",
 ]

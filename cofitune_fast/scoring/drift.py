@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..models.mode import evaluation_mode
 from ..ops.linear_kl import reference as kl_of_logits
 from ..ops.linear_kl import to_logits
 from .metrics import DriftItem
-from .results import Score, score_of
+from .results import Score, SuiteScores, score_of
 
 CHUNK_BYTES = 256 * 2**20
 """Bound on the float32 logits of both sides and the temporary tensors of the divergence."""
@@ -65,17 +65,26 @@ class BaseStates:
         return score_of(items, "kl", ("kl",))
 
 
-def base_states(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> BaseStates:
+def base_states(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, *, like: BaseStates | None = None
+) -> BaseStates:
     """Compute the base's side once, while `model` holds the base's weights. Later drifts need no second model.
 
     rows: at least 2; the distributions are compared on their responses. The head is copied to the CPU, in bfloat16
     2 bytes times vocabulary times hidden size. The copy is needed as a tied head is trained with the embedding.
+    like: states of the same base on other rows, whose copy of the head is used too.
     """
     if len(rows) < 2:
         raise CofituneError(f"The drift is to be measured on {len(rows)} row(s); a standard error needs at least 2.")
     weight, softcap = head_weight(model)
     states = [states.cpu() for _, _, states in _states(model, rows, pad_token_id)]
-    return BaseStates(rows, pad_token_id, states, weight.detach().to("cpu", copy=True), softcap)
+    head = weight.detach().to("cpu", copy=True) if like is None else like.head
+    return BaseStates(rows, pad_token_id, states, head, softcap)
+
+
+def with_drifts(scores: SuiteScores, model: nn.Module, bases: Mapping[str, BaseStates]) -> SuiteScores:
+    """Add the drifts of `model` from the base to its scores; bases: {name in `results.DRIFTS`: the base's states}."""
+    return replace(scores, **{name: base.drift(model) for name, base in bases.items()})
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from ..errors import CofituneError
 from ..models.generate import continue_prompts
 from ..models.mode import left_as_found
 from .ifeval import followed_instructions, known_instructions
-from .metrics import FollowedItem
 from .results import Score, score_of
 from .tasks import METRICS, Task
 from .text_metrics import marked_answer, text_scorer
@@ -35,8 +34,10 @@ def generation_score(
     - response: bleu, chrf and rouge_l against the references, or against the response of a row without references. If
       every response has an answer after ####, as in GSM8K, there are two more: exact_answer is the fraction of texts
       whose number after the first #### is that answer, and last_number the fraction whose last number is.
-    - instruction (IFEval): prompt_strict is the fraction of prompts whose instructions are all followed, and
-      instruction_strict the fraction of instructions that are followed, by lm-eval's checkers.
+    - instruction (IFEval): prompt_level_strict_acc is the fraction of prompts whose instructions are all followed, and
+      inst_level_strict_acc the fraction of instructions that are followed, by lm-eval's checkers; the two of the name
+      loose_acc forgive asterisks, a first and a last line. Prompts that cannot be checked here are left out, see
+      `ifeval.known_instructions`; the score's n counts the others.
 
     All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else bleu. max_new_tokens replaces
     that of the task. The items keep the texts. Model and tokenizer are restored, see `left_as_found`.
@@ -54,8 +55,7 @@ def generation_score(
         max_tokens_per_batch=max_tokens_per_batch, where=[item.where for item in items],
     )
     if task.kind == "instruction":
-        followed = followed_instructions(items, texts)
-        return score_of(list(map(FollowedItem, texts, followed)), task.primary, METRICS["instruction"])
+        return score_of(followed_instructions(items, texts), task.primary, METRICS["instruction"])
     references = [item.references or (item.response,) for item in items]
     answers = all(marked_answer(text) is not None for texts in references for text in texts)
     scored = [score(text.strip(), wanted, answers) for text, wanted in zip(texts, references, strict=True)]

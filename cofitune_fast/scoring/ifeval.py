@@ -6,11 +6,12 @@ import contextlib
 import io
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from ..errors import CofituneError
+from .metrics import FollowedItem
 from .tasks import InstructionItem
 
 _NEED_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
@@ -42,24 +43,30 @@ def known_instructions(items: Sequence[InstructionItem]) -> list[InstructionItem
     return kept
 
 
-def followed_instructions(items: Sequence[InstructionItem], texts: Sequence[str]) -> list[tuple[bool, ...]]:
-    """For each item and each of its instructions: True if the text follows it. Strict: the text is taken as it is."""
+def followed_instructions(items: Sequence[InstructionItem], texts: Sequence[str]) -> list[FollowedItem]:
+    """For each item and each of its instructions: True if the text follows it, strictly and loosely."""
     from langdetect import DetectorFactory
 
     checkers, _ = _checkers()
-    followed = []
     state, seed = random.getstate(), DetectorFactory.seed
     try:
         DetectorFactory.seed = 0  # langdetect samples, so without a seed its answer can vary
-        random.seed(0)  # an instruction without arguments draws them at random
-        for item, text in zip(items, texts, strict=True):
-            example = checkers.InputExample(0, list(item.instructions), item.prompt, list(map(dict, item.arguments)))
-            outcome = checkers.test_instruction_following_strict(example, text)
-            followed.append(tuple(map(bool, outcome.follow_instruction_list)))
+        strict, loose = (_followed(checkers, check, items, texts) for check in (
+            checkers.test_instruction_following_strict, checkers.test_instruction_following_loose))
+        return list(map(FollowedItem, texts, strict, loose))
     finally:
         random.setstate(state)
         DetectorFactory.seed = seed
-    return followed
+
+
+def _followed(
+    checkers: Any, check: Callable[..., Any], items: Sequence[InstructionItem], texts: Sequence[str]
+) -> list[tuple[bool, ...]]:
+    random.seed(0)  # an instruction without arguments draws them at random
+    examples = [checkers.InputExample(0, list(item.instructions), item.prompt, list(map(dict, item.arguments)))
+                for item in items]
+    return [tuple(map(bool, check(example, text).follow_instruction_list))
+            for example, text in zip(examples, texts, strict=True)]
 
 
 @cache

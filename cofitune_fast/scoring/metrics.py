@@ -33,10 +33,15 @@ class GeneratedItem(NamedTuple):
 
 
 class FollowedItem(NamedTuple):
-    """A generated response, and for each instruction of its prompt True if the response follows it."""
+    """A generated response, and for each instruction of its prompt True if the response follows it.
+
+    followed: the text as it is (strict). loose: the text, or what is left without asterisks, its first or its last
+    line; None in files that were written without.
+    """
 
     text: str
     followed: tuple[bool, ...]
+    loose: tuple[bool, ...] | None = None
 
 
 class DriftItem(NamedTuple):
@@ -112,7 +117,9 @@ METRICS = {
     "rouge_l": Metric(GeneratedItem, lambda item: (item.rouge_l, 1), ratio),
     "exact_answer": Metric(GeneratedItem, lambda item: (item.exact_answer, 1), ratio),
     "last_number": Metric(GeneratedItem, lambda item: (item.last_number, 1), ratio),
-    "prompt_strict": Metric(FollowedItem, lambda item: (all(item.followed), 1), ratio),
-    "instruction_strict": Metric(FollowedItem, lambda item: (sum(item.followed), len(item.followed)), ratio),
+    "prompt_level_strict_acc": Metric(FollowedItem, lambda item: (all(item.followed), 1), ratio),
+    "inst_level_strict_acc": Metric(FollowedItem, lambda item: (sum(item.followed), len(item.followed)), ratio),
+    "prompt_level_loose_acc": Metric(FollowedItem, lambda item: (all(item.loose), 1), ratio),
+    "inst_level_loose_acc": Metric(FollowedItem, lambda item: (sum(item.loose), len(item.loose)), ratio),
     "kl": Metric(DriftItem, lambda item: (item.kl, item.tokens), ratio),
 }

@@ -25,6 +25,12 @@ from .suite import GROUPS, VERSATILITY
 SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
 """Figures of a suite. Each has a standard error NAME_se in SuiteScores and in its dictionary."""
 
+DRIFTS = {"drift": "instruction", "task_drift": "speciality"}
+"""KLs to the base in SuiteScores, and the group on whose responses each is measured."""
+
+_FORMER = {"prompt_strict": "prompt_level_strict_acc", "instruction_strict": "inst_level_strict_acc"}
+"""Former names of metrics in files, and their names now."""
+
 
 class ItemScore(NamedTuple):
     """Score of one item.
@@ -61,9 +67,9 @@ class Score:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Score:
-        metric, items = entry["metric"], entry.get("items", ())
+        metric, items = _FORMER.get(entry["metric"], entry["metric"]), entry.get("items", ())
         read = partial(metrics.read_item, metric) if metric in metrics.METRICS else lambda values: ItemScore(*values)
-        return cls(**{**entry, "items": [read(item) for item in items]})
+        return cls(**{**entry, "metric": metric, "items": [read(item) for item in items]})
 
 
 def make_score(items: Sequence[ItemScore], metric: str, success: str) -> Score:
@@ -135,7 +141,8 @@ class SuiteScores:
     Spec and each of the three groups is the mean of its k tasks, with se^2 = sum of se^2 / k^2. Vers is the mean of
     knowledge, reasoning and instruction, with its error likewise. Uni = Spec + Vers, with
     se^2 = se(Spec)^2 + se(Vers)^2.
-    drift: drift from the base, if it was measured. It is part of none of the figures.
+    drift: KL to the base on the responses of the instruction tasks, if it was measured; task_drift: the same on those
+    of the speciality. They are part of none of the figures.
     """
 
     spec: float
@@ -152,6 +159,7 @@ class SuiteScores:
     uni_se: float
     tasks: Mapping[str, Mapping[str, Score]] = field(default_factory=dict, repr=False)
     drift: Score | None = field(default=None, repr=False)
+    task_drift: Score | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tasks: Mapping[str, Mapping[str, Score]]) -> SuiteScores:
@@ -170,7 +178,7 @@ class SuiteScores:
         return cls(**values, **errors, tasks=tasks)
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
-        """Plain values for JSON: the figures, each with NAME_se, "tasks" and, if measured, "drift".
+        """Plain values for JSON: the figures, each with NAME_se, "tasks" and, if measured, "drift" and "task_drift".
 
         items: True adds the per-item values.
         """
@@ -179,8 +187,8 @@ class SuiteScores:
             group: {name: score.to_dict(items) for name, score in scores.items()}
             for group, scores in self.tasks.items()
         }
-        drift = {"drift": self.drift.to_dict(items)} if self.drift is not None else {}
-        return {**figures, "tasks": tasks, **drift}
+        drifts = {name: score.to_dict(items) for name in DRIFTS if (score := getattr(self, name)) is not None}
+        return {**figures, "tasks": tasks, **drifts}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> SuiteScores:
@@ -193,8 +201,8 @@ class SuiteScores:
             group: {name: Score.from_dict(score) for name, score in scores.items()}
             for group, scores in entry.get("tasks", {}).items()
         }
-        drift = Score.from_dict(entry["drift"]) if entry.get("drift") else None
-        return cls(**{key: entry[key] for key in keys}, tasks=tasks, drift=drift)
+        drifts = {name: Score.from_dict(entry[name]) for name in DRIFTS if entry.get(name)}
+        return cls(**{key: entry[key] for key in keys}, tasks=tasks, **drifts)
 
 
 def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:

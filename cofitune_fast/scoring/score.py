@@ -99,9 +99,11 @@ def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encode
     ]
 
 
-def choose_drift_rows(model: nn.Module, tokenizer: Any, suite: Suite, count: int) -> list[Encoded]:
-    """Select the first `count` rows from the suite's instruction tasks with responses, in equal shares per task."""
-    tasks = [task for task in suite.instruction if task.kind == "response"]
+def choose_drift_rows(
+    model: nn.Module, tokenizer: Any, suite: Suite, count: int, group: str = "instruction"
+) -> list[Encoded]:
+    """Select the first `count` rows from the tasks of a group that have responses, in equal shares per task."""
+    tasks = [task for task in suite.groups()[group] if task.kind == "response"]
     share = math.ceil(count / max(1, len(tasks)))
     return [row for task in tasks for row in task_rows(task, tokenizer, _longest(model))[:share]][:count]
 

@@ -16,9 +16,13 @@ METRICS = {
     "choice": ("accuracy", "likelihood"),
     "continuation": ("likelihood", "exact"),
     "response": get_args(ResponseMetric),
-    "instruction": ("prompt_strict", "instruction_strict"),
+    "instruction": ("prompt_level_strict_acc", "inst_level_loose_acc", "inst_level_strict_acc",
+                    "prompt_level_loose_acc"),
 }
-"""Metrics that can be a task's value, by kind of task. The first is the primary one."""
+"""Metrics that can be a task's value, by kind of task. The first is the primary one.
+
+Those of instructions (IFEval) have lm-eval's names.
+"""
 
 GENERATED = METRICS["response"][2:] + METRICS["instruction"]
 """Metrics that need generated text."""

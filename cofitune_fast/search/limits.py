@@ -10,7 +10,7 @@ from ..errors import CofituneError
 
 @dataclass(frozen=True)
 class Need:
-    """What the whole training of one region needs, predicted.
+    """Predicted need of the whole training of one region.
 
     Attributes:
         time: operations as a share of one full fine-tuning's; for a model with the size and rows at hand, the share of

@@ -57,7 +57,7 @@ class Node:
 
     @property
     def measure(self) -> Measure:
-        """What the last rung was judged by."""
+        """Figure that the last rung was judged by."""
         return "uni" if "uni" in self.scores else "signal"
 
     @property

@@ -28,6 +28,7 @@ from ..models import LoadedModel, dtype_name
 from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
 from ..regions import BaseInfo, Layout, Region, Trainable, resolve_layout, restore
 from ..scoring import (
+    DRIFTS,
     BaseStates,
     Signal,
     Suite,
@@ -151,7 +152,7 @@ class Workbench:
         self._anchors: dict[AnchorSettings, Anchor] = {}
         self._suites: dict[str, Suite] = {}
         self._suite_tokens: dict[str, tuple[int, int]] = {}
-        self._base_states: dict[tuple[str, int], BaseStates | None] = {}
+        self._base_states: dict[tuple[str, int, str], BaseStates | None] = {}
 
     @cached_property
     def train_rows(self) -> list[Encoded]:
@@ -240,8 +241,8 @@ class Workbench:
         with prefix or nullcontext():
             yield prefix
 
-    def base_states(self, split: str, rows: int) -> BaseStates | None:
-        """Compute the base's states for the drift on at most `rows` responses of the split's instruction tasks, once.
+    def base_states(self, split: str, rows: int, group: str = "instruction") -> BaseStates | None:
+        """Compute the base's states for the drift on at most `rows` responses of a group's tasks in the split, once.
 
         The model must hold the base's bytes.
 
@@ -251,13 +252,19 @@ class Workbench:
         Raises:
             CofituneError: the model holds other bytes.
         """
-        key = split, rows
+        key = split, rows, group
         if key not in self._base_states:
-            chosen = choose_drift_rows(self.model, self.tokenizer, self.suite(split), rows)
+            chosen = choose_drift_rows(self.model, self.tokenizer, self.suite(split), rows, group)
             if chosen:
                 self._require_base("The drift is from the base")
-            self._base_states[key] = base_states(self.model, chosen, self.pad_token_id) if chosen else None
+            like = next(filter(None, self._base_states.values()), None)
+            self._base_states[key] = base_states(self.model, chosen, self.pad_token_id, like=like) if chosen else None
         return self._base_states[key]
+
+    def all_base_states(self, split: str, rows: int) -> dict[str, BaseStates]:
+        """Compute the base's states for each KL of `scoring.DRIFTS` on at most `rows` responses each, by its name."""
+        found = {name: self.base_states(split, rows, group) for name, group in DRIFTS.items()}
+        return {name: states for name, states in found.items() if states is not None}
 
     def importance(
         self,

@@ -15,6 +15,7 @@ from anchor.anchor_cases import (
     step_of_ours,
     task_data,
 )
+from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 
 from cofitune_fast.anchor import AnchorSettings, open_anchor
@@ -102,6 +103,15 @@ def test_it_is_made_once_and_again_where_it_is_damaged(tmp_path, monkeypatch):
         file.write_bytes(file.read_bytes()[:200])
     assert opened(tmp_path).rows[2].input_ids == first.rows[2].input_ids
     assert len(made) == 2
+
+
+def test_what_it_took_is_kept_and_unknown_of_a_file_without_it(tmp_path):
+    made, found = opened(tmp_path), opened(tmp_path)
+    assert found.seconds == round(made.seconds, 3) > 0
+    (path,) = (tmp_path / "anchor").glob("*.safetensors")
+    save_file(load_file(path), path, {"settings": "{}"})  # as an older version wrote it
+    older = opened(tmp_path)
+    assert older.seconds is None and [row.input_ids for row in older.rows] == [row.input_ids for row in made.rows]
 
 
 def test_prompts_of_the_task_and_of_a_data_file(tmp_path):

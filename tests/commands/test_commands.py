@@ -73,11 +73,16 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     base = json.loads(cofitune("evaluate", *arguments(tiny_run), "--json")[1])
     tuned = json.loads(cofitune("evaluate", *arguments(tiny_run, delta=delta), "--json")[1])
     assert tuned["spec"] > base["spec"] and "drift" not in base
-    drift = tuned.pop("drift")
-    assert drift["metric"] == "kl" and drift["n"] == 4 and drift["value"] > 0
+    drifts = [tuned.pop(name) for name in ("drift", "task_drift")]
     lines = cofitune("evaluate", *arguments(tiny_run, delta=delta))[1].splitlines()
-    assert any(line.split()[:4] == ["drift", "from", "the", "base"] and f"kl {drift['value']:.3f}" in line
-               for line in lines), lines
+    for drift, words in zip(drifts, (["drift", "from", "the", "base"], ["drift", "from", "the", "base,", "on"]),
+                            strict=True):
+        assert drift["metric"] == "kl" and drift["n"] == 4 and drift["value"] > 0
+        assert any(line.split()[: len(words)] == words and f"kl {drift['value']:.3f}" in line
+                   for line in lines), lines
+    assert tuned["resolution"][0]["sentence"] in lines
+    assert tuned["resolution"][0]["smallest"] == pytest.approx(1.959964 * 2**0.5 * tuned["vers_se"], rel=1e-6)
+    _against_its_base(cofitune, tiny_run, delta, base, tuned)
 
     out_folder = tmp_path / "merged"
     status, _, err = cofitune("merge", "--model", tiny_run["model"], "--delta", delta, "--output", out_folder)
@@ -88,6 +93,25 @@ def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     status, _, err = cofitune("train", *arguments(tiny_run, **region))
     assert status == 2 and "holds the result of an earlier run" in err
     assert cofitune("train", *arguments(tiny_run, **region), "--overwrite")[0] == 0
+
+
+def _against_its_base(cofitune, tiny_run, delta, base, tuned):
+    status, out, err = cofitune("evaluate", *arguments(tiny_run, delta=delta), "--against-base", "--json")
+    assert status == 0, err
+    against = json.loads(out)["against_base"]
+    for figure, difference in against["differences"].items():
+        assert difference["value"] == pytest.approx(tuned[figure] - base[figure], abs=1e-12)
+        assert difference["se"] < 2**0.5 * max(base[f"{figure}_se"], tuned[f"{figure}_se"]) + 1e-9
+    for group in ("knowledge", "reasoning"):
+        (before,), (after,) = (scores["tasks"][group].values() for scores in (base, tuned))
+        flips = against["flips"][group]
+        assert flips["items"] == before["n"]
+        assert flips["wrong_to_right"] - flips["right_to_wrong"] == round(
+            before["n"] * (after["metrics"]["accuracy"] - before["metrics"]["accuracy"]))
+    lines = cofitune("evaluate", *arguments(tiny_run, delta=delta), "--against-base")[1].splitlines()
+    assert any(line.split()[:2] == ["flips", "vers"] for line in lines), lines
+    status, _, err = cofitune("evaluate", *arguments(tiny_run), "--against-base")
+    assert status == 2 and "--against-base compares a delta with its base" in err
 
 
 def test_without_region_and_rate_the_default_ones_are_taken(cofitune, tiny_run):

@@ -58,6 +58,13 @@ def test_from_yaml_to_comparison_and_again(command_line, config, tiny_run, tmp_p
     status, out, err = command_line("compare", "-c", path)
     assert status == 0 and "of 4" not in err
     assert "small-lora" in out and "comparison.html" in out
+    assert "Flips" in out
+    assert all(f"{entry['task']}: {entry['sentence']}" in " ".join(out.split()) for entry in content["resolution"])
+    status, out, err = command_line("compare", "-c", path, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert status == 0 and len(plan["runs"]) == 4 and all(run["done"] for run in plan["runs"])
+    assert [(entry["task"], entry["figure"]) for entry in plan["resolution"]] == [
+        (task, figure) for task in ("few", "letters") for figure in ("vers", "uni")]
     assert (tmp_path / "run" / "comparison.html").is_file()
 
 

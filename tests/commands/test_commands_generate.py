@@ -31,7 +31,8 @@ def test_the_model_writes_too(evaluate, tmp_path):
     content = json.loads(out)
     assert set(content["generation"]) == {f"{tmp_path.name}-test", "orders"}
     assert set(content["generation"]["orders"]["metrics"]) == {
-        "prompt_strict", "prompt_strict_se", "instruction_strict", "instruction_strict_se"}
+        f"{name}_acc{error}" for name in ("prompt_level_strict", "inst_level_strict", "prompt_level_loose",
+                                          "inst_level_loose") for error in ("", "_se")}
     assert set(content["tasks"]["instruction"]) == {"do-test"}
     assert content["harness"]["knowledge-test"]["n"] == 4
     assert "uni" in content
@@ -45,6 +46,6 @@ def test_a_run_may_count_generated_scores(evaluate):
     status, out, err = evaluate("--json", versatility__generate="true", data__metric="chrf")
     assert status == 0, err
     tasks = json.loads(out)["tasks"]
-    assert tasks["instruction"]["orders"]["metric"] == "prompt_strict"
+    assert tasks["instruction"]["orders"]["metric"] == "prompt_level_strict_acc"
     assert tasks["speciality"]["speciality-test"]["metric"] == "chrf"
     assert 0 <= json.loads(out)["spec"] < 1

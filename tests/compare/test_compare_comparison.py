@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,11 +11,14 @@ from artefact_cases import assert_described
 from comparison_cases import Recorder, make_bench, make_setup
 from tiny import make_tiny_model, write_jsonl
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.compare import Comparison, ComparisonSettings
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.methods import read_methods
 from cofitune_fast.methods.entries import scores_row
 from cofitune_fast.methods.folder import RunFolder
+from cofitune_fast.report.comparison.changes import change_rows
+from cofitune_fast.scoring import with_drifts
 from cofitune_fast.training import MemorySettings
 
 METHODS = ["full-sft", {"name": "half", "method": "wise-ft", "alphas": [0.5, 1.0]}, "region"]
@@ -192,6 +196,54 @@ def test_a_folder_without_drift_goes_on_without(make, tmp_path):
     make(drift_rows=0)[0].run()
     with pytest.raises(CofituneError, match="drift_rows was 0, is 4"):
         make(drift_rows=4)[0].run()
+
+
+def test_a_folder_from_before_the_kl_on_the_task_goes_on_and_shows_what_is_missing(make, bench, tmp_path):
+    """Runs of such a folder lack the KL on the task and the whole preparation; new ones beside them have both."""
+    states = {split: bench.all_base_states(split, 4) for split in ("valid", "test")}
+    drifted = {split: with_drifts(bench.score(split), bench.model, states[split]).to_dict(items=True)
+               for split in states}
+
+    def answer(job):
+        cost = {"seconds": 3.0, "training_seconds": 1.0, "scoring_seconds": 2.0, "tokens": 5, "trained_parameters": 7,
+                "peak_memory_bytes": 9, "preparation_seconds": 4.0, "whole_preparation_seconds": 6.0,
+                "anchor_tokens": 2, "written_tokens": 3}
+        return {"state": "done", "why": None, "cost": cost, "training": None,
+                "scores": [{"alpha": alpha, **drifted} for alpha in job.get("alphas", [None])]}
+
+    def former(job):
+        result = copy.deepcopy(answer(job))
+        for key in ("whole_preparation_seconds", "anchor_tokens", "written_tokens"):
+            del result["cost"][key]
+        for scores in result["scores"]:
+            for split in ("valid", "test"):
+                del scores[split]["task_drift"]
+        return result
+
+    make(["region"], {"region": [1e-3]}, answer=former, drift_rows=4)[0].run()
+    comparison, recorder = make(["region", "full-sft"], {"region": [1e-3], "full-sft": [1e-4]}, answer=answer,
+                                drift_rows=4)
+    content = comparison.run()
+    assert len(trained(recorder)) == 2  # the new method alone
+    assert_described("comparison", content)
+    old, new = (next(curve for curve in content["curves"] if curve["method"] == name)["points"][0]
+                for name in ("region", "full-sft"))
+    assert "drift" in old["test"] and "task_drift" not in old["test"] and "task_drift" in new["test"]
+    assert "whole_preparation_seconds" not in old["cost"] and new["cost"]["whole_preparation_seconds"] == 6.0
+    assert set(content["runs"][-1]["test"]["task_drift"]) == {"kl", "kl_se"}
+    rows = {row.name: row for row in change_rows(checked("comparison", content), "letters")}
+    assert (rows["region"].drifts[1], rows["full-sft"].drifts[1]) == ("–", "0.0000")
+    assert [cell.text.replace("\u00a0", " ") for cell in rows["region"].costs] == ["1.0 s", "≥ 5.0 s", "≥ 5", "–"]
+    assert [cell.text.replace("\u00a0", " ") for cell in rows["full-sft"].costs] == ["1.0 s", "7.0 s", "7", "3"]
+
+
+def test_what_the_suite_can_show_is_known_once_the_base_is_scored(make):
+    comparison, _ = make()
+    assert comparison.resolution() == []
+    comparison.run()
+    vers, uni = comparison.resolution()
+    assert (vers["task"], vers["figure"], uni["figure"], vers["paired"]) == ("letters", "vers", "uni", False)
+    assert vers["needed"] > vers["items"] and f"{vers['smallest']:.3f}" in vers["sentence"]
 
 
 def test_a_second_comparison_in_the_folder_is_refused(make, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.methods import CATALOGUE, Recipe, read_methods, run_method
 from cofitune_fast.methods.run import mixed_rows, random_half, what_is_trained
 from cofitune_fast.models.fingerprint import tensor_digests
+from cofitune_fast.scoring import DRIFTS
 from cofitune_fast.training import LossNotFinite, TrainOptions, TrainResult
 
 REGION = "ffn.up+ffn.down@2-3"
@@ -120,14 +122,15 @@ def test_the_base_is_scored_without_training_and_has_no_drift(tiny_run, bench, c
     result = run_method(bench, make_setup(tiny_run, bench), job)
     ((alpha, *parts),) = [one.values() for one in result["scores"]]
     for split, scores in zip(("valid", "test"), parts, strict=True):
-        drift = scores.pop("drift")
+        drifts = [scores.pop(name) for name in ("drift", "task_drift")]
         assert scores == bench.score(split).to_dict(items=True)
-        assert drift["value"] == 0 and drift["n"] == 3 and [kl for kl, _ in drift["items"]] == [0.0] * 3
+        for drift in drifts:
+            assert drift["value"] == 0 and drift["n"] == 3 and [kl for kl, _ in drift["items"]] == [0.0] * 3
     assert alpha is None and not calls
 
 
 @torch.no_grad()
-def test_the_drift_is_the_kl_to_the_base_on_the_instruction_rows_of_each_part(do, bench, monkeypatch):
+def test_the_drifts_are_the_kl_to_the_base_on_instruction_and_task_rows_of_each_part(do, bench, monkeypatch):
     def change(model):
         for parameter in model.parameters():
             parameter.mul_(1.25)
@@ -139,19 +142,19 @@ def test_the_drift_is_the_kl_to_the_base_on_the_instruction_rows_of_each_part(do
     monkeypatch.setattr(type(bench), "train", train)
     (scores,) = do({}, drift_rows=3)["scores"]
     (without,) = do({}, drift_rows=0)["scores"]
-    assert "drift" not in without["test"] and without["test"]["spec"] == scores["test"]["spec"]
+    assert not {"drift", "task_drift"} & without["test"].keys() and without["test"]["spec"] == scores["test"]["spec"]
     changed = copy.deepcopy(bench.model)
     change(changed)
-    for split in ("valid", "test"):
+    for split, (name, group) in itertools.product(("valid", "test"), DRIFTS.items()):
         expected = []
-        for example in bench.suite(split).instruction[0].items[:3]:
+        for example in bench.suite(split).groups()[group][0].items[:3]:
             row = encode_example(example, bench.tokenizer)
             p, q = (model(torch.tensor([row.input_ids])).logits[0, row.response_start - 1 : -1].double().log_softmax(-1)
                     for model in (bench.model, changed))
             expected.append([(p.exp() * (p - q)).sum(), len(p)])
-        found = torch.tensor(scores[split]["drift"]["items"], dtype=torch.float64)
+        found = torch.tensor(scores[split][name]["items"], dtype=torch.float64)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-7)
-        assert scores[split]["drift"]["value"] > 0
+        assert scores[split][name]["value"] > 0
 
 
 @pytest.mark.parametrize("recipe", [{}, {"region": REGION}, {"lora": {"rank": 4}}], ids=str)
@@ -225,7 +228,7 @@ def test_importance_of_general_rows_is_another_and_is_measured_once(do, bench, c
     task, first, again = (call.options.masks for call in calls)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], task[name]) for name in first)
-    assert len(list((tmp_path / "run" / "importance").iterdir())) == 2
+    assert len(list((tmp_path / "run" / "importance").glob("*.safetensors"))) == 2
     assert {call.options.mask_mode for call in calls} == {"update"}
 
 
@@ -238,16 +241,16 @@ def test_contrasted_importance_spares_what_the_task_needs(do, bench, calls, tmp_
         torch.testing.assert_close(mask, expected[name], rtol=0, atol=0)
     assert not all(torch.equal(mask, expected[name])
                    for name, mask in bench.masks(kept, call.trained, "rank").items())
-    assert len(list((tmp_path / "run" / "importance").iterdir())) == 2
+    assert len(list((tmp_path / "run" / "importance").glob("*.safetensors"))) == 2
 
 
 def test_loss_and_anchor_are_handed_on_the_anchor_made_from_the_base(do, bench, calls, monkeypatch):
-    monkeypatch.setattr(type(bench), "anchor", lambda self, settings: (settings, tensor_digests(self.model)),
-                        raising=False)
+    monkeypatch.setattr(type(bench), "anchor", lambda self, settings: SimpleNamespace(
+        made_with=(settings, tensor_digests(self.model)), rows=[], tokens=0, seconds=None))
     do({"lora": {}, "loss": "dft", "anchor": {"weight": 2.0}})
     (call,) = calls
     assert call.options.loss == "dft"
-    assert call.options.anchor == (AnchorSettings(2.0), bench.digests)  # before there were adapters
+    assert call.options.anchor.made_with == (AnchorSettings(2.0), bench.digests)  # before there were adapters
     assert call.options.storage == "auto"
 
 
@@ -286,3 +289,28 @@ def test_the_frozen_bottom_is_a_share_of_the_layers(bench):
     assert str(region) == "all@2-3"
     with pytest.raises(CofituneError, match="layer 9"):
         what_is_trained(Recipe(region="ffn@9"), bench.layout, 1)
+
+
+def test_the_anchors_cost_is_the_same_whichever_run_makes_it(do, bench, calls, monkeypatch, tmp_path):
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    anchor = {"weight": 1.0, "rows": 2, "texts": 3, "tokens": 4}
+    made = do({"region": REGION, "anchor": anchor})["cost"]
+    bench._anchors.clear()
+    found = do({"region": REGION, "anchor": anchor})["cost"]
+    assert made["whole_preparation_seconds"] == pytest.approx(found["whole_preparation_seconds"], abs=1e-3)
+    assert made["whole_preparation_seconds"] > 0
+    texts = calls[0].options.anchor.rows
+    assert found["written_tokens"] == sum(len(text.ids) for text in texts) > 0
+    # one epoch of two batches, each with 2 of the 3 texts
+    assert found["anchor_tokens"] == round(2 * 2 * sum(len(text.input_ids) for text in texts) / 3)
+    assert found["tokens"] == NOTHING_TRAINED.tokens
+    plain = do({"region": REGION})["cost"]
+    assert [plain[key] for key in ("whole_preparation_seconds", "anchor_tokens", "written_tokens")] == [0, 0, 0]
+
+
+def test_an_importance_keeps_its_seconds_and_one_without_them_costs_an_unknown_time(do, calls, tmp_path):
+    recipe = {"region": REGION, "mask": {"importance": "task"}}
+    costs = [do(recipe)["cost"]["whole_preparation_seconds"] for _ in range(2)]
+    assert costs[0] == costs[1] > 0
+    next((tmp_path / "run" / "importance").glob("*.json")).unlink()  # as an older version left it
+    assert do(recipe)["cost"]["whole_preparation_seconds"] is None

@@ -54,6 +54,14 @@ def page_of(report, folder):
     return text, parser
 
 
+def test_the_page_has_flips_where_they_were_counted(tmp_path):
+    counted = {"right_to_wrong": 9, "wrong_to_right": 2, "items": 240, "p": 0.0654}
+    _, page = page_of(synthetic_report(methods=[
+        method("base", 0.1, 0.6), method("full SFT", 0.4, 0.5, flips={"vers": counted})]), tmp_path)
+    assert {"Items that flipped", "−9 +2 of 240", "p 0.07"} <= set(page.text)
+    assert "Items that flipped" not in page_of(synthetic_report(), tmp_path)[0]
+
+
 def drawn(text: str) -> str:
     """The pictures of a page."""
     return "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))

@@ -217,7 +217,7 @@ def test_a_suite_takes_generated_tasks_in_when_asked(monkeypatch, suite_folder, 
     mine = {"path": suite_folder / "speciality" / "mine.jsonl", "metric": "bleu", "max_new_tokens": 3}
     groups = {group: suite_folder / group for group in ("knowledge", "reasoning", "instruction")}
     suite = read_suite({**groups, "generate": True}, speciality=mine)
-    script = ("all lower here, fine", "All lower", "no comma and lower case in this text")
+    script = ("all lower here, fine", "Sure!\nall lower", "no comma and lower case in this text")
     texts = {len(encoded(tiny_tokenizer, user(row["prompt"]))): text for row, text in zip(IFEVAL, script, strict=True)}
     write = lambda model, prompts, config, **_: [  # noqa: E731
         tiny_tokenizer(texts[len(prompt)], add_special_tokens=False)["input_ids"] for prompt in prompts]
@@ -225,7 +225,11 @@ def test_a_suite_takes_generated_tasks_in_when_asked(monkeypatch, suite_folder, 
     scores = score_suite(tiny_model, tiny_tokenizer, suite)
     followed = scores.tasks["instruction"]["ifeval"]
     assert [item.followed for item in followed.items] == [(False, True), (True, False), (True, True)]
-    assert (followed.value, followed.metrics["instruction_strict"]) == (pytest.approx(1 / 3), pytest.approx(4 / 6))
+    assert [item.loose for item in followed.items] == [(False, True), (True, True), (True, True)]
+    assert followed.metric == "prompt_level_strict_acc"
+    metrics = ("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc")
+    assert [followed.metrics[name] for name in metrics] == pytest.approx([1 / 3, 4 / 6, 2 / 3, 5 / 6])
+    assert followed.value == followed.metrics["prompt_level_strict_acc"]
     assert scores.instruction == pytest.approx((followed.value + scores.tasks["instruction"]["alpaca"].value) / 2)
     assert scores.tasks["speciality"]["mine"].metric == "bleu"
     assert [task.name for task in tasks_to_write(mine["path"], suite_folder)] == ["mine", "ifeval"]

@@ -11,8 +11,9 @@ import torch
 from tiny import write_jsonl
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.scoring import answer_scores, harness, harness_scores, read_task
+from cofitune_fast.scoring import answer_scores, generation_score, harness, harness_scores, read_task
 from cofitune_fast.scoring.score import task_rows
+from cofitune_fast.scoring.tasks import METRICS
 
 needs_lm_eval = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("lm_eval", "langdetect", "nltk", "immutabledict")),
@@ -59,6 +60,9 @@ def test_log_likelihoods_are_ours(files, tiny_model, tiny_tokenizer):
 def test_instructions_and_a_task_that_is_read_already(files, tiny_model, tiny_tokenizer):
     task = read_task(files["myorders"], generate=True)
     found = harness_scores(tiny_model, tiny_tokenizer, [task], chat=True, max_new_tokens=4)
+    ours = generation_score(tiny_model, tiny_tokenizer, task, max_new_tokens=4)
+    assert {name: found["myorders"][name] for name in METRICS["instruction"]} == {
+        name: ours.metrics[name] for name in METRICS["instruction"]}
     assert found["myorders"]["prompt_level_strict_acc"] == found["myorders"]["inst_level_strict_acc"]
     assert found["myorders"]["n"] == 3
 

@@ -87,9 +87,12 @@ def test_errors_agree_with_the_bootstrap_alone_and_paired(name):
 
 
 def test_ratios():
-    items = [FollowedItem("a", (True, False)), FollowedItem("b", (True,)), FollowedItem("c", (False, False, False))]
-    assert estimate("prompt_strict", items)[0] == pytest.approx(1 / 3)
-    assert estimate("instruction_strict", items)[0] == pytest.approx(2 / 6)
+    items = [FollowedItem("a", (True, False), (True, True)), FollowedItem("b", (True,), (True,)),
+             FollowedItem("c", (False, False, False), (False, True, False))]
+    assert estimate("prompt_level_strict_acc", items)[0] == pytest.approx(1 / 3)
+    assert estimate("inst_level_strict_acc", items)[0] == pytest.approx(2 / 6)
+    assert estimate("prompt_level_loose_acc", items)[0] == pytest.approx(2 / 3)
+    assert estimate("inst_level_loose_acc", items)[0] == pytest.approx(4 / 6)
     assert estimate("kl", [DriftItem(1.0, 3), DriftItem(2.0, 1)])[0] == pytest.approx(3 / 4)
 
 
@@ -97,13 +100,22 @@ def test_ratios():
 def test_scores_come_back_from_json(name):
     items = {
         "GeneratedItem": [text_scorer()(text, ["a b #### 3"], True) for text in ("a b #### 3", "c", "a b")],
-        "FollowedItem": [FollowedItem("a", (True, False)), FollowedItem("b", (True,))],
+        "FollowedItem": [FollowedItem("a", (True, False), (True, True)), FollowedItem("b", (True,), (True,))],
         "DriftItem": [DriftItem(0.5, 3), DriftItem(0.25, 1)],
     }[METRICS[name].item.__name__]
     score = score_of(items, name, (name,))
     again = Score.from_dict(json.loads(json.dumps(score.to_dict(items=True))))
     assert again == Score(**{**vars(score), "items": items})
     assert paired_difference(score, again) == (0, 0)
+
+
+def test_ifeval_of_a_file_with_the_former_name_and_without_loose_answers():
+    entry = {"value": 0.5, "se": 0.5, "n": 2, "metric": "prompt_strict", "metrics": {"prompt_strict": 0.5},
+             "items": [["a", [True, False]], ["b", [True]]]}
+    score = Score.from_dict(entry)
+    assert score.metric == "prompt_level_strict_acc"
+    assert score.items == [FollowedItem("a", (True, False)), FollowedItem("b", (True,))]
+    assert paired_difference(score, score) == (0, 0)
 
 
 @pytest.mark.parametrize(("text", "number"), [

@@ -1,7 +1,8 @@
 """Curves and verdicts of a comparison, computed with numpy from plain data.
 
-`curves_and_verdicts` makes two lists for comparison.json, described in `artefacts.comparison`: a `CurveEntry` for each
-task and method in their order, and a `Verdict` for each task and measure.
+`curves_and_verdicts` makes three lists for comparison.json, described in `artefacts.comparison`: a `CurveEntry` for
+each task and method in their order, a `Verdict` for each task and measure, and a `ResolutionEntry` for each task and
+figure.
 
 The *reference* is the method that `content["reference"]` names, or the one called full SFT, or else the method with the
 highest Spec at its best rate. A method's best rate is the one with the highest Uni on valid. A point without a run has
@@ -15,17 +16,19 @@ from typing import Any
 
 from ...artefacts.comparison import PointEntry
 from ...scoring import SuiteScores
+from .flips import flips_over_seeds
 from .points import MEASURES, Point, refuse_strangers, task_curves
+from .resolution import task_resolution
 from .verdicts import choices, task_verdicts
 
 
 def curves_and_verdicts(
     content: Mapping[str, Any], items: Mapping[str, Mapping[str, SuiteScores]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return {"curves", "verdicts"} of a comparison as plain values for JSON.
+    """Return {"curves", "verdicts", "resolution"} of a comparison as plain values for JSON.
 
     Args:
-        content: comparison.json without these two.
+        content: comparison.json without these three.
         items: {run id: {"valid": SuiteScores, "test": SuiteScores}} with per-item values, for every finished run and
             for the base as `base_name(task)`.
 
@@ -34,7 +37,7 @@ def curves_and_verdicts(
             runs have the same settings, or items belong to another run.
     """
     refuse_strangers(content)
-    curves, verdicts = [], []
+    curves, verdicts, resolution = [], [], []
     for task in content["tasks"]:
         found = task_curves(content, items, task)
         for method, points in found.methods.items():
@@ -48,7 +51,8 @@ def curves_and_verdicts(
                 "chosen": choices(found, method),
             })
         verdicts += task_verdicts(found, content)
-    return {"curves": curves, "verdicts": verdicts}
+        resolution += task_resolution(found)
+    return {"curves": curves, "verdicts": verdicts, "resolution": resolution}
 
 
 def point_dict(point: Point, base: Point) -> PointEntry:
@@ -62,5 +66,6 @@ def point_dict(point: Point, base: Point) -> PointEntry:
         "test": {figure: estimate.to_dict() for figure, estimate in point.test.items()},
         "minus_base": {figure: (estimate - base.test[figure]).to_dict() for figure, estimate in point.test.items()
                        if figure in base.test},
+        "flips": flips_over_seeds(base.suites, point.suites),
         "cost": point.cost or None,
     }

@@ -27,16 +27,17 @@ import numpy as np
 
 from ...artefacts.comparison import IntervalEntry
 from ...errors import CofituneError
-from ...scoring import GROUPS, SuiteScores, resampled_score, resampled_together
+from ...scoring import DRIFTS, GROUPS, Score, SuiteScores, resampled_score, resampled_together
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift")
+FIGURES = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni", "instruction_likelihood", "drift",
+           "task_drift")
 """Figures reported of a point; larger is better.
 
-They are the figures of a suite, and two measures of versatility that change before Vers does. instruction_likelihood:
-exp(-NLL per token), mean over the likelihood-scored tasks of the instruction group. drift: minus the KL to the base in
-nats per token, where it was measured.
+They are the figures of a suite, and measures of what changes before Vers does. instruction_likelihood:
+exp(-NLL per token), mean over the likelihood-scored tasks of the instruction group. drift and task_drift: minus the KL
+to the base in nats per token, on responses to instructions and on those of the task, where they were measured.
 """
 
 
@@ -110,9 +111,8 @@ def suite_estimates(suites: Mapping[str, SuiteScores]) -> dict[str, dict[str, Es
             value = math.fsum(task.value for task in tasks) / len(tasks)
             found[name]["instruction_likelihood"] = Estimate(value, draws[:, place])
     for name, suite in suites.items():
-        if suite.drift is not None:
-            draws = resampled_score("drift", suite.drift, RESAMPLES)
-            found[name]["drift"] = Estimate(0.0 - suite.drift.value, 0.0 - draws)
+        for drift, score in _drifts(suite).items():
+            found[name][drift] = Estimate(0.0 - score.value, 0.0 - resampled_score(drift, score, RESAMPLES))
     return found
 
 
@@ -122,7 +122,11 @@ def suite_values(suite: SuiteScores) -> dict[str, float]:
     if likelihood := _likelihood_only(suite):
         tasks = likelihood.tasks["instruction"].values()
         values["instruction_likelihood"] = math.fsum(task.value for task in tasks) / len(tasks)
-    return values if suite.drift is None else values | {"drift": 0.0 - suite.drift.value}
+    return values | {name: 0.0 - score.value for name, score in _drifts(suite).items()}
+
+
+def _drifts(suite: SuiteScores) -> dict[str, Score]:
+    return {name: score for name in DRIFTS if (score := getattr(suite, name)) is not None}
 
 
 def _likelihood_only(suite: SuiteScores) -> SuiteScores | None:
@@ -132,12 +136,13 @@ def _likelihood_only(suite: SuiteScores) -> SuiteScores | None:
 
 def _same_items(one: str, first: SuiteScores, other: str, second: SuiteScores) -> None:
     scores = [score for group in GROUPS for score in second.tasks.get(group, {}).values()]
-    scores += [second.drift] if second.drift is not None else []
+    scores += _drifts(second).values()
     if not scores or not all(score.items for score in scores):
         raise CofituneError(f"The scores {other} have no per-item values, which the intervals need; score it anew.")
-    drifts = [score.items for score in (first.drift, second.drift) if score is not None]
-    tokens = {tuple(item.tokens for item in items) for items in drifts}
-    if _items(first) != _items(second) or len(tokens) > 1:
+    drifts = [{name: [item.tokens for item in score.items] for name, score in _drifts(suite).items()}
+              for suite in (first, second)]
+    differ = any(drifts[0][name] != drifts[1][name] for name in drifts[0].keys() & drifts[1].keys())
+    if _items(first) != _items(second) or differ:
         raise CofituneError(
             f"The scores {one} and {other} are of other items or of another tokenizer, and cannot stand in one table; "
             "compare runs of one base and the same data."

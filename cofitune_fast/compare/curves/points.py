@@ -21,7 +21,11 @@ MEASURES = ("vers", "instruction_likelihood", "drift")
 
 @dataclass
 class Point:
-    """One learning rate (and alpha) of a method: runs by seed, mean figures on valid, estimates on test."""
+    """One learning rate (and alpha) of a method: runs by seed, mean figures on valid, estimates on test.
+
+    Attributes:
+        suites: scores on the test part by seed, with items.
+    """
 
     learning_rate: float
     alpha: float | None
@@ -29,6 +33,7 @@ class Point:
     missing: list[dict[str, Any]] = field(default_factory=list)
     valid: dict[str, float] = field(default_factory=dict)
     test: dict[str, Estimate] = field(default_factory=dict)
+    suites: dict[int, SuiteScores] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.learning_rate:g}" + ("" if self.alpha is None else f", alpha {self.alpha:g}")
@@ -91,12 +96,14 @@ def task_curves(content: Mapping[str, Any], items: Mapping[str, Mapping[str, Sui
         given = (run["test"] or {}).get("spec")
         if given is not None and abs(given - items[run["id"]]["test"].spec) > 1e-6:
             raise CofituneError(f"The per-item values of {run['id']} are not those of the run; score it anew.")
-    tested = suite_estimates({name: items[name]["test"] for name in names})
+    suites = {name: items[name]["test"] for name in names}
+    tested = suite_estimates(suites)
     valid = {name: suite_values(items[name]["valid"]) for name in names}
-    origin = Point(0.0, None, valid=valid[base], test=tested[base])
+    origin = Point(0.0, None, valid=valid[base], test=tested[base],
+                   suites=dict.fromkeys(content["seeds"], suites[base]))
     found = TaskCurves(task, origin, {
         method["name"]: _points([run for run in runs if run["method"] == method["name"]], content["seeds"],
-                                valid, tested)
+                                valid, tested, suites)
         for method in content["methods"]
     })
     found.reference = _reference(content, found)
@@ -104,7 +111,8 @@ def task_curves(content: Mapping[str, Any], items: Mapping[str, Mapping[str, Sui
 
 
 def _points(
-    runs: list[dict[str, Any]], seeds: list[int], valid: Mapping[str, Any], tested: Mapping[str, Any]
+    runs: list[dict[str, Any]], seeds: list[int], valid: Mapping[str, Any], tested: Mapping[str, Any],
+    suites: Mapping[str, SuiteScores],
 ) -> list[Point]:
     points: dict[tuple[float, float | None], Point] = {}
     for run in runs:
@@ -124,6 +132,7 @@ def _points(
         ]  # fmt: skip
         if point.runs:
             those = {seed: run["id"] for seed, run in point.runs.items()}
+            point.suites = {seed: suites[name] for seed, name in those.items()}
             point.valid = {
                 figure: math.fsum(valid[name][figure] for name in those.values()) / len(those)
                 for figure in FIGURES if all(figure in valid[name] for name in those.values())

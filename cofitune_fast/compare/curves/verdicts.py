@@ -12,6 +12,7 @@ import numpy as np
 
 from ...artefacts.comparison import Below, Chosen, ChosenPoint, IntervalEntry, Verdict, VerdictRowEntry
 from .draws import Estimate
+from .flips import flips_over_seeds
 from .frontier import mean_loss, supports, versatility_at
 from .points import MEASURES, TOLERANCE, Point, TaskCurves, plain_name
 
@@ -43,6 +44,7 @@ def _row(point: Point, reference: Point) -> ChosenPoint:
         "minus_reference": {figure: difference.to_dict() for figure, difference in differences.items()},
         "outcome": {figure: _sign(*difference.interval(), seeds) for figure, difference in differences.items()},
         "time_of_reference": times[0] / times[1] if None not in times and times[1] > 0 else None,
+        "flips": flips_over_seeds(reference.suites, point.suites) if point is not reference else {},
     }  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..flips import GROUPS as FLIPPED
 from ..style.numbers import percent, score
+from .changes import COSTS, change_rows, resolution_sentences
 from .losses import cost, losses
 from .planes import plane, styles_of
 from .rows import FIGURES, MEASURES, chosen_rows, equal_rows, figures_of, gaps, verdict_of
@@ -47,6 +49,8 @@ def comparison_values(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "colors": {name: look.color for name, look in styles.items()},
         "figures": FIGURES,
+        "flipped": FLIPPED,
+        "cost_titles": COSTS,
         "measures": MEASURES,
         "gaps": gaps(content),
         "tasks": [_task(content, task, slug) for task, slug in slugs(content).items()],
@@ -64,6 +68,9 @@ def _task(content: dict[str, Any], task: str, slug: str) -> dict[str, Any]:
         "rows": chosen_rows(content, task),
         "kept": _kept(content, task),
         "equal": equal_rows(content, task),
+        "changes": (changes := change_rows(content, task)),
+        "flipped": [group for group in FLIPPED if any(group in row.flips for row in changes)],
+        "resolution": resolution_sentences(content, task),
         "judged": list(judged),
         "rivals": first["rivals"] if first else [],
         "target": f"{score(first['target']['value'])} [{score(first['target']['low'])}, "

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MEASURES = {"vers": "Vers", "instruction_likelihood": "Instruction likelihood", "drift": "KL to base"}
+KLS = ("drift", "task_drift")
 FIGURES = {"spec": "Spec", "vers": "Vers", "knowledge": "Knowledge", "reasoning": "Reasoning",
-           "instruction": "Instruction", "instruction_likelihood": "Instruction likelihood", "drift": "KL to base"}
+           "instruction": "Instruction", "instruction_likelihood": "Instruction likelihood", "drift": "KL to base",
+           "task_drift": "KL to base on the task"}
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ def shown(figure: str, value: float | None, signed: bool = False) -> str:
     """Format a figure: the KL as a positive number of nats with four decimals, everything else with three."""
     if value is None:
         return MISSING
-    if figure == "drift":
+    if figure in KLS:
         return f"{-value:+.4f}" if signed else f"{abs(value):.4f}"
     return f"{value:+.3f}" if signed else score(value)
 
 
 def interval_text(figure: str, interval: dict[str, float], signed: bool = False) -> str:
-    ends = [interval["low"], interval["high"]] if figure != "drift" else [interval["high"], interval["low"]]
+    ends = [interval["low"], interval["high"]] if figure not in KLS else [interval["high"], interval["low"]]
     return (f"{shown(figure, interval['value'], signed)} "
             f"[{', '.join(shown(figure, end, signed) for end in ends)}]")
 

@@ -10,6 +10,7 @@ from ...artefacts.run import BASE
 from ...artefacts.scores import SCORES
 from ...errors import CofituneError
 from ..differences import share
+from ..flips import counts, p_value
 from ..style.cell import Cell
 from ..style.numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
 from .sentences import UNFINISHED, failures
@@ -131,6 +132,21 @@ def plain_table(report: dict[str, Any]) -> str:
 def _state(report: dict[str, Any]) -> list[str]:
     """List remarks on a run that is unfinished or in which a method failed."""
     return [*([] if report["complete"] else [UNFINISHED]), *failures(report)]
+
+
+@dataclass(frozen=True)
+class FlipRow:
+    """Items of a method that flipped from the base: a cell per group, with the p of McNemar's exact test."""
+
+    name: str
+    cells: dict[str, Cell]
+
+
+def flip_rows(report: dict[str, Any]) -> list[FlipRow]:
+    """Make one row for each method whose items were compared with the base's."""
+    return [FlipRow(method["name"], {group: Cell(f"{counts(flips)} of {flips['items']}", f"p {p_value(flips['p'])}")
+                                     for group, flips in method["flips"].items()})
+            for method in report["methods"] if method["flips"]]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,7 +93,8 @@ def test_estimates_are_the_suites_figures_and_their_resamples():
         chat = scores.tasks["instruction"]["chat"].metrics["likelihood"]
         assert found[name]["instruction_likelihood"].value == pytest.approx(chat, rel=1e-12)
         np.testing.assert_allclose(found[name]["instruction_likelihood"].draws, drawn["instruction"], rtol=1e-12)
-    assert "drift" not in found["a"] and found["b"]["drift"].value == pytest.approx(-0.25)
+    assert not {"drift", "task_drift"} & found["a"].keys()
+    assert [found["b"][name].value for name in ("drift", "task_drift")] == pytest.approx([-0.25, -0.75])
     low, high = found["b"]["drift"].interval()
     assert (high - low) / 2 == pytest.approx(1.96 * suites["b"].drift.se, rel=0.1)
     assert suite_values(suites["b"]) == {key: entry.value for key, entry in found["b"].items()}
@@ -122,6 +124,14 @@ def test_other_items_are_refused():
         suite_estimates({"a": one, "b": bare})
     with pytest.raises(CofituneError, match="cannot stand in one table"):
         suite_estimates({"a": drifted(one, 0.0), "b": drifted(one, 0.1, items=30)})
+    with pytest.raises(CofituneError, match="cannot stand in one table"):
+        suite_estimates({"a": drifted(one, 0.0), "b": replace(drifted(one, 0.1, items=30), drift=None)})
+
+
+def test_a_run_from_before_there_was_a_kl_on_the_task_stands_beside_one_that_has_it():
+    one = drifted(suite("e2e", 0, 0, "test"), 0.1)
+    found = suite_estimates({"old": replace(one, task_drift=None), "new": one})
+    assert found["old"].keys() ^ found["new"].keys() == {"task_drift"}
 
 
 def test_a_share_of_a_loss_that_may_be_none_is_beyond_all_bounds():

@@ -14,16 +14,20 @@ from synthetic_comparison import METHODS, RATES, comparison
 
 from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.report import comparison_table, read_report, write_report
+from cofitune_fast.report import changes_table, comparison_table, read_report, write_report
+from cofitune_fast.report.comparison.changes import change_rows
 from cofitune_fast.report.comparison.losses import cost, losses
 from cofitune_fast.report.comparison.page import slugs
 from cofitune_fast.report.comparison.planes import plane, spread
 from cofitune_fast.report.comparison.rows import chosen_rows, equal_rows, gaps, verdict_of
+from cofitune_fast.report.flips import p_value
 from cofitune_fast.report.style.canvas import style
 from cofitune_fast.report.style.palette import GREY, LIGHT, highlighted_styles, method_styles
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
+
+OURS = "CoFiTune + anchor"
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,10 @@ def test_the_page_says_it_all(content, tmp_path):
             assert all(line in page for entry in row.figures.values() for line in entry)
         for row in equal_rows(checked("comparison", content), task):
             assert all(cell.small in page for cell in row.losses.values())
+        for row in change_rows(checked("comparison", content), task):
+            assert all(line in page for lines in row.flips.values() for line in lines)
+            assert all(cell.text in page and cell.small in page for cell in row.costs)
+        assert all(entry["sentence"] in page for entry in content["resolution"])
     assert "full SFT on e2e, failed: the loss became NaN at step 40 (4e-4 seed 2)" in page
     assert "2 of 3" in page and "1 of 3" in page and "2 failed" in page
 
@@ -211,6 +219,53 @@ def test_the_terminal_has_every_method_of_every_task(content):
     loss = next(row for row in verdict_of(content, "e2e", "vers")["rows"] if row["method"] == "LoRA")["loss"]
     interval = f"[{loss['low']:.3f},{loss['high']:.3f}]".replace("0.", ".")
     assert f"{loss['value']:.3f}" in text and interval in text
+
+
+def test_a_row_of_changes_has_the_flips_and_costs_of_its_best_rate(content):
+    curve = next(curve for curve in content["curves"] if (curve["task"], curve["method"]) == ("e2e", OURS))
+    point = curve["points"][curve["chosen"]["uni"]["point"]]
+    row = next(row for row in change_rows(checked("comparison", content), "e2e") if row.name == OURS)
+    flips, against = point["flips"]["vers"], curve["chosen"]["uni"]["flips"]["vers"]
+    first, by_seed, reference = row.flips["vers"]
+    lost, gained, other = (f"{number:.1f}".removesuffix(".0") for number in (
+        flips["right_to_wrong"], flips["wrong_to_right"], against["right_to_wrong"]))
+    assert first == f"−{lost} +{gained} of 400"
+    assert by_seed == "p " + ", ".join(f"{seed['p']:.2f}" for seed in flips["seeds"])
+    assert reference.startswith(f"ref. −{other} +")
+    assert [cell.text.replace("\u00a0", " ") for cell in row.costs] == ["6 min 42 s", "8 min 22 s", "150 K", "9.00 K"]
+    assert [cell.small.replace("\u00a0", " ") for cell in row.costs] == ["", "20 % preparation", "30.0 K of the anchor",
+                                                                         ""]
+    assert row.drifts == [f"{-point['test'][key]['value']:.4f}" for key in ("drift", "task_drift")]
+
+
+def test_the_table_of_changes_fits_into_a_terminal_and_takes_a_file_without_them(content):
+    from rich.console import Console
+
+    def printed(content):
+        out = io.StringIO()
+        Console(width=80, file=out).print(changes_table(content))
+        return out.getvalue()
+
+    text = printed(content)
+    for words in ("e2e", "gsm8k", *METHODS, "0.", "+9.00", "8 min 22"):
+        assert words in text.replace("\u00a0", " ")
+    assert "…" not in text
+    older = copy.deepcopy(content)
+    del older["resolution"]
+    for curve in older["curves"]:
+        for part in (*curve["points"], *filter(None, curve["chosen"].values())):
+            del part["flips"]
+        for point in curve["points"]:
+            for key in ("whole_preparation_seconds", "anchor_tokens", "written_tokens"):
+                (point["cost"] or {}).pop(key, None)
+    text = printed(older).replace("\u00a0", " ")
+    assert "≥ 9 min 2 s" in text  # 442 s of training, and the 100 s that one of its runs prepared
+    assert "≥ 6 min 42 s" in text and "≥ 120 K" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.0, "1.00"), (0.0123, "0.01"), (0.00123, "0.0012"), (1e-9, "<0.0001")])
+def test_p_values_as_text(value, text):
+    assert p_value(value) == text
 
 
 def test_the_command_takes_a_comparison(content, tmp_path):

@@ -9,7 +9,7 @@ from synthetic_report import failed_method, method, synthetic_report
 from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import methods_table, plain_table
-from cofitune_fast.report.run.tables import detail_rows
+from cofitune_fast.report.run.tables import detail_rows, flip_rows
 from cofitune_fast.report.style import numbers as n
 
 
@@ -35,6 +35,16 @@ def spaces(text: str) -> str:
 )  # fmt: skip
 def test_numbers_as_text(function, value, text):
     assert spaces(function(value)) == text
+
+
+def test_flips_are_shown_where_they_were_counted():
+    flips = {"vers": {"right_to_wrong": 9, "wrong_to_right": 2, "items": 240, "p": 0.0654},
+             "knowledge": {"right_to_wrong": 0, "wrong_to_right": 0, "items": 80, "p": 1.0}}
+    report = synthetic_report(methods=[method("base", 0.1, 0.6), method("full SFT", 0.4, 0.5, flips=flips)])
+    (row,) = flip_rows(checked("report", report))
+    assert row.name == "full SFT" and {key: (cell.text, cell.small) for key, cell in row.cells.items()} == {
+        "vers": ("−9 +2 of 240", "p 0.07"), "knowledge": ("−0 +0 of 80", "p 1.00")}
+    assert flip_rows(checked("report", synthetic_report())) == []
 
 
 def test_shortened_text_keeps_both_ends():
