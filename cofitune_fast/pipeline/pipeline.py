@@ -37,7 +37,7 @@ from ..trials.head import report_head
 from ..trials.workbench import content_digest
 from .checks import check_delta
 from .clock import Clock
-from .rows import against_full, failed_row, method_row
+from .rows import against_full, failed_row, method_row, resolution_notes
 
 TASK, SPLITS = "task", ("test",)
 COARSE, FINE, FULL = "CoFiTune coarse", "CoFiTune fine", "full SFT"
@@ -115,13 +115,14 @@ class Pipeline:
             runs = self._methods(search)
             for run, method in runs:
                 report["methods"].append(self._row(folder, run, method))
-                finished = {method.name: run.id for run, method in runs if folder.file(run.id).is_file()}
-                report["pairs"] = against_full({name: folder.read(id_) for name, id_ in finished.items()}, FULL)
+                finished = {one.name: folder.read(made.id) for made, one in runs if folder.file(made.id).is_file()}
+                report["pairs"] = against_full(finished, FULL)
+                shown = resolution_notes(folder.read(base_name(TASK)), finished.values())
                 if method.name == FINE:
                     report["checks"] = self._checks(run, report["methods"][-1])
-                self._write(report, start)
+                self._write(report, start, shown)
             report["complete"] = True
-            self._write(report, start)
+            self._write(report, start, shown)
         return report
 
     def search(self, title: str = "CoFiTune search") -> SearchResult:
@@ -276,8 +277,9 @@ class Pipeline:
     def _head(self, title: str) -> dict[str, Any]:
         return {**report_head(self.bench, title), "split": {"search": "valid", "report": "test"}}
 
-    def _write(self, report: ReportEntry, start: float) -> None:
+    def _write(self, report: ReportEntry, start: float, shown: list[str]) -> None:
         report["notes"] = [
+            *shown,
             "Every method ran at the one learning rate given to it; the order of the methods may depend on the rates.",
             "One seed. The search chose on the valid part only; every figure of the table is on the test part.",
             f"This call took {time.perf_counter() - start:.0f} s; results kept from an earlier call of the same run "

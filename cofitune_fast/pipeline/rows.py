@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..artefacts.run import MethodEntry, Pair
 from ..methods.entries import without
 from ..regions import Region
-from ..scoring import SuiteScores, resampled_together
+from ..scoring import SuiteScores, resampled_together, suite_resolution
 from ..search.uncertainty import Estimate
 
 
@@ -51,6 +51,12 @@ def against_full(entries: Mapping[str, Mapping[str, Any]], full: str) -> list[Pa
     return [{"first": name, "second": full,
              **{key: figure(name, key).minus(figure(full, key)).to_dict() for key in ("spec", "vers", "uni")}}
             for name in scored if name != full]
+
+
+def resolution_notes(base: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say what the items of the test part can show of Vers and Uni, from the files of the base and of the runs."""
+    scores, *others = (SuiteScores.from_dict(entry["items"]["test"]) for entry in (base, *entries) if entry["items"])
+    return [str(suite_resolution(scores, others, figure)) for figure in ("vers", "uni")]
 
 
 def failed_row(name: str, region: Region, why: str) -> MethodEntry:

@@ -33,6 +33,10 @@ class Ledger:
         """Scores and cost of the base on the validation part, or None."""
         return next(iter(self._journal.of_kind(BASE)), None)
 
+    def base_scores(self) -> SuiteScores:
+        """Read the base's scores with their items; they must have been kept."""
+        return SuiteScores.from_dict(read_json(self._file(BASE, 0.0), "scores of the base")["uni"])
+
     def rung(self, node: str, end: float) -> dict[str, Any] | None:
         """Return the job, scores and cost of a node's rung that ended at the fraction `end`, or None."""
         return self._rungs.get((node, end))

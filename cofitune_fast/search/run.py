@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..regions import DEFAULT_REGION, Region
+from ..scoring import suite_resolution
 from ..training import decisive
 from ..trials import TrialSetup, Workbench, clean_node
 from ..trials.priors import PriorName
@@ -274,6 +275,8 @@ class Search:
         scores, cost = self.ledger.base["scores"], self.ledger.base["cost"]
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
+        self.observer.note(str(suite_resolution(self.ledger.base_scores(),
+                                                confidence=self.settings.strategy.confidence)))
         self._seconds_per_flop = cost["seconds"] / cost["flops"]
         return self.ledger.base
 

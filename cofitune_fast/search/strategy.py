@@ -34,7 +34,7 @@ class Strategy:
     """
 
     name: str = "racing"
-    rungs: tuple[float, ...] = (0.125, 0.5, 1.0)
+    rungs: tuple[float, ...] = (0.125, 1.0)
     beam: int | None = 1
     race: bool = True
     keep: float = 0.5

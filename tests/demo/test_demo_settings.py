@@ -79,7 +79,7 @@ def test_its_training_arguments_and_space_are_accepted(no_package, tmp_path):
     for extra in ({}, config.search.training, config.run.full_sft_training):
         arguments = training_arguments({**config.training, **extra}, tmp_path)
         assert arguments.learning_rate == {**config.training, **extra}["learning_rate"]
-    assert len(space_levels(config.search.space)) == 3
+    assert len(space_levels(config.search.space)) == 1
 
 
 def test_overrides_lie_over_the_yaml(no_package):

@@ -32,6 +32,7 @@ LEVELS = space_levels([
 # up+down of 2-3 is best, of it layer 3, of that the up projection is as good as both
 SPEC = {"ffn.up+ffn.down@2-3": 0.7, "ffn.up+ffn.down@1-2": 0.6, "ffn.up+ffn.down@3": 0.8, "ffn.up+ffn.down@2": 0.5,
         "ffn.up@3": 0.8, "ffn.down@3": 0.6}
+RUNGS = {"racing": {"rungs": (0.125, 0.5, 1.0)}}  # one rung more than by default
 FIRST = ["attn.q+attn.v@0-1", "ffn.up+ffn.down@0-1", "attn.q+attn.v@1-2", "ffn.up+ffn.down@1-2", "attn.q+attn.v@2-3",
          "ffn.up+ffn.down@2-3"]
 
@@ -48,7 +49,8 @@ def make(tiny_run, tmp_path):
         setup = TrialSetup({"path": tiny_run["model"]}, bench.data,
                            {"learning_rate": 1e-3, "max_steps": 4, "per_device_train_batch_size": 8}, str(output))
         search = Search(bench, setup, SearchSettings(
-            levels, strategy=named_strategy(strategy, **(changes or {})), **settings), executor, observer, prior)
+            levels, strategy=named_strategy(strategy, **{**RUNGS.get(strategy, {}), **(changes or {})}),
+            **settings), executor, observer, prior)
         return search, Journal(output, {"seed": 1})
 
     return build
