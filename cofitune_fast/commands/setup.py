@@ -18,6 +18,7 @@ from ..models import load_model
 from ..models.sharded import started_by_torchrun
 from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
+from ..scoring import DRIFT_ROWS
 from ..search import Budget, Limits, Observer, Search, SearchSettings, named_strategy, space_levels
 from ..search.executors import Executor, InProcess
 from ..training import check_arguments
@@ -79,7 +80,7 @@ def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
     return TrialSetup(
         model, trial_data(settings), {**settings.training, **settings.search.training}, str(output), settings.storage,
         settings.memory, settings.search.checkpoint_minutes, settings.loss, settings.anchor,
-        settings.versatility.drift_rows,
+        min(settings.versatility.drift_rows, DRIFT_ROWS),
     )
 
 

@@ -150,7 +150,7 @@ class Pipeline:
         with Journal(self.output, self._search_identity()) as journal:
             result = self.tree_search.run(journal, finish=finish)
         spent = self.tree_search.ledger.spent()
-        self.clock.learn(spent["flops"], spent["seconds"])
+        self.clock.learn(spent["flops"], spent["flops"] * self.tree_search.ledger.pace)
         return result
 
     def _base_row(self, folder: RunFolder) -> MethodEntry:

@@ -17,12 +17,13 @@ from .resolution import (
 )
 from .results import DRIFTS, ItemScore, Score, SuiteScores, paired_difference
 from .score import choose_drift_rows, score_suite, score_task, scored_tokens
-from .signal import Signal, score_signal, signal_tasks
+from .signal import DRIFT_ROWS, Signal, score_signal, signal_tasks
 from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
 
 __all__ = [
     "DRIFTS",
+    "DRIFT_ROWS",
     "GROUPS",
     "VERSATILITY",
     "BaseStates",

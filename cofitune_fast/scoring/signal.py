@@ -22,8 +22,8 @@ from .results import Score, score_of
 from .score import score_task
 from .tasks import Task
 
-ROWS = 128
-"""Rows of each task of the speciality that are read. Paired differences of the likelihood need few."""
+ROWS, DRIFT_ROWS = 64, 32
+"""Most rows of a task of the speciality, and most responses for the drift. Paired differences need few."""
 
 
 @dataclass(frozen=True)

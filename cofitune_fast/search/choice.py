@@ -46,11 +46,14 @@ class Choice:
 Estimates = Callable[[str, float], Estimate | None]
 
 
-def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) -> Choice:
+def choose(
+    nodes: Mapping[str, Node], estimate: Estimates, confidence: float, *, stopped: bool = False
+) -> Choice:
     """Choose among the nodes that were trained longest.
 
     Args:
         estimate: (node, fraction of its training) -> its Estimate, or None if it was not scored there.
+        stopped: the search ended because its budget was spent.
 
     Raises:
         CofituneError: no node was scored.
@@ -69,10 +72,10 @@ def choose(nodes: Mapping[str, Node], estimate: Estimates, confidence: float) ->
         chosen, best, tied_with_best(finished), [best, *(name for name in pairs if name not in behind)],
         min(gaps, key=gaps.get, default=None), confidence, len(pairs), share_of_wins(finished, chosen), longest, "",
     )
-    return Choice(**{**vars(choice), "sentence": _sentence(choice, nodes, estimate)})
+    return Choice(**{**vars(choice), "sentence": _sentence(choice, nodes, estimate, stopped)})
 
 
-def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates) -> str:
+def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates, stopped: bool) -> str:
     def gap(one: str, other: str) -> str:
         """Describe the gap from `one` to `other`, at the fraction that `other` was trained to."""
         fraction = nodes[other].fraction
@@ -100,5 +103,6 @@ def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates) ->
             f"{choice.comparisons} comparisons)"
         )
     if choice.fraction < 1:
-        words.append(f". The budget ended when the nodes compared had {choice.fraction:g} of their training")
+        words.append(f". The budget ended when the nodes compared had {choice.fraction:g} of their training" if stopped
+                     else f". The nodes compared had {choice.fraction:g} of their training")
     return "".join(words) + "."

@@ -62,6 +62,12 @@ class Ledger:
         records = [*self._journal.of_kind(BASE), *self._rungs.values()]
         return {key: sum(record["cost"][key] for record in records) for key in COSTS}
 
+    @property
+    def pace(self) -> float:
+        """Seconds per operation so far; what writing the anchor took, which happens once, is left out."""
+        spent = self.spent()
+        return (spent["seconds"] - self.base["cost"]["training_seconds"]) / spent["flops"]
+
     def estimate(self, node: str, fraction: float, measure: Measure = "uni") -> Estimate:
         """Return a figure of a node (or of BASE at 0) after a fraction of its training, with bootstrap draws."""
         key = node, fraction, measure

@@ -119,7 +119,6 @@ class Search:
         self._regions: set[Any] = set()
         self.later = 0.0  # operations that follow the search, for the prediction of the time left
         self._seen: dict[int, float] = {}  # {lowest layer of a region: share of the rows whose states there are cached}
-        self._seconds_per_flop = 0.0
         walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
         self.likely = walk[-1][0].region if walk else Region.full()  # about as large as the region to be chosen
         self._left = {  # operations that each level may still take, for the prediction of the time left
@@ -162,7 +161,8 @@ class Search:
             raise CofituneError(f"The search ended before its first node: {stopped}")
         if not tried:
             raise CofituneError("The search space has no node for this model; give levels with layers and roles.")
-        choice = choose({node.id: node for node in tried}, self.estimate, self.settings.strategy.confidence)
+        choice = choose({node.id: node for node in tried}, self.estimate, self.settings.strategy.confidence,
+                        stopped=stopped is not None)
         result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
                               self.ledger.estimate, base["cost"], stopped)
         for node in tried:
@@ -170,7 +170,7 @@ class Search:
                 clean_node(self.setup, node.id, delta=True)
         self._left = {}
         self.observer.chosen(result.chosen, choice.sentence)
-        self.observer.remaining(self.later * self._seconds_per_flop)
+        self.observer.remaining(self.later * self.ledger.pace)
         return result
 
     def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
@@ -265,19 +265,19 @@ class Search:
 
     def _score_base(self) -> dict[str, Any]:
         if self.ledger.base is None:
-            self.observer.note("scoring the base (valid)")
+            anchored = self.setup.anchor.weight > 0
+            self.observer.note(f"{'writing the anchor and ' if anchored else ''}scoring the base (valid)")
             strategy = self.settings.strategy
             measures = sorted({strategy.measure(rung) for rung in strategy.rungs})
-            job = {"id": BASE, "region": None, "split": "valid", "measure": measures}
+            job = {"id": BASE, "region": None, "split": "valid", "measure": measures, "anchor": anchored}
             ((_, answer),) = self.executor.run([job])
             flops = sum(self.work.measuring(measure) for measure in measures)
             self.ledger.keep_base(answer, {"tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft})
-        scores, cost = self.ledger.base["scores"], self.ledger.base["cost"]
+        scores = self.ledger.base["scores"]
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
         self.observer.note(str(suite_resolution(self.ledger.base_scores(),
                                                 confidence=self.settings.strategy.confidence)))
-        self._seconds_per_flop = cost["seconds"] / cost["flops"]
         return self.ledger.base
 
     def need(self, region: Region) -> Need:
@@ -378,7 +378,7 @@ class Search:
         paid: list[dict[str, Any]] = []
         for job in jobs[: self.executor.slots] if budget.unit == "hours" else jobs:
             predicted = self._predicted(job)
-            total += budget.used(predicted["flops"] * self._seconds_per_flop, predicted["tokens"],
+            total += budget.used(predicted["flops"] * self.ledger.pace, predicted["tokens"],
                                  predicted["full_sft"])
             if total > budget.amount:
                 break
@@ -396,10 +396,8 @@ class Search:
             clean_node(self.setup, node.id)
         rivals = [other for other in self.nodes.values() if other.fraction == node.fraction]
         self.observer.finish(node, max(rivals, key=lambda other: other.figure), from_journal)
-        spent = self.ledger.spent()
-        self._seconds_per_flop = spent["seconds"] / spent["flops"]
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
-        self.observer.remaining((self.left + self.later) * self._seconds_per_flop)
+        self.observer.remaining((self.left + self.later) * self.ledger.pace)
 
 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:

@@ -34,6 +34,7 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
     Keys of `job`:
         id, region (None: the base), split, learning_rate, seed.
         measure: what is scored, some of "uni" and "signal"; by default ["uni"].
+        anchor: True to write the anchor's texts now, if they are not there yet, so that no node's time includes them.
         begin, end: fractions of the node's training.
         last: the node is finished after this job.
 
@@ -43,7 +44,10 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
         cost: seconds, training_seconds, scoring_seconds, trained_parameters, peak_memory_bytes, cached_rows and notes.
             The last three are 0 or empty if an earlier run of the job had trained already.
     """
-    start = trained = time.perf_counter()
+    start = time.perf_counter()
+    if job.get("anchor"):
+        bench.anchor(setup.anchor)
+    trained = time.perf_counter()
     if "signal" in job.get("measure", ()):
         bench.base_states(job["split"], setup.drift_rows)  # while the model is the base
     if job["region"] is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..anchor import NO_ANCHOR, AnchorSettings
 from ..models import load_model
+from ..scoring import DRIFT_ROWS
 from ..training import MemorySettings
 from .workbench import TrialData, Workbench
 
@@ -40,7 +41,7 @@ class TrialSetup:
     checkpoint_minutes: float = 5.0
     loss: str = "ce"
     anchor: AnchorSettings = NO_ANCHOR
-    drift_rows: int = 64
+    drift_rows: int = DRIFT_ROWS
     work: str | None = None
 
     def workbench(self) -> Workbench:
