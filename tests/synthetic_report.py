@@ -107,7 +107,8 @@ def racing_search(**more) -> dict:
             "learning_rate": 4e-4 if "attn" in roles else 2e-4, "trained_parameters": 26_000_000 >> level, **total,
             "fraction": fraction, "dropped": dropped, "best_of_level": key in "dhj", "tied": key in "hj",
             "difference": {"value": uni - 0.723, "se": 0.018, "low": uni - 0.758, "high": uni - 0.688},
-            "behind": None if key == "h" else behind, "rungs": rungs, **_scores(spec, vers), **_signal(spec),
+            "behind": None if key == "h" else behind, "need": {"time": 0.3 + 0.1 * level, "memory": None},
+            "rungs": rungs, **_scores(spec, vers), **_signal(spec),
         })  # fmt: skip
     cost = {name: sum(node[name] for node in nodes) for name in ("seconds", "tokens", "flops", "full_sft")}
     cost |= {"seconds": cost["seconds"] + 30, "full_sft": cost["full_sft"] + 0.04}  # scoring the base

@@ -77,6 +77,18 @@ def _name_of_node(value: Any) -> str | int:
     return value
 
 
+class NeedEntry(Entry, total=False):
+    """Predicted need of a region's whole training.
+
+    Attributes:
+        time: share of one full fine-tuning's, by counted operations.
+        memory: peak bytes on the device; null where it was not planned.
+    """
+
+    time: Number
+    memory: NumberOrNull
+
+
 class NodeEntry(Cost, Figures, SignalFigures, total=False):
     """Tried region; the scores are those of its last rung, the cost that of all rungs.
 
@@ -107,6 +119,7 @@ class NodeEntry(Cost, Figures, SignalFigures, total=False):
     tied: Annotated[bool, Read(bool), Missing(bool)]
     difference: Maybe[DifferenceEntry]
     behind: Maybe[DifferenceEntry]
+    need: Maybe[NeedEntry]
     rungs: Items[Rung]
 
 

@@ -17,6 +17,7 @@ from .run.sentences import headline
 from .run.tables import FOOTNOTE, TITLES, detail_rows, flip_rows, method_rows
 from .run.verdict import searched_on_report_split
 from .search.cost import search_cost
+from .search.frontier import search_frontier
 from .search.plane import search_plane
 from .search.rows import search_view
 from .search.sentences import search_headline
@@ -33,6 +34,7 @@ PICTURES = {  # name of the PNG: (drawing, description for readers who cannot se
     "tradeoff": (tradeoff, "Speciality against versatility of every method, with error bars"),
     "uni_bars": (uni_bars, "Uni of every method, split into speciality and versatility"),
     "search_tree": (search_tree, "The tree of searched regions with the Uni of each"),
+    "search_frontier": (search_frontier, "What each searched region promises against what its training costs"),
     "search_plane": (search_plane, "Speciality against versatility of every searched region, with the Pareto front"),
     "search_cost": (search_cost, "The cost of every searched region, rung by rung"),
     "importance": (importance_layers, "Importance of FFN units and attention heads by layer"),

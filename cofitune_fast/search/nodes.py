@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .limits import Need
 from .space import Candidate
 from .uncertainty import Measure
 
@@ -29,6 +30,7 @@ class Node:
     """A region that was tried.
 
     Attributes:
+        need: predicted need of its whole training.
         dropped: the reason why it was not trained further, or None.
     """
 
@@ -43,6 +45,7 @@ class Node:
     learning_rate: float
     rate_factor: float
     trained_parameters: int
+    need: Need | None = None
     rungs: list[Rung] = field(default_factory=list)
     dropped: str | None = None
     best_of_level: bool = False

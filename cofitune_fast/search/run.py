@@ -117,6 +117,7 @@ class Search:
         self.schedule = bench.schedule(setup.training)
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
+        self._needs: dict[Region, Need] = {}
         self.later = 0.0  # operations that follow the search, for the prediction of the time left
         self._seen: dict[int, float] = {}  # {lowest layer of a region: share of the rows whose states there are cached}
         walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
@@ -282,6 +283,11 @@ class Search:
 
     def need(self, region: Region) -> Need:
         """Predict what the whole training of a region needs, with nothing cached before."""
+        if region not in self._needs:
+            self._needs[region] = self._predict_need(region)
+        return self._needs[region]
+
+    def _predict_need(self, region: Region) -> Need:
         flops = self.work.training(lowest_layer(region, self.bench.layout), region.count(self.bench.model), 0.0, 1.0)
         return Need(flops / self.work.full_sft, self.memory_need(region) if self.memory_need is not None else None)
 
@@ -325,6 +331,7 @@ class Search:
             candidate.id, candidate.parent, candidate.level, level.name,
             short_label(candidate.roles, candidate.layers) + factor, str(candidate.region), candidate.roles,
             candidate.layers, self.rate(candidate, self.schedule.learning_rate), candidate.rate_factor, trained,
+            self.need(candidate.region),
         )
 
     def rate(self, candidate: Candidate, rate: float) -> float:

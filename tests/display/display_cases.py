@@ -24,7 +24,7 @@ def node(candidate: Candidate, *unis: float, dropped: str | None = None) -> Node
         cost = {"seconds": 12.0, "tokens": 100, "flops": 1e9, "full_sft": 0.05, "loss": float("nan")}
         rungs.append(Rung(fraction, scores, cost))
     return Node(candidate.id, candidate.parent, candidate.level, "broad range", "label", str(candidate.region),
-                candidate.roles, candidate.layers, 2e-4, candidate.rate_factor, 1000, rungs, dropped)
+                candidate.roles, candidate.layers, 2e-4, candidate.rate_factor, 1000, None, rungs, dropped)
 
 
 def race(display, until: int = 99) -> None:

@@ -58,7 +58,7 @@ class StubExecutor:
                 key: value for key, value in items["uni"].items() if key != "tasks"}
         seconds = self.seconds * (1.0 if job["region"] else 0.05)
         return {"items": items, "scores": scores,
-                "cost": {"seconds": seconds, "training_seconds": 1.0, "scoring_seconds": 1.0,
+                "cost": {"seconds": seconds, "training_seconds": 1.0 if job["region"] else 0.0, "scoring_seconds": 1.0,
                          "trained_parameters": 0, "peak_memory_bytes": 0, "cached_rows": 0, "notes": []}}
 
     def close(self):

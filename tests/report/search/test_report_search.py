@@ -13,6 +13,7 @@ from cofitune_fast.artefacts import checked
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.report import read_report, write_report
 from cofitune_fast.report.search.cost import parts, search_cost
+from cofitune_fast.report.search.frontier import frontier, points, search_frontier
 from cofitune_fast.report.search.plane import pareto_front, search_plane
 from cofitune_fast.report.search.rows import search_view
 from cofitune_fast.report.search.sentences import interval, search_headline
@@ -48,6 +49,20 @@ def test_the_additions_are_kept_and_may_all_be_absent():
     assert old["choice"] is None and old["base"] is None and old["test"] is None and old["complete"]
     assert all(item["fraction"] == 1.0 and item["rungs"] == [] and item["behind"] is None for item in old["nodes"])
     assert math.isnan(old["cost"]["full_sft"]) and math.isnan(old["nodes"][0]["learning_rate"])
+
+
+def test_the_frontier_joins_what_no_cheaper_region_equals():
+    nodes = [{"id": key, "need": {"time": time}, "rungs": [{"fraction": 0.25, "signal": signal}]}
+             for key, time, signal in (("a", 0.5, -2.0), ("b", 0.4, -3.0), ("c", 0.9, -1.0), ("d", 0.7, -2.5),
+                                       ("e", 0.9, -1.5), ("f", 0.4, -2.8))]
+    assert [node["id"] for _, _, node in frontier(points(nodes))] == ["f", "a", "c"]
+    figure = drawn(search_frontier, searched())
+    (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "frontier"]
+    assert len(figure.axes[0].texts) == len(searched()["search"]["nodes"]) and len(line.get_xdata()) >= 1
+    without = searched()
+    for one in without["search"]["nodes"]:
+        one["need"] = None
+    assert drawn(search_frontier, without) is None
 
 
 def test_a_node_that_only_the_signal_judged_shows_it():
@@ -199,7 +214,7 @@ def test_a_search_alone_makes_a_page_of_its_own(tmp_path):
     (tmp_path / "search.json").write_text(json.dumps(search_only()))
     paths = write_report(tmp_path, tmp_path)
     assert paths["json"] == tmp_path / "search.json" and not (tmp_path / "report.json").exists()
-    assert [path.stem for path in paths["png"]] == ["search_tree", "search_plane", "search_cost"]
+    assert [path.stem for path in paths["png"]] == ["search_tree", "search_frontier", "search_plane", "search_cost"]
     text = plain(paths["html"].read_text())
     assert "The search chose ffn.down@50%-75%: Uni 0.966 ± 0.017, +0.243 [+0.208, +0.278]" in text
     assert "Methods compared" not in text and "<details open>" in text and "scored on the <b>test</b>" not in text
