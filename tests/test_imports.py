@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "importance": "errors files ops models data regions",
     "memory": "errors files validation ops models optim regions",
     "scoring": "errors files yaml_text ops models data memory",
-    "anchor": "errors files models data",
+    "anchor": "errors files validation models data",
     "losses": "errors ops",
     "training": "errors files models anchor data losses optim regions memory planning",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",

@@ -6,56 +6,52 @@ distributions are stored with the texts, so no second model is needed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..data import Encoded, pad_token_id
+from ..data import pad_token_id
 from ..data.formats import Message
-from ..files import atomic_path
-from ..models.loading import cache_folder
-from ..models.quantized import quantization
-from ..models.sharded import all_ranks, barrier, is_sharded, writes
-from .distributions import top_distributions
+from ..errors import CofituneError
 from .settings import AnchorSettings
-from .writing import write_texts
+from .store import AnchorRow, file_for, read_or_make, with_distributions
+from .writing import Flaws, count_flaws, end_tokens, given_texts, start_token, write_texts
 
 _FORMAT = 1
 _TEXT = ("texts", "tokens", "temperature", "seed", "top_k")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AnchorRow(Encoded):
-    """A text of the base, with the base's most probable tokens at each of its N response tokens.
-
-    ids: these tokens, int32 [N, k]. log_p: their log-probabilities, float32 [N, k].
-    """
-
-    of_anchor: ClassVar[bool] = True
-    ids: Tensor = field(repr=False)
-    log_p: Tensor = field(repr=False)
+_LEAST_USABLE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Rows of an anchor and its settings. tail: mean probability of the tokens that are not in the rows' top k."""
+    """Rows of an anchor and its settings.
+
+    Attributes:
+        tail: mean probability of the tokens that are not in the rows' top k.
+        flaws: numbers of texts that the base wrote empty or repeating itself.
+    """
 
     rows: list[AnchorRow]
     settings: AnchorSettings
     tail: float
+    flaws: Flaws = field(default_factory=Flaws)
 
     @property
     def tokens(self) -> int:
         """Number of response tokens of all rows."""
         return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def note(self) -> str | None:
+        """A sentence about flawed texts; None if there are none."""
+        if not any(self.flaws):
+            return None
+        return (f"Of the anchor's {len(self.rows)} texts {self.flaws.empty} are empty and {self.flaws.repetitive} "
+                "repeat themselves; they hold little of the base's behaviour.")
 
 
 def open_anchor(
@@ -68,66 +64,38 @@ def open_anchor(
     prompts of the training rows, for `prompts: task`. A damaged file is made again. Collective for a sharded model.
 
     Raises:
-        CofituneError: the prompts cannot be read, or the model cannot generate.
+        CofituneError: the prompts cannot be read, the model cannot generate, or less than half of what it wrote is of
+            use.
     """
-    prompts = settings.read_prompts(task_prompts)
-    about = {
-        "format": _FORMAT, "base": fingerprint, "dtype": str(next(model.parameters()).dtype),
-        "quantized": quantization(model), "template": tokenizer.chat_template, "prompts": prompts,
-        **{name: getattr(settings, name) for name in _TEXT},
-    }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-    path = Path(folder or cache_folder() / "anchor") / f"{digest}.safetensors"
-    rows = _read(path)
-    if not (all_ranks(rows is not None) if is_sharded(model) else rows is not None):
-        rows = _make(model, tokenizer, prompts, settings)
-        if writes(model):
-            _write(path, rows, settings)
-        if is_sharded(model):
-            barrier()
-    return Anchor(rows, settings, _tail(rows))
+    prompts = given = None
+    about: dict[str, Any] = {"format": _FORMAT, "template": tokenizer.chat_template}
+    if settings.source == "rows":
+        given = given_texts(tokenizer, settings.read_rows(), texts=settings.texts, tokens=settings.tokens,
+                            seed=settings.seed)
+        about |= {"rows": [[row.input_ids, row.response_start] for row in given], "top_k": settings.top_k}
+    else:
+        if settings.source == "answers":
+            prompts = settings.read_prompts(task_prompts)
+        about |= {"prompts": prompts if prompts is not None else start_token(model, tokenizer),
+                  **{name: getattr(settings, name) for name in _TEXT}}
 
+    def make() -> list[AnchorRow]:
+        texts = given if given is not None else write_texts(
+            model, tokenizer, prompts, texts=settings.texts, tokens=settings.tokens, temperature=settings.temperature,
+            seed=settings.seed,
+        )
+        return with_distributions(model, texts, pad_token_id(tokenizer), settings.top_k, AnchorRow)
 
-def _make(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], settings: AnchorSettings
-) -> list[AnchorRow]:
-    texts = write_texts(
-        model, tokenizer, prompts, texts=settings.texts, tokens=settings.tokens, temperature=settings.temperature,
-        seed=settings.seed,
-    )
-    rows: list[AnchorRow | None] = [None] * len(texts)
-    for index, ids, log_p in top_distributions(model, texts, pad_token_id(tokenizer), settings.top_k):
-        text = texts[index]
-        rows[index] = AnchorRow(text.input_ids, text.response_start, text.where, ids=ids, log_p=log_p)
-    return rows
-
-
-def _write(path: Path, rows: Sequence[AnchorRow], settings: AnchorSettings) -> None:
-    tensors = {
-        "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
-        "lengths": torch.tensor([[len(row.input_ids), row.response_start] for row in rows], dtype=torch.int32),
-        "ids": torch.cat([row.ids for row in rows]), "log_p": torch.cat([row.log_p for row in rows]),
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"settings": json.dumps(asdict(settings))})
-
-
-def _read(path: Path) -> list[AnchorRow] | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            lengths, tokens = file.get_tensor("lengths").tolist(), file.get_tensor("input_ids").tolist()
-            ids, log_p = file.get_tensor("ids"), file.get_tensor("log_p")
-        rows, token, place = [], 0, 0
-        for number, (length, start) in enumerate(lengths):
-            here = slice(place, place + length - start)
-            rows.append(AnchorRow(tokens[token : token + length], start, f"anchor text {number + 1}",
-                                  ids=ids[here], log_p=log_p[here]))
-            token, place = token + length, here.stop
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return rows
+    rows = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
+    flaws = count_flaws(rows, end_tokens(model, tokenizer)) if given is None else Flaws()
+    if len(rows) - sum(flaws) < _LEAST_USABLE * len(rows):
+        cure = "give anchor.prompts that the base answers, " if prompts is not None else ""
+        raise CofituneError(
+            f"Of the {len(rows)} anchor texts that the base wrote {flaws.empty} are empty and {flaws.repetitive} "
+            f"repeat themselves, so there is too little to hold the model to; {cure}set anchor.source to rows, or "
+            "anchor.weight to 0."
+        )
+    return Anchor(rows, settings, _tail(rows), flaws)
 
 
 def _tail(rows: Sequence[AnchorRow]) -> float:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..data import read_examples
-from ..data.formats import Message
+from ..data.formats import Example, Message
 from ..errors import CofituneError
+from ..validation import check_choices
+
+AnchorLoss = Literal["kl", "reverse_kl", "ce"]
+AnchorSource = Literal["answers", "rows", "free"]
+LATER_DEFAULTS = {"loss": "kl", "source": "answers"}
+"""Fields that came later, with their defaults. Identities leave these out, so that earlier runs go on."""
 
 _SHIPPED = Path(__file__).with_name("prompts.txt")
 
@@ -21,10 +27,11 @@ class AnchorSettings:
     """Settings of the anchor, the section `anchor:` of the configuration.
 
     The loss becomes mean NLL + weight * mean KL(base || model), with the KL on texts that the base wrote itself. It
-    was published by Marek et al., 2026, arXiv 2605.26097; docs/anchor.md says what differs.
+    was published by Marek et al., 2026, arXiv 2605.26097; docs/anchor.md says what differs. `loss` and `source` give
+    other losses and other texts, to compare with.
 
     Attributes:
-        weight: weight of the mean KL per anchor token, relative to the mean loss per response token; 0: no anchor.
+        weight: weight of the mean loss per anchor token, relative to the mean loss per response token; 0: no anchor.
         rows: number of anchor texts added to each batch of a step.
         texts: number of texts that the base writes.
         tokens: maximum number of tokens of each text.
@@ -33,6 +40,10 @@ class AnchorSettings:
         temperature: sampling temperature of the base.
         top_k: number of the base's most probable tokens that are stored at each position; all others count as one.
         seed: seed of the sampling and of the order.
+        loss: loss of a text's token: "kl" is KL(base || model), "reverse_kl" KL(model || base), "ce" the cross entropy
+            (after SA-SFT, arXiv 2602.20162). It can change without writing the texts anew.
+        source: the texts are "answers" (of the base to the prompts), "rows" (the responses that the data file `prompts`
+            gives, cut to `tokens`) or "free" (what the base writes after the beginning of a text, without a prompt).
 
     Raises:
         CofituneError: a value is out of range.
@@ -48,8 +59,14 @@ class AnchorSettings:
     temperature: float = 1.0
     top_k: int = 64
     seed: int = 0
+    loss: AnchorLoss = "kl"
+    source: AnchorSource = "answers"
 
     def __post_init__(self) -> None:
+        check_choices(self, "anchor")
+        if self.source == "rows" and self.prompts == "task":
+            raise CofituneError("anchor.source is rows and anchor.prompts is task: the task's own rows are no anchor; "
+                                "set anchor.prompts to a data file of general rows.")
         least = {"weight": 0.0, "rows": 1, "texts": 1, "tokens": 2, "top_k": 1}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
@@ -58,13 +75,26 @@ class AnchorSettings:
             raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that a run's results depend on; a file of prompts counts by its content, not its path."""
+        """Return the settings that a run's results depend on; a file counts by its content, not its path."""
         if self.weight == 0:
             return {"weight": 0.0}
         prompts = self.prompts
         if prompts not in ("general", "task"):
-            prompts = hashlib.sha256(json.dumps(self.read_prompts()).encode()).hexdigest()
-        return {**asdict(self), "prompts": prompts}
+            content = ([[row.prompt, row.response] for row in self.read_rows()] if self.source == "rows"
+                       else self.read_prompts())
+            prompts = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return without_later_defaults({**asdict(self), "prompts": prompts})
+
+    def read_rows(self) -> list[Example]:
+        """Read the data file whose responses are the texts, for the source "rows".
+
+        Raises:
+            CofituneError: `prompts` names no data file, or the file is unusable.
+        """
+        if self.prompts == "general":
+            raise CofituneError("anchor.source is rows, so anchor.prompts must name a data file, whose responses are "
+                                "the texts.")
+        return read_examples(Path(self.prompts))
 
     def read_prompts(self, task: Sequence[list[Message]] | None = None) -> list[list[Message]]:
         """Read the prompts as messages.
@@ -93,6 +123,11 @@ class AnchorSettings:
         if not prompts:
             raise CofituneError(f"The anchor's prompts {path} hold no line of text; give at least one prompt.")
         return prompts
+
+
+def without_later_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields of AnchorSettings without those of LATER_DEFAULTS that have their default."""
+    return {name: value for name, value in fields.items() if LATER_DEFAULTS.get(name) != value}
 
 
 NO_ANCHOR = AnchorSettings(weight=0.0)

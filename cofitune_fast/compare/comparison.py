@@ -62,7 +62,7 @@ class Comparison:
     ):
         self.bench, self.setup, self.settings = bench, setup, settings
         self.executor, self.observer = executor, observer or Silent()
-        self.forecast = Forecast(bench, setup, settings.methods, settings.tasks)
+        self.forecast = Forecast(bench, setup, settings.methods, settings.tasks, general=settings.general)
         self.runs = all_runs(settings.methods, list(settings.tasks), settings.seeds)
         self._methods = {method.name: method for method in settings.methods}
         self._done: dict[str, dict[str, Any]] = {}  # {run id: its file without items}

@@ -1,8 +1,8 @@
 """Losses of chosen tokens from the states before the head, a chunk of tokens at a time.
 
 The head is frozen while a region is trained. So the forward can compute the gradient for the head's input chunk by
-chunk, in the memory of the logits. At most CHUNK_BYTES of logits, counted as float32, are in memory at once, and none
-are kept for the backward.
+chunk, in the memory of the logits. At most CHUNK_BYTES of logits, counted as float32, are in memory at once (twice as
+many for a moment where a token is left out of them), and none are kept for the backward.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ def response_losses(
     if not chunked:
         with _at_head(head, lambda states: states.flatten(0, 1)[places].unsqueeze(0)):
             logits = model(**inputs, use_cache=False).logits[0]
+        every = slice(None)
         return [
-            term.objective.token_losses(torch.log_softmax(part.float(), -1), slice(None)).sum() * term.scale
+            term.objective.token_losses(
+                torch.log_softmax(term.objective.visible(part.float(), every), -1), every
+            ).sum() * term.scale
             for term, part in zip(terms, logits.split(sizes), strict=True)
         ]
     chosen: list[Tensor] = []
@@ -73,7 +76,7 @@ def response_losses(
         model(**inputs, use_cache=False)
     liger = liger and chosen[0].is_cuda and util.find_spec("liger_kernel") is not None
     return [
-        _liger(states, head, term) if liger and getattr(term.objective, "loss", None) == "ce"
+        _liger(states, head, term) if liger and len(states) and getattr(term.objective, "loss", None) == "ce"
         else hidden_loss(states, head.weight, head.bias, term.objective, term.scale)
         for term, states in zip(terms, chosen[0].split(sizes), strict=True)
     ]
@@ -144,7 +147,7 @@ class _Chunked(torch.autograd.Function):
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), chunk_rows(len(weight))):
             rows = slice(start, start + chunk_rows(len(weight)))
-            logits = nn.functional.linear(states[rows], weight, bias)
+            logits = objective.visible(nn.functional.linear(states[rows], weight, bias), rows)
             log_sums = log_sum_exp(logits)
             loss, (factors, ids, values) = objective.with_gradient(logits, log_sums, rows)
             total += loss

@@ -1,7 +1,8 @@
 """Per-token losses on the logits, with hand-written gradients.
 
-An objective has N tokens. `token_losses` defines it: float32 and differentiable. `with_gradient` returns the same loss
-with its gradient by the logits, for losses computed in chunks. q are the model's probabilities, z its logits.
+An objective has N tokens. `visible` gives the logits it is about: the model's, or these without a token that is left
+out. `token_losses` defines it on them: float32 and differentiable. `with_gradient` returns the same loss with its
+gradient by the visible logits, for losses computed in chunks. q are the probabilities of the visible logits z.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Gradient(NamedTuple):
 class Objective(Protocol):
     def __len__(self) -> int: ...
 
+    def visible(self, logits: Tensor, rows: slice) -> Tensor:
+        """Return the logits of the tokens `rows` that the losses are of, [n, vocabulary]; differentiable."""
+
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
         """Return the losses [n] of the tokens `rows`, given their log-probabilities [n, vocabulary]."""
 
@@ -60,6 +64,9 @@ class CrossEntropy:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def visible(self, logits: Tensor, rows: slice) -> Tensor:
+        return logits
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
         nll = -log_q.gather(1, self.targets[rows, None]).squeeze(1)
@@ -92,13 +99,19 @@ class TopKl:
     Attributes:
         ids: int [N, k], those tokens.
         log_p: float32 [N, k], their log-probabilities.
+        without: int64 [N], a token that is left out of q at each place, whose other tokens are renormalised ("mask the
+            target", arXiv 2605.29498); p must leave it out too. None: no token.
     """
 
     ids: Tensor
     log_p: Tensor
+    without: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def visible(self, logits: Tensor, rows: slice) -> Tensor:
+        return logits if self.without is None else logits.scatter(1, self.without[rows, None], -math.inf)
 
     def token_losses(self, log_q: Tensor, rows: slice) -> Tensor:
         return self._divergences(log_q.gather(1, self.ids[rows].long()), rows)
@@ -116,6 +129,24 @@ class TopKl:
         log_p = self.log_p[rows]
         p_tail, q_tail = _tail(log_p), _tail(log_top)
         return (log_p.exp() * (log_p - log_top)).sum(-1) + p_tail * (p_tail.log() - q_tail.log())
+
+
+class ReverseTopKl(TopKl):
+    """KL(q || p) over the same merged tokens as TopKl, with the model's distribution first."""
+
+    def with_gradient(self, logits: Tensor, log_sums: Tensor, rows: slice) -> tuple[Tensor, Gradient]:
+        """Return the sum and the gradient: dKL/dz_j = q_j (log q_g / p_g - KL), g being token j or the others as one.
+        """
+        ids, log_p = self.ids[rows].long(), self.log_p[rows]
+        log_top = _log_q(logits, log_sums, ids)
+        losses = self._divergences(log_top, rows)
+        factors = (_tail(log_top) / _tail(log_p)).log() - losses
+        return losses.sum(), Gradient(factors, ids, log_top.exp() * (log_top - log_p - losses[:, None]))
+
+    def _divergences(self, log_top: Tensor, rows: slice) -> Tensor:
+        log_p = self.log_p[rows]
+        p_tail, q_tail = _tail(log_p), _tail(log_top)
+        return (log_top.exp() * (log_top - log_p)).sum(-1) + q_tail * (q_tail.log() - p_tail.log())
 
 
 def _log_q(logits: Tensor, log_sums: Tensor, ids: Tensor) -> Tensor:

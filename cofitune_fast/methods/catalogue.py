@@ -32,6 +32,8 @@ class NamedMethod:
 _REGION = "the run's region"  # stands for the region of the configuration
 _FFN = {"targets": "ffn"}
 _ANCHOR = {"weight": 1.0, "rows": 2, "tokens": 48}  # spelt out: a new default must not change the measured recipes
+_SELF_MIX = {**_ANCHOR, "loss": "ce"}
+_REFERENCE = {"weight": 1.0, "tokens": "response", "mask_target": False, "top_k": 64}
 
 CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "full-sft": ("Every parameter is trained.", {}),
@@ -74,6 +76,33 @@ CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "lora-anchor": ("LoRA of rank 16 on all projections with the anchor.", {"lora": {}, "anchor": _ANCHOR}),
     "region-anchor-wise": ("The region with the anchor, interpolated with the base after training.",
                            {"region": _REGION, "anchor": _ANCHOR, "alphas": ALPHAS}),
+    "self-mix": ("Full SFT on the task's rows and, by the ordinary cross-entropy, on texts that the base wrote itself "
+                 "(after SA-SFT, arXiv 2602.20162).", {"anchor": _SELF_MIX}),
+    "region-self-mix": ("The region with the cross-entropy in place of the anchor's KL, on the same texts.",
+                        {"region": _REGION, "anchor": _SELF_MIX}),
+    "sft-kl": ("Full SFT with the KL to the base on the task's own response tokens.", {"reference": _REFERENCE}),
+    "sft-kl-masked": ("Full SFT with the KL to the base on the task's own response tokens, whose own token is left out "
+                      "of both distributions (arXiv 2605.29498).",
+                      {"reference": {**_REFERENCE, "mask_target": True}}),
+    "asft": ("DFT with the KL to the base on the task's own response tokens, weight 0.05 (Zhu et al., ASFT, arXiv "
+             "2509.23753).", {"loss": "dft", "reference": {**_REFERENCE, "weight": 0.05}}),
+    "selfaug": ("Full SFT with the KL to the base on the task's prompt tokens (Huang et al., SelfAug, arXiv "
+                "2509.03934).", {"reference": {**_REFERENCE, "tokens": "prompt"}}),
+    "stm": ("Full SFT without the response tokens whose perplexity under the base is above 2.5 (STM, arXiv "
+            "2501.14315).", {"token_filter": 2.5}),
+    "attention": ("The attention projections of all layers are trained (arXiv 2510.08564).", {"region": "mha@all"}),
+    "gate-up": ("The gate and up projections of all layers are trained (arXiv 2510.08564).",
+                {"region": "ffn.gate+ffn.up@all"}),
+    "anchor-attention": ("The attention projections of all layers (arXiv 2510.08564) with the anchor.",
+                         {"region": "mha@all", "anchor": _ANCHOR}),
+    "anchor-gate-up": ("The gate and up projections of all layers (arXiv 2510.08564) with the anchor.",
+                       {"region": "ffn.gate+ffn.up@all", "anchor": _ANCHOR}),
+    "anchor-reverse": ("The region with the anchor, but the KL from the model to the base.",
+                       {"region": _REGION, "anchor": {**_ANCHOR, "loss": "reverse_kl"}}),
+    "anchor-general-texts": ("The region with an anchor of the general rows' own responses.",
+                             {"region": _REGION, "anchor": {**_ANCHOR, "source": "rows"}}),
+    "anchor-free-texts": ("The region with an anchor of texts that the base wrote without a prompt.",
+                          {"region": _REGION, "anchor": {**_ANCHOR, "source": "free"}}),
 }
 
 

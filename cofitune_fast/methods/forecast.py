@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ..anchor import NO_ANCHOR, AnchorSettings
+from ..anchor import AnchorSettings
 from ..search import Work, search_work
 from ..trials import TrialData, TrialSetup, Workbench
 from .catalogue import NamedMethod
@@ -16,13 +16,17 @@ from .runs import Run
 class Forecast:
     """Predicts the operations of runs, counted as in `search.Work`.
 
-    Writing the anchors' texts and measuring importance are left out.
+    Writing the anchors' texts, measuring importance and what the base makes of the task's rows are left out.
+
+    Args:
+        general: the file of general rows, for methods whose anchor has them as its texts.
     """
 
     def __init__(
         self, bench: Workbench, setup: TrialSetup, methods: Sequence[NamedMethod], tasks: Mapping[str, TrialData],
-        splits: Sequence[str] = SPLITS,
+        splits: Sequence[str] = SPLITS, general: str | None = None,
     ):
+        self._general = general
         self._bench, self._setup, self._tasks, self._splits = bench, setup, tasks, splits
         self._recipes = {method.name: method.recipe for method in methods}
         self._works: dict[tuple[str, AnchorSettings], Work] = {}
@@ -33,7 +37,7 @@ class Forecast:
         key = run.method, run.task
         if key not in self._known:
             recipe, layout = self._recipes[run.method], self._bench.layout
-            work = self._work(run.task, AnchorSettings(**recipe.anchor) if recipe.anchor is not None else NO_ANCHOR)
+            work = self._work(run.task, recipe.anchor_settings(self._general))
             trained = what_is_trained(recipe, layout, run.seed)
             lowest, training = 0, work.full_sft * (1 + work.anchor_tokens / work.tokens)
             if not trained.is_full:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from ..anchor import AnchorSettings
+from ..anchor import NO_ANCHOR, AnchorSettings, ReferenceSettings, without_later_defaults
 from ..errors import CofituneError
 from ..importance import PresetName
 from ..losses import Loss
@@ -105,7 +105,9 @@ class Recipe:
         random_half: train half of each layer's matrices, drawn with the run's seed.
         frozen_bottom: share of the layers, counted from below, that is frozen; the matrices of the others are trained.
         loss: "ce", "dft" or "eaft".
-        anchor: fields of AnchorSettings.
+        anchor: fields of AnchorSettings. With the source "rows" and no prompts the texts are the general rows.
+        reference: KL to the base on the task's own rows.
+        token_filter: perplexity of a response token under the base above which it has no loss.
         pull: pull toward the initial weights.
         mask: soft mask.
         mix: number of general rows per task row.
@@ -123,6 +125,8 @@ class Recipe:
     frozen_bottom: Number | None = None
     loss: Loss = "ce"
     anchor: Mapping[str, Any] | None = None
+    reference: ReferenceSettings | None = None
+    token_filter: Number | None = None
     pull: PullSettings | None = None
     mask: MaskSettings | None = None
     mix: Number | None = None
@@ -143,6 +147,8 @@ class Recipe:
             value = getattr(self, key)
             if value is not None and not 0 < value < most:
                 raise CofituneError(f"{key} is {value}; it must lie above 0{' and below 1' if most == 1 else ''}.")
+        if self.token_filter is not None and not self.token_filter > 1:
+            raise CofituneError(f"token_filter is {self.token_filter}; it must be above 1.")
         for key in ("alphas", "learning_rates"):
             if not all(value > 0 for value in getattr(self, key)):
                 raise CofituneError(f"{key} is {list(getattr(self, key))}; its numbers must be above 0.")
@@ -190,11 +196,37 @@ class Recipe:
         default = Recipe().to_dict()
         content = {key: value for key, value in self.to_dict().items()
                    if key not in ("alphas", "learning_rates") and value != default[key]}
-        if "prompts" in content.get("anchor", {}):  # a file of prompts counts by its content, not its path
-            content["anchor"]["prompts"] = AnchorSettings(**content["anchor"]).identity()["prompts"]
+        if "anchor" in content:
+            anchor = content["anchor"] = without_later_defaults(content["anchor"])
+            if "prompts" in anchor:  # a file of prompts counts by its content, not its path
+                anchor["prompts"] = AnchorSettings(**anchor).identity()["prompts"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def needs_general(self) -> bool:
         """True if the recipe reads general rows."""
-        return bool(self.mix) or (self.mask is not None and self.mask.importance == "general")
+        return (bool(self.mix) or (self.mask is not None and self.mask.importance == "general")
+                or self._anchors_general)
+
+    @property
+    def _anchors_general(self) -> bool:
+        anchor = self.anchor or {}
+        return anchor.get("source") == "rows" and anchor.get("prompts", "general") == "general"
+
+    def anchor_settings(self, general: str | None) -> AnchorSettings:
+        """Return the settings of the anchor; `general` is the file of general rows.
+
+        Raises:
+            CofituneError: the texts are the general rows, and there is no file.
+        """
+        if self.anchor is None:
+            return NO_ANCHOR
+        settings = AnchorSettings(**self.anchor)
+        return replace(settings, prompts=general_file(general)) if self._anchors_general else settings
+
+
+def general_file(path: str | None) -> str:
+    """Return the path of the file of general rows. Raises CofituneError if there is none."""
+    if path is None:
+        raise CofituneError("A method needs general rows; set compare.general to a data file.")
+    return path

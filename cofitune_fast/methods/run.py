@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anchor import AnchorSettings
 from ..data import Encoded
 from ..errors import CofituneError
 from ..importance import Importance, Preset
@@ -29,7 +28,7 @@ from ..trials import TrialData, TrialSetup, Workbench
 from .interpolate import interpolate
 from .lora import LoraAdapter
 from .mofo import MoFO
-from .recipe import PullSettings, Recipe
+from .recipe import PullSettings, Recipe, general_file
 
 WORK = f"{__name__}:run_method"  # TrialSetup.work
 SPLITS = ("valid", "test")
@@ -168,16 +167,20 @@ def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float
 
 def general_bench(bench: Workbench, general: str | None) -> Workbench:
     """Return the bench with the general rows as training rows."""
-    if general is None:
-        raise CofituneError("A method needs general rows; set compare.general to a data file.")
-    return bench.with_data(replace(bench.data, train=general, limit=None))
+    return bench.with_data(replace(bench.data, train=general_file(general), limit=None))
 
 
 def _rows(bench: Workbench, recipe: Recipe, job: Mapping[str, Any]) -> list[Encoded] | None:
-    """Return the training rows of a recipe that mixes in general rows; None stands for the task's rows."""
-    if not recipe.mix:
-        return None
-    return mixed_rows(bench.train_rows, general_bench(bench, job["general"]).train_rows, recipe.mix, job["seed"])
+    """Return the training rows of a recipe that mixes in general rows, or asks the base about its rows.
+
+    None stands for the task's rows as they are.
+    """
+    rows = None
+    if recipe.mix:
+        rows = mixed_rows(bench.train_rows, general_bench(bench, job["general"]).train_rows, recipe.mix, job["seed"])
+    if recipe.reference is None and recipe.token_filter is None:
+        return rows
+    return bench.task_rows(rows or bench.train_rows, recipe.reference, recipe.token_filter)
 
 
 def _options(
@@ -192,7 +195,8 @@ def _options(
         pull = make_pull(recipe.pull, bench, trained, lambda: _importance(bench, setup, job, trained, "task"))
     return TrainOptions(
         loss=recipe.loss,
-        anchor=bench.anchor(AnchorSettings(**recipe.anchor)) if recipe.anchor is not None else None,
+        anchor=bench.anchor(recipe.anchor_settings(job["general"])) if recipe.anchor is not None else None,
+        reference=recipe.reference,
         masks=masks, mask_mode=recipe.mask.mode if recipe.mask is not None else "update", pull=pull,
         # Adapters are float32, so the run's storage does not apply to them.
         storage="auto" if recipe.lora is not None else setup.storage, memory=setup.memory,

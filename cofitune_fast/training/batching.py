@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers import TrainingArguments
 
-from ..anchor import Anchor
+from ..anchor import Anchor, BaseRow
 from ..data import (
     IGNORED_LABEL,
     Encoded,
@@ -126,24 +126,25 @@ class TrainingCollator:
             input_ids, attention_mask and, if packed, position_ids, rows and owners, as the model takes them, and
             predictors: int64 [N], positions in the flattened [batch, tokens] that predict the response tokens;
             labels: int64 [1, N + 1], the response tokens after one -100, so that Trainer counts N of them;
-            anchor_predictors, anchor_ids, anchor_log_p: if there are anchor rows, their positions likewise, and the
-                base's top-k tokens and log-probabilities there;
+            anchor_predictors, anchor_targets, anchor_ids, anchor_log_p: if there are anchor rows, their positions and
+                response tokens likewise, and the base's top-k tokens and log-probabilities there;
+            reference_predictors, ...: the same of the tokens of the task's rows that are held to the base. In packed
+                rows a position that several rows share occurs once for each of them, as in padded rows;
             placed: the positions of each row's tokens for the prefix cache, without the last, which predicts nothing;
             states: the cached prefix, still being read, if there is a cache.
         """
         keys, rows = zip(*items, strict=True)
         batch, places = self._packed(rows) if self.packed else self._padded(rows)
         batch["placed"] = [PlacedRow(key, path) for key, path in zip(keys, places, strict=True)]
-        task, anchor = [], []
-        for row, path in zip(rows, places, strict=True):
-            (anchor if row.of_anchor else task).append((row, *row_predictors(row, path)))
-        batch["predictors"] = torch.cat([path for _, path, _ in task])
-        labels = torch.tensor([token for _, _, response in task for token in response])
-        batch["labels"] = torch.nn.functional.pad(labels, (1, 0), value=IGNORED_LABEL)[None]
-        if anchor:
-            batch["anchor_predictors"] = torch.cat([path for _, path, _ in anchor])
-            batch["anchor_ids"] = torch.cat([row.ids for row, _, _ in anchor])
-            batch["anchor_log_p"] = torch.cat([row.log_p for row, _, _ in anchor])
+        pairs = list(zip(rows, places, strict=True))
+        task = [(row, path) for row, path in pairs if not row.of_anchor]
+        predictors, targets = _predictors(task)
+        learnt = torch.cat([_learnt(row) for row, _ in task])
+        batch["predictors"] = predictors[learnt]
+        batch["labels"] = torch.nn.functional.pad(targets[learnt], (1, 0), value=IGNORED_LABEL)[None]
+        batch |= _of_base("anchor", [(row, path) for row, path in pairs if row.of_anchor])
+        held = [(getattr(row, "held", None), path) for row, path in task]
+        batch |= _of_base("reference", [(row, path) for row, path in held if row is not None])
         # Start the disk read as early as the rows are known, so that it overlaps with earlier steps. The batch carries
         # its future, which a data-loader worker process could not send.
         if self.cache is not None and get_worker_info() is None:
@@ -160,6 +161,29 @@ class TrainingCollator:
         pack = pack_rows(rows)
         paths = {index: torch.tensor(pack.path(places[-1])) for index, places, _ in pack.rows}
         return collate_trie(pack), [paths[index] for index in range(len(rows))]
+
+
+def _predictors(rows: Sequence[tuple[Encoded, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions that predict the rows' responses, and the response tokens, both int64 [N]."""
+    found = [row_predictors(row, path) for row, path in rows]
+    return (torch.cat([positions for positions, _ in found]),
+            torch.tensor([token for _, response in found for token in response], dtype=torch.long))
+
+
+def _learnt(row: Encoded) -> torch.Tensor:
+    """Return which of the row's response tokens have a loss, bool [N]."""
+    learnt = getattr(row, "learnt", None)
+    return learnt if learnt is not None else torch.ones(len(row.input_ids) - max(row.response_start, 1), dtype=bool)
+
+
+def _of_base(name: str, rows: Sequence[tuple[BaseRow, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the positions and tokens of rows with the base's distributions there; {} if there are no rows."""
+    if not rows:
+        return {}
+    predictors, targets = _predictors(rows)
+    return {f"{name}_predictors": predictors, f"{name}_targets": targets,
+            f"{name}_ids": torch.cat([row.ids for row, _ in rows]),
+            f"{name}_log_p": torch.cat([row.log_p for row, _ in rows])}
 
 
 def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..anchor import Anchor
+from ..anchor import Anchor, ReferenceSettings
 from ..errors import CofituneError
 from ..losses import LOSSES, Loss
 from ..memory.settings import MemorySettings
@@ -22,6 +22,8 @@ class TrainOptions:
     Attributes:
         loss: loss of a response token, "ce", "dft" or "eaft"; `losses.CrossEntropy` has the formulas and their sources.
         anchor: texts of the base, some of which join every batch; the KL to the base on them is added to the loss.
+        reference: adds the KL to the base on the task's own rows, which must come from `anchor.task_rows` with the same
+            settings.
         masks: {parameter name: float32 factors in [0, 1] that broadcast to the parameter}, as made by
             `Importance.masks`.
         mask_mode: where the masks act, "update" (on Adam's step) or "gradient" (on its input).
@@ -37,6 +39,7 @@ class TrainOptions:
 
     loss: Loss = "ce"
     anchor: Anchor | None = None
+    reference: ReferenceSettings | None = None
     masks: Mapping[str, Tensor] | None = None
     mask_mode: MaskMode = "update"
     pull: Pull | None = None

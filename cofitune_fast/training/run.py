@@ -49,7 +49,8 @@ class TrainResult:
         interrupted: Ctrl-C ended the training early.
         cached_rows: rows whose frozen prefix was in the cache before the run.
         notes: things that the run could not do, in sentences.
-        anchor_kl: mean KL to the base per anchor token, in nats.
+        anchor_kl: mean KL per anchor token, in nats, base || model or, for the loss reverse_kl, model || base.
+        reference_kl: mean KL to the base per token of the task's rows that is held to it, in nats.
         eval_loss: nats per response token of the evaluation rows, with the weights that are kept.
         best_step: step that made the kept weights, if the best model is kept.
     """
@@ -72,6 +73,7 @@ class TrainResult:
     anchor_kl: float | None = None
     eval_loss: float | None = None
     best_step: int | None = None
+    reference_kl: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +99,8 @@ def train_region(
     Args:
         model: a causal language model of transformers.
         region: a Region, or another `Trainable` such as LoRA adapters.
-        rows: encoded training rows, as from `encode_examples`.
+        rows: encoded training rows, as from `encode_examples`, or from `anchor.task_rows` if tokens of them are held
+            to the base or filtered.
         output_dir: folder for checkpoints.
         training: fields of transformers.TrainingArguments, see `arguments.training_arguments`. `resume_from_checkpoint:
             true` takes the last complete checkpoint in output_dir. Without a learning rate, `with_learning_rate` sets
@@ -132,6 +135,9 @@ def train_region(
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
     data, notes = KeyedRows(rows, options.anchor), []
+    for sentence in (data.anchor.note if data.anchor else None, _filtered(rows)):
+        if sentence is not None:
+            _note(notes, sentence)
     evaluated = KeyedRows(eval_rows) if evaluates(training) else None
     cache = _prefix_cache(model, region, [data, evaluated], arguments, options.memory, proof, notes)
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
@@ -187,6 +193,7 @@ def train_region(
         anchor_kl=trainer.anchor_kl.value,
         eval_loss=trainer.kept_eval_loss,
         best_step=trainer.state.best_global_step if arguments.load_best_model_at_end else None,
+        reference_kl=trainer.reference_kl.value,
     )
 
 
@@ -205,6 +212,17 @@ def _prefix_cache(
     if reason is not None:
         _note(notes, f"The prefix cache is off: {reason}.")
     return opened.cache if opened is not None else None
+
+
+def _filtered(rows: Sequence[Encoded]) -> str | None:
+    """Return a sentence about the response tokens that a filter has left; None if there is no filter."""
+    learnt = [row.learnt for row in rows if getattr(row, "learnt", None) is not None]
+    if not learnt:
+        return None
+    left, of = sum(int(kept.sum()) for kept in learnt), sum(map(len, learnt))
+    none = sum(not bool(kept.any()) for kept in learnt)
+    return (f"The token filter leaves {left} of {of} response tokens ({left / of:.0%}); {none} of {len(learnt)} rows "
+            "keep none.")
 
 
 def _note(notes: list[str], sentence: str) -> None:

@@ -19,9 +19,10 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..anchor import Anchor
+from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
-from ..losses import CrossEntropy, Term, TopKl, response_losses, takes_chunks
+from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, response_losses, takes_chunks
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
@@ -54,11 +55,13 @@ class CoFiTuneTrainer(Trainer):
     """Trainer that trains one region of a model, held to the base by an anchor or a mask.
 
     The loss of a step is mean NLL + weight * mean KL(base || model), with the KL on the anchor's texts; TrainOptions
-    names the other losses. It differs from transformers.Trainer in these points. A checkpoint holds the delta instead
-    of the whole model, and no pickle. Gradient clipping (`max_grad_norm`) happens inside the optimizer, MaskedAdamW.
-    Only response positions reach the head, and their logits are never all in memory. The layers below the region run
-    without a graph, or not at all where their output is cached. Rows that begin alike are packed; otherwise rows of
-    similar length are batched. A batch holds the same rows in every epoch.
+    names the other losses, among them a KL on the task's own rows.
+
+    It differs from transformers.Trainer in these points. A checkpoint holds the delta instead of the whole model, and
+    no pickle. Gradient clipping (`max_grad_norm`) happens inside the optimizer, MaskedAdamW. Only positions with a loss
+    reach the head, and their logits are never all in memory. The layers below the region run without a graph, or not at
+    all where their output is cached. Rows that begin alike are packed; otherwise rows of similar length are batched. A
+    batch holds the same rows in every epoch.
 
     A model that `models.sharded.shard` has sharded over ranks is trained as it is. Every rank takes
     per_device_train_batch_size rows of each batch, and a step equals that of one process with all rows.
@@ -97,12 +100,16 @@ class CoFiTuneTrainer(Trainer):
     ):
         refuse_ineffective(args)
         check_precision({"bf16": args.bf16}, model)
-        self.anchor_kl, self.kept_eval_loss = Mean(), None
+        self.anchor_kl, self.reference_kl, self.kept_eval_loss = Mean(), Mean(), None
+        self._held_tokens: int | None = None  # of all micro-batches of the step
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
         self.prefix = FrozenPrefix.of(model, region)
         data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
         self.anchor = data.anchor
+        if options.reference is not None and not any(getattr(row, "held", None) for row in data.rows):
+            raise CofituneError("TrainOptions.reference is set, but no training row has the base's distributions; make "
+                                "the rows with anchor.task_rows.")
         self.batches, self.eval_batches, packed = run_batches(model, data, evaluated, args, options.memory.packing)
         self.release: GradientRelease | None = None
         if options.memory.gradient_release != "off":
@@ -259,6 +266,12 @@ class CoFiTuneTrainer(Trainer):
         (self.release or self._masked_adamw).backward(loss)
         return loss.detach()
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the micro-batches of a step, and count the tokens that are held to the base in all of them."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._held_tokens = sum(len(batch.get("reference_predictors", ())) for batch in batches)
+        return batches, items
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -266,26 +279,39 @@ class CoFiTuneTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the mean loss per response token plus the anchor's weight times its mean KL, float32 0-d, in nats.
+        """Return the mean loss per response token plus the weighted means of anchor and reference: float32 0-d, nats.
 
         Means are over the tokens of the whole step, namely sums divided by `num_items_in_batch` where Trainer gives it.
+        The anchor's mean is that of the means of the micro-batches. A batch whose tokens are all filtered out has loss
+        0.
         """
         if return_outputs:
             raise CofituneError("CoFiTuneTrainer makes no logits that could be returned; `evaluate` gives the loss, "
                                 "and cofitune evaluate scores the model.")
         targets = inputs["labels"][0, 1:]
         # FSDP averages the gradients over the ranks; multiplying by their number makes it a sum.
-        scale = world_size() / (total(len(targets)) if num_items_in_batch is None else num_items_in_batch)
-        terms = [Term(inputs["predictors"], CrossEntropy(targets, self.options.loss), scale)]
+        items = total(len(targets)) if num_items_in_batch is None else num_items_in_batch
+        items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
+        terms = [Term(inputs["predictors"], CrossEntropy(targets, self.options.loss), world_size() / items)]
+        steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        means: list[tuple[Mean, float]] = []
         if "anchor_predictors" in inputs:
-            divergence = TopKl(inputs["anchor_ids"], inputs["anchor_log_p"])
-            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            mean = world_size() / total(len(divergence)) / steps
-            terms.append(Term(inputs["anchor_predictors"], divergence, self.anchor.settings.weight * mean))
+            weight, objective = self.anchor.settings.weight, _anchor_loss(inputs, self.anchor.settings.loss)
+            share = world_size() / total(len(objective)) / steps
+            terms.append(Term(inputs["anchor_predictors"], objective, weight * share))
+            means.append((self.anchor_kl if self.anchor.settings.loss != "ce" else Mean(), weight))
+        if (reference := self.options.reference) is not None:
+            held = len(inputs.get("reference_predictors", ())) if num_items_in_batch is None else self._held_tokens
+            held = total(held)  # on every rank, whether this one has such tokens or not
+            if "reference_predictors" in inputs:
+                divergence = TopKl(inputs["reference_ids"], inputs["reference_log_p"],
+                                   inputs["reference_targets"] if reference.mask_target else None)
+                terms.append(Term(inputs["reference_predictors"], divergence, reference.weight * world_size() / held))
+                means.append((self.reference_kl, reference.weight))
         with self._forward(inputs) as call:
             losses = response_losses(model, call, terms, chunked=self.chunked, liger=self.release is None)
-        if len(losses) > 1:
-            self.anchor_kl.add(losses[1].detach() * (steps / self.anchor.settings.weight))
+        for (mean, weight), term in zip(means, losses[1:], strict=True):
+            mean.add(term.detach() * (steps / weight))
         loss = sum(losses)
         value = total(loss.item()) / world_size()
         if model.training and not math.isfinite(value):
@@ -328,9 +354,10 @@ class CoFiTuneTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as Trainer does, and with an anchor also the mean KL per anchor token so far, in nats."""
-        if self.anchor is not None and "loss" in logs:
-            logs = {**logs, "anchor_kl": self.anchor_kl.value}
+        """Log as Trainer does, and the mean KLs of anchor and reference per token so far, in nats."""
+        if "loss" in logs:
+            means = {"anchor_kl": self.anchor_kl.value, "reference_kl": self.reference_kl.value}
+            logs = {**logs, **{name: mean for name, mean in means.items() if mean is not None}}
         super().log(logs, *args, **kwargs)
 
     def _forward(self, inputs: dict[str, Any]) -> AbstractContextManager[dict[str, Tensor]]:
@@ -376,6 +403,12 @@ class CoFiTuneTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
         self.kept_eval_loss = next((entry["eval_loss"] for entry in self.state.log_history
                                     if entry["step"] == self.state.best_global_step and "eval_loss" in entry), None)
+
+
+def _anchor_loss(inputs: Mapping[str, Tensor], loss: AnchorLoss) -> Objective:
+    if loss == "ce":
+        return CrossEntropy(inputs["anchor_targets"])
+    return {"kl": TopKl, "reverse_kl": ReverseTopKl}[loss](inputs["anchor_ids"], inputs["anchor_log_p"])
 
 
 def _keyed(rows: Sequence[Encoded] | KeyedRows | None, anchor: Anchor | None = None) -> KeyedRows | None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..anchor import Anchor, AnchorSettings, open_anchor
+from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
+from ..anchor.writing import given_texts
 from ..data import Encoded, batches, encode_examples, encode_prompt, pad_token_id, read_examples
 from ..data.formats import Example, Message
 from ..errors import CofituneError
@@ -251,7 +252,7 @@ class Workbench:
         The model must hold the base's bytes. The result is None if the weight is 0.
 
         Raises:
-            CofituneError: the model holds other bytes, or the prompts are unusable.
+            CofituneError: the model holds other bytes, the prompts are unusable, or most texts are.
         """
         if settings.weight == 0:
             return None
@@ -261,18 +262,38 @@ class Workbench:
                                                   self._anchor_prompts(settings))
         return self._anchors[settings]
 
+    def task_rows(
+        self, rows: Sequence[Encoded], reference: ReferenceSettings | None, token_filter: float | None = None
+    ) -> list[TaskRow]:
+        """Return training rows with what the base makes of them, see `anchor.task_rows`.
+
+        The model must hold the base's bytes.
+
+        Raises:
+            CofituneError: the model holds other bytes, or the filter leaves no token.
+        """
+        self._require_base("The reference is the base")
+        return task_rows(self.model, rows, self.pad_token_id, self.base.fingerprint, reference, token_filter)
+
     def anchor_tokens(self, settings: AnchorSettings) -> tuple[int, int]:
-        """Count tokens and response tokens of all texts of an anchor, if each response has its maximum length.
+        """Count tokens and response tokens of all texts of an anchor, if each that is written has its maximum length.
 
         No text is written for it.
         """
-        prompts = settings.read_prompts(self._anchor_prompts(settings))[: settings.texts]
-        lengths = [len(encode_prompt(self.tokenizer, messages)) for messages in prompts]
+        if settings.source == "rows":
+            rows = given_texts(self.tokenizer, settings.read_rows(), texts=settings.texts, tokens=settings.tokens,
+                               seed=settings.seed)
+            responses = sum(len(row.input_ids) - row.response_start for row in rows)
+            return sum(len(row.input_ids) for row in rows), responses
+        lengths = [1]
+        if settings.source == "answers":
+            prompts = settings.read_prompts(self._anchor_prompts(settings))[: settings.texts]
+            lengths = [len(encode_prompt(self.tokenizer, messages)) for messages in prompts]
         responses = settings.texts * settings.tokens
         return sum(islice(cycle(lengths), settings.texts)) + responses, responses
 
     def _anchor_prompts(self, settings: AnchorSettings) -> list[list[Message]] | None:
-        if settings.prompts != "task":
+        if settings.prompts != "task" or settings.source != "answers":
             return None
         return [row.prompt for row in self.data.examples("train")]
 

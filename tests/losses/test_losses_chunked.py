@@ -1,11 +1,14 @@
 """The chunked loss against plain cross entropy over all logits, in float64 and in bfloat16."""
 
+import math
+
 import pytest
 import torch
 from tiny import make_tiny_model
 
 from cofitune_fast.losses import chunked as module
-from cofitune_fast.losses.chunked import chunk_rows, response_loss, takes_chunks
+from cofitune_fast.losses.chunked import Term, chunk_rows, response_loss, response_losses, takes_chunks
+from cofitune_fast.losses.objectives import ReverseTopKl, TopKl
 from cofitune_fast.regions import Region
 
 REGION = Region.parse("ffn.down@1-3")
@@ -57,6 +60,35 @@ def test_no_gradient_is_made_where_none_is_wanted():
     assert not loss.requires_grad
     torch.testing.assert_close(loss, response_loss(model, call, predictors, targets, 1.0, chunked=False),
                                rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [TopKl, ReverseTopKl])
+@pytest.mark.parametrize("masks", [True, False], ids=["masked", "whole"])
+def test_divergences_in_chunks_are_those_of_all_logits(monkeypatch, kind, masks):
+    model = make_tiny_model().double().train()
+    REGION.apply(model)
+    call, predictors, targets = case(model)
+    base = torch.randn(len(targets), 260, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    if masks:
+        base.scatter_(1, targets[:, None], -math.inf)
+    top = base.log_softmax(-1).topk(20)
+    objective = kind(top.indices.int(), top.values, targets if masks else None)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 260 * 3)
+    found = [response_losses(model, call, [Term(predictors, objective, 1 / 7)], chunked=chunked)[0]
+             for chunked in (True, False)]
+    torch.testing.assert_close(found[0].double(), found[1].double(), rtol=1e-5, atol=0)
+    for ours, theirs in zip(*(gradients(model, loss) for loss in found), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert ours.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_of_no_tokens_the_loss_is_0_and_so_is_the_gradient(chunked):
+    model = make_tiny_model().train()
+    REGION.apply(model)
+    call, predictors, targets = case(model)
+    loss = response_loss(model, call, predictors[:0], targets[:0], 1.0, chunked=chunked)
+    assert loss == 0 and all((gradient == 0).all() for gradient in gradients(model, loss))
 
 
 @pytest.mark.parametrize("family, trained, expected", [

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cofitune_fast.anchor import NO_ANCHOR
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.methods import CATALOGUE, Recipe, read_methods
 from cofitune_fast.methods.recipe import LoraSettings, MaskSettings
@@ -55,12 +56,41 @@ def test_digests_stay_what_they_were_for_runs_are_found_by_them():
         "full-anchor": "6ceda958ca8012b4",
         "lora-anchor": "f246ba7c089baca0",
         "region-anchor-wise": "f849ee696db28920",
+        "self-mix": "563de154e46c1020",
+        "region-self-mix": "e9d639db2d42342c",
+        "sft-kl": "c4e892632dac88b7",
+        "sft-kl-masked": "e297cc4329bdd6d3",
+        "asft": "dcbee327fff5b5a1",
+        "selfaug": "907c44ac7f9f1957",
+        "stm": "b304e8211cb0b273",
+        "attention": "93e8d5d0b88d4026",
+        "gate-up": "512eb39f95fab677",
+        "anchor-attention": "a65e76f95288001b",
+        "anchor-gate-up": "a7f556efab5ac17c",
+        "anchor-reverse": "c8ba068713a6f41e",
+        "anchor-general-texts": "e2f1c1acc7866757",
+        "anchor-free-texts": "ef6a9ac8724978da",
     }
+    # a field of the anchor that came later counts only where it differs from its default
+    for later in ({"loss": "kl", "source": "answers"}, {"loss": "ce"}, {"source": "free"}):
+        digest = read_methods([{"method": "anchor", "anchor": later}])[0].recipe.digest
+        assert digest.startswith("f849ee696db28920") is (later.get("loss") == "kl")
     # numbers as they were written, and only what was given
     entry = {"method": "full-sft", "mix": 1, "anchor": {"weight": 4, "rows": 2}, "pull": {"strength": 100}}
     assert read_methods([entry])[0].recipe.digest.startswith("93b028716d93ab98")
     entry = {"method": "lora", "lora": {"rank": 8, "alpha": 16}, "training": {"weight_decay": 0}}
     assert read_methods([entry])[0].recipe.digest.startswith("d9904b2ef03c62c0")
+
+
+def test_which_methods_need_general_rows_and_where_an_anchor_takes_its_texts():
+    needy = {one.name for one in read_methods(list(CATALOGUE)) if one.recipe.needs_general}
+    assert needy == {"mix", "fine-general", "anchor-general-texts"}
+    texts, own, plain = (read_methods([entry])[0].recipe for entry in (
+        "anchor-general-texts", {"method": "anchor-general-texts", "anchor": {"prompts": "mine.jsonl"}}, "full-sft"))
+    assert texts.anchor_settings("general.jsonl").prompts == "general.jsonl" and not own.needs_general
+    assert own.anchor_settings("general.jsonl").prompts == "mine.jsonl" and plain.anchor_settings(None) == NO_ANCHOR
+    with pytest.raises(CofituneError, match=r"set compare\.general"):
+        texts.anchor_settings(None)
 
 
 def test_what_is_given_as_another_type_is_read_as_what_it_is():
@@ -98,6 +128,14 @@ def test_entries_go_over_the_catalogue_and_sweeps_over_both():
      "The anchor of the method anchor of compare.methods: anchor.weight is -1.0; it must be at least 0."),
     ([{"method": "anchor", "anchor": {"rows": "few"}}], {},
      "rows in the anchor of the method anchor of compare.methods"),
+    ([{"method": "anchor", "anchor": {"loss": "jsd"}}], {},
+     "loss in the anchor of the method anchor of compare.methods is wrong: Input should be 'kl', 'reverse_kl' or 'ce'"),
+    ([{"method": "anchor", "anchor": {"source": "rows", "prompts": "task"}}], {}, "the task's own rows are no anchor"),
+    ([{"method": "sft-kl", "reference": {"weight": 0}}], {}, "reference.weight is 0; it must be above 0."),
+    ([{"method": "sft-kl", "reference": {"top_k": 0}}], {}, "reference.top_k is 0; it must be at least 1."),
+    ([{"method": "sft-kl", "reference": {"tokens": "all"}}], {}, "Input should be 'response' or 'prompt'"),
+    ([{"method": "sft-kl", "reference": {"wieght": 1}}], {}, "did you mean reference.weight?"),
+    ([{"method": "stm", "token_filter": 1}], {}, "token_filter is 1; it must be above 1."),
     ([{"method": "lora", "lora": {"rank": 0}}], {},
      "The method lora of compare.methods: lora.rank is 0; it must be above 0."),
     ([{"method": "lora", "lora": {"dropout": 1}}], {}, "lora.dropout is 1; it must be at least 0 and below 1."),

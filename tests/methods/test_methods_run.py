@@ -14,7 +14,7 @@ from tiny import write_jsonl
 from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.data import encode_example
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.methods import Recipe, run_method
+from cofitune_fast.methods import CATALOGUE, Recipe, read_methods, run_method
 from cofitune_fast.methods.run import mixed_rows, random_half, what_is_trained
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.training import LossNotFinite, TrainOptions, TrainResult
@@ -72,6 +72,47 @@ def test_a_method_trains_is_scored_and_leaves_the_base(do, bench, recipe):
     assert cost["trained_parameters"] == what_is_trained(Recipe.from_dict(recipe), bench.layout, 1).count(bench.model)
     assert cost["tokens"] == sum(len(row.input_ids) for row in bench.train_rows)
     assert cost["seconds"] == cost["training_seconds"] + cost["scoring_seconds"] > 0
+
+
+_TEXTS = {"texts": 6, "tokens": 6, "top_k": 8}
+
+
+@pytest.mark.parametrize("name", [
+    "self-mix", "region-self-mix", "sft-kl", "sft-kl-masked", "asft", "selfaug", "stm", "attention", "anchor-gate-up",
+    "anchor-reverse", "anchor-general-texts", "anchor-free-texts",
+])
+def test_a_baseline_of_the_catalogue_trains_and_leaves_the_base(do, bench, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"count {i}", "completion": str(i)} for i in range(4)]
+    general = write_jsonl(tmp_path / "general.jsonl", rows)
+    entry = {"method": name}
+    if "anchor" in CATALOGUE[name][1]:
+        entry["anchor"] = _TEXTS
+    if name == "stm":
+        entry["token_filter"] = 255  # of the tiny model's nearly even distributions it leaves some
+    recipe = read_methods([entry], region=REGION)[0].recipe
+    result = do(recipe.to_dict(), general=str(general))
+    assert tensor_digests(bench.model) == bench.digests
+    assert result["state"] == "done" and spec(result) != bench.score("test").spec
+    training = result["training"]
+    assert (training["reference_kl"] is not None) is (recipe.reference is not None)
+    assert (training["anchor_kl"] is not None) is bool(recipe.anchor and recipe.anchor.get("loss") != "ce")
+    assert any("token filter leaves" in note for note in training["notes"]) is (name == "stm")
+    made = 1 if recipe.anchor or recipe.reference or recipe.token_filter else 0
+    assert len(list((tmp_path / "cache").glob("anchor/*"))) == made
+    if name == "anchor-general-texts":
+        with pytest.raises(CofituneError, match=r"set compare\.general"):
+            do(recipe.to_dict())
+
+
+def test_mixed_rows_have_the_bases_distributions_too(do, bench, calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"count {i}", "completion": str(i)} for i in range(4)]
+    general = write_jsonl(tmp_path / "general.jsonl", rows)
+    do({"mix": 0.5, "reference": {"top_k": 8}, "token_filter": 300}, general=str(general))
+    (call,) = calls
+    assert len(call.rows) == 16 + 8 and call.options.reference.top_k == 8
+    assert all(len(row.held.ids) == len(row.learnt) == len(row.input_ids) - row.response_start for row in call.rows)
 
 
 def test_the_base_is_scored_without_training_and_has_no_drift(tiny_run, bench, calls):

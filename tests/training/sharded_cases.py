@@ -21,7 +21,7 @@ from tiny import make_tiny_model, make_tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from cofitune_fast.anchor import AnchorSettings, open_anchor
+from cofitune_fast.anchor import AnchorSettings, ReferenceSettings, open_anchor, task_rows
 from cofitune_fast.anchor import anchor as anchor_module
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
@@ -47,6 +47,10 @@ RUNS = {
     "accumulated": {"region": UPPER, "training": {"gradient_accumulation_steps": 2}},
     "recomputed": {"region": UPPER, "training": {"gradient_checkpointing": True}},
     "a batch is smaller": {"region": UPPER, "rows": 10},
+    "held to the base": {"region": UPPER, "reference": ReferenceSettings(50.0, mask_target=True, top_k=8)},
+    "prompts held, tokens filtered, accumulated": {
+        "region": UPPER, "reference": ReferenceSettings(50.0, "prompt", top_k=8), "token_filter": 260.0,
+        "training": {"gradient_accumulation_steps": 2}},
 }
 
 
@@ -84,9 +88,10 @@ def train(folder, region, *, model=None, rows_=None, training=None, memory=None,
 
 def one_of_the_runs(folder, name, batch=2):
     run = dict(RUNS[name])
-    model = model_of(run.pop("model", None))
-    model, base, result = train(folder / name, run.pop("region"), model=model, rows_=rows(run.pop("rows", 12)),
-                                batch=batch, **run)
+    model, data = model_of(run.pop("model", None)), rows(run.pop("rows", 12))
+    if "reference" in run:
+        data = task_rows(model, data, 0, "print", run["reference"], run.pop("token_filter", None), folder / "anchor")
+    model, base, result = train(folder / name, run.pop("region"), model=model, rows_=data, batch=batch, **run)
     save_delta(model, RUNS[name]["region"], folder / name / "delta", base=base)
     return result
 

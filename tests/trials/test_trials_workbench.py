@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import make_tiny_model
+from tiny import make_tiny_model, write_jsonl
 
+from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import load_model
 from cofitune_fast.regions import Region
@@ -50,6 +51,20 @@ def test_training_inside_a_trial_is_undone_to_the_bit(bench, region, tmp_path):
         assert changed(bench.model, before) == names
     assert changed(bench.model, before) == set()
     assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
+
+
+def test_the_tokens_of_an_anchor_are_counted_before_its_texts_are_written(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    general = write_jsonl(tmp_path / "general.jsonl", [{"prompt": "say " + "b" * i, "completion": "c" * (4 * i)}
+                                                       for i in range(1, 4)])
+    for values in ({"prompts": "task"}, {"source": "rows", "prompts": str(general)}, {"source": "free"}):
+        settings = AnchorSettings(texts=5, tokens=6, top_k=8, **values)
+        tokens, responses = bench.anchor_tokens(settings)
+        rows = bench.anchor(settings).rows
+        found = [sum(len(row.input_ids) for row in rows), sum(len(row.ids) for row in rows)]
+        short = 5 * 6 - found[1] if settings.source == "answers" else 0  # a text may end before its maximum length
+        assert (tokens - short, responses - short) == tuple(found), settings.source
+    assert responses == 30 and tokens == 35
 
 
 def test_every_trial_starts_from_the_same_base(bench, tmp_path):
