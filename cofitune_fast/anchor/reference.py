@@ -1,4 +1,4 @@
-"""What the base makes of the task's own rows: its distributions on their tokens, and which tokens it finds likely.
+"""The base's view of the task's own rows: its distributions on their tokens, and which tokens it finds likely.
 
 Both are measured once before the training, with the base in memory, and kept in a file as an anchor's are.
 """

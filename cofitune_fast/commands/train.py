@@ -153,8 +153,8 @@ def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | No
     chosen = settings.anchor
     if chosen.weight == 0:
         return None
-    console.print(f"The anchor: {chosen.texts} texts of the base, written now unless they are in the cache",
-                  highlight=False)
+    made = "of a data file, measured" if chosen.source == "rows" else "of the base, written"
+    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache", highlight=False)
     return bench.anchor(chosen)
 
 

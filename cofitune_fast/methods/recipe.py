@@ -199,7 +199,7 @@ class Recipe:
         if "anchor" in content:
             anchor = content["anchor"] = without_later_defaults(content["anchor"])
             if "prompts" in anchor:  # a file of prompts counts by its content, not its path
-                anchor["prompts"] = AnchorSettings(**anchor).identity()["prompts"]
+                anchor["prompts"] = AnchorSettings(**anchor).identity().get("prompts")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from anchor.anchor_cases import (
+    REGIONS,
     assert_same_weights,
+    disturbed,
     log_q,
     merged_kl,
     nll,
@@ -20,6 +22,9 @@ from cofitune_fast.anchor import ReferenceSettings, task_rows
 from cofitune_fast.anchor import reference as module
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.models.fingerprint import tensor_digests
+from cofitune_fast.regions import BaseInfo
+from cofitune_fast.training import MemorySettings, TrainOptions, train_region
 
 KINDS = {"response": {}, "masked": {"mask_target": True}, "prompt": {"tokens": "prompt"}}
 FILTER = 252.0  # the random model's distributions are nearly even, and half of the tokens are above it
@@ -88,6 +93,21 @@ def test_a_step_is_that_of_an_explicit_computation_with_both_models(tmp_path, ki
     assert_same_weights(model, expected)
 
 
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_prompts_are_held_alike_where_the_prefix_is_read_from_the_cache(tmp_path, packing):
+    reference, found = ReferenceSettings(weight=1000.0, tokens="prompt", top_k=8), []
+    rows = opened(tmp_path, task_data(), reference)
+    for cache in ("auto", "off"):
+        model = disturbed()
+        result = train_region(
+            model, REGIONS["region"], rows, tmp_path / cache,
+            {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "num_train_epochs": 3, "seed": 3},
+            TrainOptions(reference=reference, memory=MemorySettings(packing=packing, prefix_cache=cache)),
+            base=BaseInfo.of(model, "tiny"), pad_token_id=0)
+        found.append((tensor_digests(model), result.reference_kl))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_filter_is_a_manual_mask_of_the_labels(tmp_path, accumulation):
     data, base = task_data(), make_tiny_model()
@@ -109,8 +129,6 @@ def test_the_filter_is_a_manual_mask_of_the_labels(tmp_path, accumulation):
 
 
 def test_a_step_whose_tokens_are_all_filtered_out_changes_nothing(tmp_path):
-    from anchor.anchor_cases import disturbed
-
     rows = opened(tmp_path, task_data(), token_filter=FILTER)
     for row in rows:
         object.__setattr__(row, "learnt", torch.zeros_like(row.learnt))

@@ -49,6 +49,18 @@ def test_env_says_what_is_missing_and_what_that_costs(cofitune, monkeypatch):
     assert native.COST_WITHOUT in " ".join(out.split())
 
 
+def test_train_takes_other_texts_and_losses_of_the_anchor(cofitune, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    changes = {"anchor.source": "rows", "anchor.prompts": tiny_run["data.valid"], "anchor.loss": "reverse_kl"}
+    status, out, err = cofitune("train", *arguments(tiny_run, **changes), "--json")
+    assert status == 0 and json.loads(out)["anchor_kl"] > 0, err
+    assert "8 texts of a data file, measured now unless they are in the cache" in " ".join(err.split())
+    status, _, err = cofitune("train", *arguments(tiny_run, **{"anchor.source": "rows"}), "--overwrite")
+    assert status == 2 and "anchor.prompts must name a data file" in err
+    status, _, err = cofitune("train", *arguments(tiny_run, **{"anchor.loss": "jsd"}))
+    assert status == 2 and "anchor.loss" in err and "'kl', 'reverse_kl' or 'ce'" in err
+
+
 def test_train_evaluate_and_merge_one_region(cofitune, tiny_run, tmp_path):
     region = {"region": "ffn@50%-100%"}
     status, out, err = cofitune("train", *arguments(tiny_run, **region), "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -80,6 +81,19 @@ def test_two_workers_make_the_runs_that_one_process_makes(command_line, config, 
     assert together == alone and len(alone) == 6
 
 
+def test_the_forecast_counts_the_texts_that_a_file_gives(command_line, config, tmp_path):
+    """In full SFTs, of which an anchor's texts are a part: long general rows are more work than short ones."""
+    found = []
+    for name, response in (("short", "a"), ("long", "a" * 200)):
+        general = write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": "p", "completion": response}] * 3)
+        entry = {"method": "anchor-general-texts", "region": "full", "anchor": {"texts": 4, "tokens": 500}}
+        path = config(methods=[entry], seeds=[1], learning_rates={"anchor-general-texts": [0.01]}, general=str(general))
+        status, out, err = command_line("compare", "-c", path, "--dry-run")
+        assert status == 0, err
+        found.append(float(re.search(r"about as long as ([\d.]+)", out)[1]))
+    assert found[1] > 1.5 * found[0]
+
+
 def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
     path = config(methods=["region"], seeds=[1], learning_rates={"region": [0.01]})
     assert command_line("compare", "-c", path)[0] == 0
@@ -97,6 +111,8 @@ def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
     ({"methods": ["region"], "tasks": {"e2e": {"train": "x", "valid": "x", "test": "x", "limit": "many"}}}, [],
      "limit in the task e2e of compare.tasks is wrong"),
     ({"methods": ["region"], "tasks": {"a/b": {}}}, [], "has a name that cannot be a file's"),
+    ({"methods": ["anchor-general-texts"]}, [],
+     "The method anchor-general-texts: A method needs general rows; set compare.general to a data file."),
     ({"methods": ["region"]}, ["--data.train", "gone.jsonl"], "The task task: The data file"),
     ({"methods": ["region"]}, ["--model.quantize", "nf4"], "cannot be quantised"),
     ({"method": ["region"]}, [], "Unknown key compare.method"),

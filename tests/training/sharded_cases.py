@@ -90,7 +90,7 @@ def one_of_the_runs(folder, name, batch=2):
     run = dict(RUNS[name])
     model, data = model_of(run.pop("model", None)), rows(run.pop("rows", 12))
     if "reference" in run:
-        data = task_rows(model, data, 0, "print", run["reference"], run.pop("token_filter", None), folder / "anchor")
+        data = task_rows(model, data, 0, "print", run["reference"], run.pop("token_filter", None), folder / "reference")
     model, base, result = train(folder / name, run.pop("region"), model=model, rows_=data, batch=batch, **run)
     save_delta(model, RUNS[name]["region"], folder / name / "delta", base=base)
     return result
@@ -144,7 +144,7 @@ def an_anchor_is_written_and_trained_with(folder):
         assert one.input_ids == other.input_ids and torch.equal(one.ids, other.ids)
         torch.testing.assert_close(one.log_p, other.log_p)
     assert len(list((folder / "anchor").iterdir())) == 1
-    with patch.object(anchor_module, "_make", side_effect=AssertionError("written twice")):
+    with patch.object(anchor_module, "write_texts", side_effect=AssertionError("written twice")):
         again = anchor_of(model, folder / "anchor")
     assert [row.input_ids for row in again.rows] == [row.input_ids for row in together.rows]
     assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
