@@ -146,7 +146,10 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         {"method": "full-anchor", "learning_rates": FULL[1:3]},
     ],
 }
-STUDIES["short baselines"] = [*STUDIES["short"], {"method": "l2", "learning_rates": [1e-4]}]
+STUDIES["short baselines"] = [
+    *STUDIES["short"], *({"method": name, "learning_rates": FULL[1:3]} for name in ("self-mix", "sft-kl")),
+    {"method": "l2", "learning_rates": FULL[1:2]},
+]
 
 
 def cut(source: Path, target: Path, rows: Iterable[int]) -> None:
