@@ -5,12 +5,14 @@ python benchmarks/studies/forgetting_study.py MODEL DATA WORK summary TASK STUDY
 python benchmarks/studies/forgetting_study.py MODEL DATA WORK time TASK STUDY [--seeds 1 2 3] --json FILE    # alone
 python benchmarks/studies/forgetting_study.py MODEL DATA WORK keep TASK --runs FILE
 
-MODEL: a model folder. DATA: a folder with speciality/{e2e,gsm8k}/{train,valid,test}.jsonl and versatility/GROUP/*.jsonl
-of arc_easy, openbookqa (knowledge), lambada, piqa (reasoning) and alpaca (instruction). TASK: e2e (400 training rows)
-or gsm8k (200). STUDY: a key of STUDIES. All studies of a task share the folder WORK/TASK, and so their runs; `run` goes
-on where it stopped. `keep` writes all of a task's runs, items included, to FILE (JSON Lines, the folder's identity
-first), and `run --runs FILE` begins with what is in it, so that a study goes on where WORK is lost. `time` trains each
-method on TIMED rows, one method after the other and that once per seed, and gives seconds and the share of full SFT's.
+MODEL: a model folder or a GGUF file. DATA: a folder with speciality/{e2e,gsm8k,banking77}/{train,valid,test}.jsonl and
+versatility/GROUP/*.jsonl of arc_easy, openbookqa (knowledge), lambada, piqa (reasoning) and alpaca (instruction). TASK:
+e2e (400 training rows), gsm8k (200), banking77 (400) or sig (the demo's 400, which are in the package). The last two
+are short: fewer rows of versatility are scored, and the drift from the base is. STUDY: a key of STUDIES. All studies
+of a task share the folder WORK/TASK, and so their runs (a second model needs a second WORK); `run` goes on where it
+stopped. `keep` writes all of a task's runs, items included, to FILE (JSON Lines, the folder's identity first), and `run
+--runs FILE` begins with what is in it, so that a study goes on where WORK is lost. `time` trains each method on TIMED
+rows, one method after the other and that once per seed, and gives seconds and the share of full SFT's.
 """
 
 from __future__ import annotations
@@ -23,21 +25,33 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
 
+from cofitune_fast.demo import data_folder
 from cofitune_fast.files import read_json, write_text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import save
 
-PARTS = {"valid": (0, 30), "test": (200, 60)}  # first row and rows of each versatility file; twice as many of alpaca
-TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 200, "max_length": 384}}
+# The first row of each versatility file, how many follow, and how many of alpaca.
+PARTS = {"valid": (0, 30, 60), "test": (200, 60, 120)}
+SHORT_PARTS = {"valid": (0, 10, 32), "test": (200, 20, 80)}
+TASKS = {"e2e": {"limit": 400, "max_length": 256}, "gsm8k": {"limit": 200, "max_length": 384},
+         "banking77": {"limit": 400, "max_length": 192}, "sig": {"limit": 400, "max_length": 192}}
+SHORT = ("banking77", "sig")
+# The rows of validation and test of each task; the rest is too much for two cores.
+SCORED: dict[str, tuple[Iterable[int], Iterable[int]]] = {
+    "e2e": (range(68), random.Random(0).sample(range(630), 120)), "gsm8k": (range(60), range(150)),
+    "banking77": (range(100), range(200)), "sig": (range(80), range(160)),
+}
 TIMED = 120
 FULL, LORA = [5e-5, 1e-4, 2e-4, 4e-4], [5e-4, 1e-3, 2e-3, 4e-3]
+LOW = [1e-5, 3e-5, 1e-4, 2e-4]
 MIDDLE, QUARTER, BROAD, WIDE = "ffn.up+ffn.down@50%-75%", "ffn@50%-75%", "ffn@40%-75%", "ffn@25%-75%"
 UP, ACROSS = [4e-4, 8e-4, 1.6e-3], [4e-4, 6e-4, 1e-3]  # rates of the first region, and of the others
 
@@ -124,41 +138,57 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         *({"method": name, "learning_rates": FULL[:2]} for name in ("eaft", "l1")),
         {"method": "lora-ffn", "learning_rates": LORA[1:3]},
     ],
+    # For the short tasks, each study with more than the one before.
+    "short middle": [{"method": "full-sft", "learning_rates": [1e-4]}, anchored("default", BROAD, [4e-4])],
+    "short": [
+        {"method": "full-sft", "learning_rates": LOW}, anchored("default", BROAD, [2e-4, 4e-4, 8e-4]),
+        {"method": "lora", "learning_rates": [2e-4, 1e-3, 2e-3]},
+        {"method": "full-anchor", "learning_rates": FULL[1:3]},
+    ],
 }
+STUDIES["short baselines"] = [
+    *STUDIES["short"], *({"method": name, "learning_rates": FULL[1:3]} for name in ("self-mix", "sft-kl")),
+    {"method": "l2", "learning_rates": FULL[1:2]},
+]
 
 
-def cut(source: Path, target: Path, rows: list[int]) -> None:
+def cut(source: Path, target: Path, rows: Iterable[int]) -> None:
     lines = source.read_text(encoding="utf-8").splitlines()
     write_text(target, "".join(lines[row] + "\n" for row in rows if row < len(lines)))
 
 
+def speciality(data: Path, task: str) -> Path:
+    return data_folder() / "speciality" if task == "sig" else data / "speciality" / task
+
+
 def prepare(data: Path, work: Path) -> None:
     """The parts of the data that are used, in WORK/data."""
-    for part, (start, count) in PARTS.items():
-        for file in sorted((data / "versatility").glob("*/*.jsonl")):
-            if file.stem != "ifeval":
-                many = count * (2 if file.stem == "alpaca" else 1)
-                cut(file, work / "data" / part / file.parent.name / file.name, list(range(start, start + many)))
-    cut(data / "versatility" / "instruction" / "alpaca.jsonl", work / "data" / "general.jsonl", list(range(400, 999)))
-    speciality = data / "speciality"
-    cut(speciality / "e2e" / "valid.jsonl", work / "data" / "e2e_valid.jsonl", list(range(68)))
-    cut(speciality / "e2e" / "test.jsonl", work / "data" / "e2e_test.jsonl", random.Random(0).sample(range(630), 120))
-    cut(speciality / "gsm8k" / "valid.jsonl", work / "data" / "gsm8k_valid.jsonl", list(range(60)))
-    cut(speciality / "gsm8k" / "test.jsonl", work / "data" / "gsm8k_test.jsonl", list(range(150)))
+    for folder, parts in ((work / "data", PARTS), (work / "data" / "short", SHORT_PARTS)):
+        for part, (start, count, many) in parts.items():
+            for file in sorted((data / "versatility").glob("*/*.jsonl")):
+                if file.stem != "ifeval":
+                    rows = range(start, start + (many if file.stem == "alpaca" else count))
+                    cut(file, folder / part / file.parent.name / file.name, rows)
+    cut(data / "versatility" / "instruction" / "alpaca.jsonl", work / "data" / "general.jsonl", range(400, 999))
+    for task, scored in SCORED.items():
+        for part, rows in zip(PARTS, scored, strict=True):
+            cut(speciality(data, task) / f"{part}.jsonl", work / "data" / f"{task}_{part}.jsonl", rows)
 
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     files, task = arguments.work.resolve() / "data", arguments.task
+    short = task in SHORT
+    suites = files / "short" if short else files
     return {
         "title": f"Which method forgets least: {arguments.study} on {task}",
         "model": str(arguments.model.resolve()),
         "data": {"max_length": 256},
-        # The first runs of these folders were made before the drift was measured.
-        "versatility": {**{part: str(files / part) for part in PARTS}, "drift_rows": 0},
+        # The first runs of the other folders were made before the drift was measured.
+        "versatility": {**{part: str(suites / part) for part in PARTS}, "drift_rows": 64 if short else 0},
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "weight_decay": 0.1},
         "compare": {
             "tasks": {task: {
-                "train": str((arguments.data / "speciality" / task / "train.jsonl").resolve()),
+                "train": str((speciality(arguments.data, task) / "train.jsonl").resolve()),
                 **{part: str(files / f"{task}_{part}.jsonl") for part in PARTS}, **TASKS[task],
             }},
             "general": str(files / "general.jsonl"), "seeds": arguments.seeds,
