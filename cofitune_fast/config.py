@@ -160,7 +160,7 @@ class SearchSection(WorkersSection):
     prior_keep: float = SearchSettings.prior_keep
     budget: str | None = None
     budget_memory: str | None = None
-    budget_time: float | None = Field(1.0, gt=0)
+    budget_time: float | None = Field(None, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
     checkpoint_minutes: float = Field(TrialSetup.checkpoint_minutes, ge=0)
 

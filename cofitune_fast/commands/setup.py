@@ -25,6 +25,8 @@ from ..training import check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
 from .app import SILENT
 
+FULL_SFT = 1.0  # time of a region's training that is tried by default, as a share of full fine-tuning's
+
 
 def read_config(context: typer.Context, file: Path | None) -> Config:
     """Read the configuration of a command: the YAML file, if given, overridden by the command line's keys."""
@@ -99,7 +101,7 @@ def search_settings(settings: Config) -> SearchSettings:
         budget=Budget.parse(section.budget) if section.budget is not None else None,
         limits=Limits(
             parse_size(section.budget_memory, "search.budget_memory") if section.budget_memory is not None else None,
-            section.budget_time,
+            section.budget_time or FULL_SFT, asked=section.budget_time is not None,
         ),
         full_training={**settings.training, **settings.run.full_sft_training},
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import CofituneError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Limits:
     Attributes:
         memory: bytes on the device.
         time: share of one full fine-tuning's time.
+        asked: False if the time is a default: where no region fits it, the one with the least time is tried.
     """
 
     memory: int | None = None
     time: float | None = None
+    asked: bool = True
 
     def excess(self, need: Need) -> float:
         """Return by which factor the need exceeds the limits, at most 1 if it fits."""
@@ -54,6 +59,16 @@ class Limits:
 
     def __str__(self) -> str:
         return self.describe(Need(self.time or 0.0, self.memory))
+
+
+def fitting(limits: Limits, needs: Mapping[T, Need]) -> list[T]:
+    """Return what fits the limits, in the given order; empty if nothing does."""
+    found = [one for one, need in needs.items() if limits.excess(need) <= 1]
+    if found or limits.asked:
+        return found
+    memory = Limits(limits.memory)
+    within = [one for one, need in needs.items() if memory.excess(need) <= 1]
+    return sorted(within, key=lambda one: needs[one].time)[:1]
 
 
 def nothing_fits(limits: Limits, needs: Sequence[tuple[str, Need]]) -> CofituneError:

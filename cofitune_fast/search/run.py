@@ -26,7 +26,7 @@ from .choice import choose
 from .executors import Executor
 from .journal import Journal
 from .ledger import BASE, Ledger
-from .limits import Limits, Need, nothing_fits
+from .limits import Limits, Need, fitting, nothing_fits
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
 from .preview import level_work, likely_walk, lowest_layer
@@ -301,13 +301,13 @@ class Search:
         if limits == Limits():
             return candidates
         needs = {candidate: self.need(candidate.region) for candidate in candidates}
-        fitting = [candidate for candidate, need in needs.items() if limits.excess(need) <= 1]
+        kept = fitting(limits, needs)
         for candidate in candidates:
-            if candidate not in fitting:
+            if candidate not in kept:
                 self.observer.note(f"{candidate.region} is not tried: it needs {limits.describe(needs[candidate])}")
-        if candidates and not fitting and not self.nodes:
+        if candidates and not kept and not self.nodes:
             raise nothing_fits(limits, [(str(candidate.region), need) for candidate, need in needs.items()])
-        return fitting
+        return kept
 
     def _by_prior(self, level: Level, candidates: list[Candidate]) -> list[Candidate]:
         if self.prior is None or len(candidates) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.search.limits import Limits, Need, nothing_fits
+from cofitune_fast.search.limits import Limits, Need, fitting, nothing_fits
 
 GIB = 2**30
 
@@ -19,6 +19,14 @@ GIB = 2**30
 def test_the_excess_is_that_of_the_scarcer_resource(limits, excess, words):
     need = Need(0.8, 3 * GIB)
     assert limits.excess(need) == pytest.approx(excess) and limits.describe(need) == words
+
+
+def test_a_time_by_default_leaves_at_least_the_cheapest():
+    needs = {"a": Need(1.4, 3 * GIB), "b": Need(1.2, 4 * GIB), "c": Need(1.6, 2 * GIB)}
+    assert fitting(Limits(time=1.5), needs) == ["a", "b"] and fitting(Limits(time=1.0), needs) == []
+    assert fitting(Limits(time=1.0, asked=False), needs) == ["b"]
+    assert fitting(Limits(3 * GIB, 1.0, asked=False), needs) == ["a"]
+    assert fitting(Limits(GIB, 1.0, asked=False), needs) == []
 
 
 def test_a_space_that_does_not_fit_names_the_nearest():
