@@ -58,7 +58,7 @@ def configuration(model: str, data: Path, work: Path, variant: str) -> Any:
         "model.path": model, "output": str(work / variant), "data.max_length": 256, "data.limit": rows,
         **{f"data.{part}": str(data / "speciality" / task / f"{part}.jsonl") for part in ("train", "valid", "test")},
         **{f"versatility.{part}": str(work / "suite" / part) for part in ("valid", "test")},
-        # The study's rate was 4e-4 for up and down of a quarter; now the rate is that of the default region, twice as large.
+        # The study had 4e-4 for up and down of a quarter; now the rate is that of the default region, twice as large.
         "training": {"learning_rate": 4e-4 / 2**0.5, "num_train_epochs": 1, "per_device_train_batch_size": 8,
                      "weight_decay": 0.1, "seed": seed, "data_seed": seed},
         "run": {"full_sft_training": {"learning_rate": 1e-4}},
