@@ -14,7 +14,7 @@ from ..search.preview import preview
 from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
-from .setup import make_workbench, open_pipeline, search_settings, trial_setup
+from .setup import make_memory_need, make_workbench, open_pipeline, search_settings, trial_setup
 
 
 @command
@@ -69,4 +69,5 @@ def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
     def rate(candidate: Any) -> float:
         return base_rate if chosen.learning_rate == "fixed" else node_rate(base_rate, count(candidate), reference)
 
-    return preview(chosen.levels, chosen.strategy, bench.layout, bench.total_parameters, count, rate, work)
+    return preview(chosen.levels, chosen.strategy, bench.layout, bench.total_parameters, count, rate, work,
+                   chosen.limits, make_memory_need(settings))

@@ -149,12 +149,17 @@ def make_search(settings: Config, bench: Workbench, output: str | Path) -> Searc
         from ..trials.priors import make_prior
 
         prior = make_prior(chosen.prior, bench)
-    memory_need = None
-    if chosen.limits.memory is not None:
-        from .planned import memory_needs
+    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior,
+                  memory_need=make_memory_need(settings))
 
-        memory_need = memory_needs(settings)
-    return Search(bench, setup, chosen, make_executor(settings, bench, setup), prior=prior, memory_need=memory_need)
+
+def make_memory_need(settings: Config) -> Callable[[Region], int] | None:
+    """Return a function that predicts the peak bytes of training a region, where memory is limited, else None."""
+    if settings.search.budget_memory is None:
+        return None
+    from .planned import memory_needs
+
+    return memory_needs(settings)
 
 
 @contextmanager

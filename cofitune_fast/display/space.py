@@ -18,8 +18,9 @@ def show_space(nodes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) ->
 
     Args:
         nodes: parents before their children, each with id, parent, level, level_name, region, trained_parameters, share
-            (of all parameters), full_sft (cost in full fine-tunings, or None), learning_rate, and kind: "node", or
-            "later" for a node that is tried only if its parent wins.
+            (of all parameters), full_sft (cost in full fine-tunings, or None), learning_rate, left_out
+            (what a node beyond the limits needs, or None), and kind: "node", or "later" for a node that is tried only
+            if its parent wins.
         totals: nodes, and as far as known strategy, nodes_likely, full_sft_likely, full_sft_most, full_sft_paper and
             seconds.
     """
@@ -41,8 +42,9 @@ def show_space(nodes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) ->
 def _line(node: Mapping[str, Any], begin: str) -> Text:
     cost = f"{node['full_sft']:.2f} × full SFT" if finite(node.get("full_sft")) else ""
     learning_rate = f"lr {rate(node['learning_rate'])}" if finite(node.get("learning_rate")) else ""
-    line = Text(f"{begin}  {cost:>15}  {learning_rate}".rstrip())
-    if node.get("kind") == "later":
+    left_out = f"  left out: it needs {node['left_out']}" if node.get("left_out") else ""
+    line = Text(f"{begin}  {cost:>15}  {learning_rate}{left_out}".rstrip())
+    if node.get("kind") == "later" or left_out:
         line.stylize("dim")
     return line
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CofituneError
 from ..regions import Layout, Region
 from .budget import Work
+from .limits import Limits, Need, fitting, nothing_fits
 from .space import Candidate, Level, children
 from .strategy import Strategy
 
@@ -67,6 +68,14 @@ def level_work(
     return total
 
 
+def predict_need(
+    work: Work, region: Region, trained: int, layout: Layout, memory_need: Callable[[Region], int] | None
+) -> Need:
+    """Predict what the whole training of a region needs, with nothing cached before."""
+    flops = work.training(lowest_layer(region, layout), trained, 0.0, 1.0)
+    return Need(flops / work.full_sft, memory_need(region) if memory_need is not None else None)
+
+
 def lowest_layer(region: Region, layout: Layout) -> int | None:
     """Return the region's lowest layer; None for the full model, whose embeddings are trained too."""
     return None if region.is_full else min(cell.layer for cell in region.cells(layout))
@@ -75,10 +84,12 @@ def lowest_layer(region: Region, layout: Layout) -> int | None:
 def preview(
     levels: Sequence[Level], strategy: Strategy, layout: Layout, total_parameters: int,
     count: Callable[[Candidate], int], rate: Callable[[Candidate], float], work: Work | None,
+    limits: Limits = Limits(), memory_need: Callable[[Region], int] | None = None,  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     """Return {"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
 
-    full_sft of a node is the cost of training it to the end and scoring it once, with the layers below it cached.
+    full_sft of a node is the cost of training it to the end and scoring it once, with the layers below it cached. A
+    node beyond the limits has in left_out what it needs; the likely costs are those of the others.
 
     Totals:
         nodes: nodes of the whole space.
@@ -87,8 +98,13 @@ def preview(
         full_sft_likely: cost if half of a level's nodes are dropped after each rung.
         full_sft_paper: cost if every child is trained and scored to the end, with nothing cached.
     """
-    rows = []
+    rows, kept = [], set()
     for found in walk(levels, layout):
+        needs = {one: predict_need(work, one.region, count(one), layout, memory_need) for one in found} if work else {}
+        within = set(fitting(limits, needs)) if work else set(found)
+        if not within and not kept:
+            raise nothing_fits(limits, [(str(one.region), need) for one, need in needs.items()])
+        kept |= {one.id for one in within}
         for candidate in found:
             trained = count(candidate)
             cost = None
@@ -99,9 +115,10 @@ def preview(
             rows.append({"id": candidate.id, "parent": candidate.parent, "level": candidate.level,
                          "level_name": levels[candidate.level].name, "region": str(candidate.region),
                          "trained_parameters": trained, "share": trained / total_parameters, "full_sft": cost,
-                         "learning_rate": rate(candidate), "kind": "node"})
+                         "learning_rate": rate(candidate), "kind": "node",
+                         "left_out": None if candidate in within else limits.describe(needs[candidate])})
     totals: dict[str, Any] = {"nodes": len(rows), "strategy": strategy.name}
-    tree = likely_walk(levels, layout, strategy)
+    tree = [[one for one in found if one.id in kept] for found in likely_walk(levels, layout, strategy)]
     totals["nodes_likely"] = sum(map(len, tree))
     if work is not None:
         paper = Strategy("greedy", (1.0,), race=False)

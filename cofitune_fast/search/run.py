@@ -29,7 +29,7 @@ from .ledger import BASE, Ledger
 from .limits import Limits, Need, fitting, nothing_fits
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
-from .preview import level_work, likely_walk, lowest_layer
+from .preview import level_work, likely_walk, lowest_layer, predict_need
 from .race import OutOfBudget, tree_search
 from .results import SearchResult
 from .space import Candidate, Level, check_space
@@ -284,12 +284,9 @@ class Search:
     def need(self, region: Region) -> Need:
         """Predict what the whole training of a region needs, with nothing cached before."""
         if region not in self._needs:
-            self._needs[region] = self._predict_need(region)
+            trained = region.count(self.bench.model)
+            self._needs[region] = predict_need(self.work, region, trained, self.bench.layout, self.memory_need)
         return self._needs[region]
-
-    def _predict_need(self, region: Region) -> Need:
-        flops = self.work.training(lowest_layer(region, self.bench.layout), region.count(self.bench.model), 0.0, 1.0)
-        return Need(flops / self.work.full_sft, self.memory_need(region) if self.memory_need is not None else None)
 
     def _within_limits(self, candidates: list[Candidate]) -> list[Candidate]:
         """Return the candidates whose training fits the limits.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from tiny import make_tiny_model
 
+from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import resolve_layout
-from cofitune_fast.search import STRATEGIES, Strategy, Work, space_levels
+from cofitune_fast.search import STRATEGIES, Limits, Strategy, Work, space_levels
 from cofitune_fast.search.preview import likely_walk, preview, walk
 
 WORK = Work(4, 1000, 500, 100, 50, 1.0, 1.0, 20, 10)
@@ -42,6 +43,18 @@ def test_costs_add_up(layout):
     assert [row["full_sft"] for row in content["nodes"]] == pytest.approx([low / WORK.full_sft, high / WORK.full_sft])
     assert content["totals"]["full_sft_most"] == pytest.approx((low + high + WORK.scoring()) / WORK.full_sft)
     assert content["totals"]["full_sft_paper"] > content["totals"]["full_sft_most"]  # nothing cached
+
+
+def test_what_is_beyond_the_limits_is_shown_and_not_counted(layout):
+    levels = space_levels([{"regions": ["ffn@3", "ffn@0-3", "full"]}])
+    limits = Limits(time=0.6)
+    content = preview(levels, STRATEGIES["greedy"], layout, 10_000, lambda one: 100, lambda one: 1e-3, WORK, limits)
+    assert [row["left_out"] is None for row in content["nodes"]] == [True, False, False]
+    assert content["nodes"][2]["left_out"] == "1.00 of full SFT's time" and content["totals"]["nodes_likely"] == 1
+    alone = shown(space_levels([{"regions": ["ffn@3"]}]), STRATEGIES["greedy"], layout)["totals"]
+    assert content["totals"]["full_sft_most"] == alone["full_sft_most"]
+    with pytest.raises(CofituneError, match="nearest is ffn@3"):
+        preview(levels, STRATEGIES["greedy"], layout, 10_000, lambda one: 100, lambda one: 1e-3, WORK, Limits(time=0.1))
 
 
 def test_a_race_trains_one_winner_to_the_end(layout):
