@@ -12,6 +12,7 @@ from ..data import Encoded, batches, label_predictors
 from ..errors import CofituneError
 from ..models.head import head_weight, hidden_states
 from ..models.mode import evaluation_mode
+from ..models.sharded import whole
 from ..ops.linear_kl import reference as kl_of_logits
 from ..ops.linear_kl import to_logits
 from .metrics import DriftItem
@@ -45,7 +46,7 @@ class BaseStates:
         The mean is a ratio estimator, and its items are DriftItem. model: the former base; its weights and its head may
         have changed. Products and logarithms are in float32, so an unchanged model has a drift of exactly 0.
         """
-        weight, softcap = head_weight(model)
+        weight, softcap = _whole_head(model)
         if weight.shape != self.head.shape or softcap != self.softcap:
             raise CofituneError(
                 f"The head of this model has the shape {list(weight.shape)} and the soft cap {softcap}, the base's "
@@ -76,7 +77,7 @@ def base_states(
     """
     if len(rows) < 2:
         raise CofituneError(f"The drift is to be measured on {len(rows)} row(s); a standard error needs at least 2.")
-    weight, softcap = head_weight(model)
+    weight, softcap = _whole_head(model)
     states = [states.cpu() for _, _, states in _states(model, rows, pad_token_id)]
     head = weight.detach().to("cpu", copy=True) if like is None else like.head
     return BaseStates(rows, pad_token_id, states, head, softcap)
@@ -85,6 +86,12 @@ def base_states(
 def with_drifts(scores: SuiteScores, model: nn.Module, bases: Mapping[str, BaseStates]) -> SuiteScores:
     """Add the drifts of `model` from the base to its scores; bases: {name in `results.DRIFTS`: the base's states}."""
     return replace(scores, **{name: base.drift(model) for name, base in bases.items()})
+
+
+def _whole_head(model: nn.Module) -> tuple[Tensor, float | None]:
+    """Return the head's weight and soft cap; of a sharded model every rank gathers the weight."""
+    weight, softcap = head_weight(model)
+    return whole(weight), softcap
 
 
 @torch.no_grad()
