@@ -76,7 +76,7 @@ def suite_part(data: Path, work: Path, part: str) -> Path:
 
 def run(work: Path) -> None:
     settings = settings_of("sig", work, 1, 0)
-    settings.training["num_train_epochs"] = 1.5
+    settings.training.update(num_train_epochs=1.5, learning_rate=6e-4)
     bench = make_workbench(settings)
     setup = trial_setup(settings, work)
     reference = Region.parse("ffn.up+ffn.down@all").count(bench.model) // 4
