@@ -50,7 +50,7 @@ def settings_of(task: str, work: Path, seed: int, rows: int, data: Path | None =
     if rows:
         changes["data.limit"] = rows
     if task == "sig":
-        return demo_config(changes)
+        return demo_config({"training.learning_rate": 6e-4, **changes})
     speciality = data / "speciality" / task
     return load_config(None, {
         "model.path": str(demo_model()), "data.max_length": 256, "data.limit": 600,
@@ -76,7 +76,7 @@ def suite_part(data: Path, work: Path, part: str) -> Path:
 
 def run(work: Path) -> None:
     settings = settings_of("sig", work, 1, 0)
-    settings.training.update(num_train_epochs=1.5, learning_rate=6e-4)
+    settings.training["num_train_epochs"] = 1.5
     bench = make_workbench(settings)
     setup = trial_setup(settings, work)
     reference = Region.parse("ffn.up+ffn.down@all").count(bench.model) // 4
