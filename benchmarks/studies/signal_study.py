@@ -165,7 +165,11 @@ def summary(work: Path) -> list[dict[str, Any]]:
         correlations[signal] = {"regions": len(there), **{
             f"with {final}": rank_correlation([sign * row[signal] for row in there], [row[final] for row in there])
             for final in ("uni", "spec", "signal at 1")}}
+    sizes = [row for row in rows if row["region"] in {*WIDE, "ffn.up+ffn.down@50%-75%"}]
+    correlations["signal at 0.125, among sizes"] = {"regions": len(sizes), "with uni": rank_correlation(
+        [row["signal at 0.125"] for row in sizes], [row["uni"] for row in sizes])}
     searches = [read_json(file, "search") for file in sorted(work.glob("search-*/result.json"))]
+    searches += [{**read_json(file, "search"), "unlimited": True} for file in sorted(work.glob("unlimited-*.json"))]
     return [{"kind": "signals", "rank_correlation": correlations, "regions": rows,
              "graft_seconds": {key: grafts[key] for key in ("training_seconds", "seconds") if key in grafts}},
             *({"kind": "search", **one} for one in searches)]

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import Config
+from ..config import Config, load_config, parse_overrides
 from ..display import make_display
 from ..errors import CofituneError
 from ..models.sharded import started_by_torchrun
 from ..report import methods_table, write_report
 from .app import AsJson, ConfigFile, command, console, emit
-from .setup import open_pipeline, read_config
+from .setup import open_pipeline
 
 
 @command
@@ -23,16 +23,15 @@ def run(
     config: ConfigFile = None,
     as_json: AsJson = False,
     budget_memory: Annotated[str | None, typer.Option(help="Try only regions that train within such as 24GiB.")] = None,
-    budget_time: Annotated[float | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
+    budget_time: Annotated[str | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
 ) -> None:
     """Do the whole job on one base: search a region (unless `region` is given), train it plainly ("coarse") and with
     anchor or mask ("fine"), contrast with full SFT (unless `run.full_sft` is false), check the delta, and report.
 
     The same command again goes on where it stopped. Status 1: a method or a check failed, and the report says why."""
-    settings = read_config(context, config)
-    settings.search.budget_memory = budget_memory or settings.search.budget_memory
-    settings.search.budget_time = budget_time or settings.search.budget_time
-    do_run(settings, as_json)
+    given = {"search.budget_memory": budget_memory, "search.budget_time": budget_time}
+    do_run(load_config(config, {**parse_overrides(context.args),
+                                **{key: value for key, value in given.items() if value is not None}}), as_json)
 
 
 def do_run(settings: Config, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from ..config import Config, load_config, parse_overrides
 from ..display import make_display, scores_text, show_space
 from ..search import Search, node_rate, search_work
 from ..search.preview import preview
+from ..search.run import final_work
 from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
@@ -25,7 +26,7 @@ def search(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the space, sizes and costs; train nothing.")] = False,
     budget: Annotated[str | None, typer.Option(help="End after such as '2 full-sft', '1.5h', '3M tokens'.")] = None,
     budget_memory: Annotated[str | None, typer.Option(help="Try only regions that train within such as 24GiB.")] = None,
-    budget_time: Annotated[float | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
+    budget_time: Annotated[str | None, typer.Option(help="The same for time, as a share of full SFT's.")] = None,
     executor: Annotated[str | None, typer.Option(help="in-process, processes (one per GPU) or ray.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or host:port.")] = None,
 ) -> None:
@@ -70,4 +71,4 @@ def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
         return base_rate if chosen.learning_rate == "fixed" else node_rate(base_rate, count(candidate), reference)
 
     return preview(chosen.levels, chosen.strategy, bench.layout, bench.total_parameters, count, rate, work,
-                   chosen.limits, make_memory_need(settings))
+                   chosen.limits, make_memory_need(settings), final_work(bench, work, chosen) if work else None)

@@ -25,7 +25,7 @@ from ..training import check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
 from .app import SILENT
 
-FULL_SFT = 1.0  # time of a region's training that is tried by default, as a share of full fine-tuning's
+FULL_SFT = 1.0  # longest training of the default space, as a share of full fine-tuning's; other spaces are tried whole
 
 
 def read_config(context: typer.Context, file: Path | None) -> Config:
@@ -101,8 +101,10 @@ def search_settings(settings: Config) -> SearchSettings:
         budget=Budget.parse(section.budget) if section.budget is not None else None,
         limits=Limits(
             parse_size(section.budget_memory, "search.budget_memory") if section.budget_memory is not None else None,
-            section.budget_time or FULL_SFT, asked=section.budget_time is not None,
+            section.budget_time or (FULL_SFT if section.space == SearchSettings.space else None),
+            asked=section.budget_time is not None,
         ),
+        final_training=settings.training,
         full_training={**settings.training, **settings.run.full_sft_training},
     )
 

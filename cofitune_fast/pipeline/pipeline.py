@@ -32,7 +32,7 @@ from ..regions import Region
 from ..scoring.results import SUMMARY
 from ..search import Journal, Observer, Search, SearchResult, Silent
 from ..training import decisive
-from ..trials import BaseLost, TrialSetup, Workbench
+from ..trials import BaseLost, TrialSetup, Workbench, clean_node
 from ..trials.head import report_head
 from ..trials.workbench import content_digest
 from .checks import check_delta
@@ -121,6 +121,8 @@ class Pipeline:
                 if method.name == FINE:
                     report["checks"] = self._checks(run, report["methods"][-1])
                 self._write(report, start, shown)
+            if search is not None:
+                clean_node(self.tree_search.setup, search.choice.chosen)  # the final runs began anew
             report["complete"] = True
             self._write(report, start, shown)
         return report

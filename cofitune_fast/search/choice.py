@@ -86,7 +86,12 @@ def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates, st
 
     chosen, best = nodes[choice.chosen], nodes[choice.best]
     words, figure = [f"{chosen.region} has "], {"uni": "Uni", "signal": "early signal"}[chosen.measure]
-    if choice.chosen == choice.best:
+    early = [node.fraction for node in nodes.values() if node.fraction < choice.fraction]
+    alone = len(early) == len(nodes) - 1 > 0
+    if alone:
+        words.append(f"a {figure} of {chosen.figure:.3f}, measured for it alone; it led by the early signal at "
+                     f"{max(early):g} of the training")
+    elif choice.chosen == choice.best:
         words.append(f"the highest {figure}, {chosen.figure:.3f}")
     else:
         words.append(f"{'a' if figure == 'Uni' else 'an'} {figure} of {chosen.figure:.3f}, tied with the highest "
@@ -97,7 +102,8 @@ def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates, st
     count = len(choice.candidates)
     if choice.comparisons:
         words.append(
-            f". All other nodes are behind it beyond chance ({share} over {choice.comparisons} comparisons)"
+            f". All other nodes are behind it{' there' if alone else ''} by more than the sample of items explains "
+            f"({share} over {choice.comparisons} comparisons)"
             if count == 1 and choice.chosen == choice.best else
             f". {count} of {choice.comparisons + 1} nodes cannot be told from the best ({share} over "
             f"{choice.comparisons} comparisons)"

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from ..errors import CofituneError
 from ..files import make_folder, sync
 
-VERSION = 3
+VERSION = 4
 
 
 class Journal:

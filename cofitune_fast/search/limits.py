@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,16 +50,13 @@ class Limits:
         return max(parts, default=0.0)
 
     def describe(self, need: Need) -> str:
-        """Say what a region needs of that which is limited."""
+        """Say what a region needs of that which is limited, rounded up."""
         parts = []
         if self.memory is not None and need.memory is not None:
-            parts.append(f"{need.memory / 2**30:.2f} GiB")
+            parts.append(_bytes(need.memory))
         if self.time is not None:
-            parts.append(f"{need.time:.2f} of full SFT's time")
+            parts.append(f"{math.ceil(100 * need.time) / 100:.2f} of full SFT's time")
         return " and ".join(parts)
-
-    def __str__(self) -> str:
-        return self.describe(Need(self.time or 0.0, self.memory))
 
 
 def fitting(limits: Limits, needs: Mapping[T, Need]) -> list[T]:
@@ -73,8 +71,19 @@ def fitting(limits: Limits, needs: Mapping[T, Need]) -> list[T]:
 
 def nothing_fits(limits: Limits, needs: Sequence[tuple[str, Need]]) -> CofituneError:
     """Make the error for a space of which no region fits; it names the nearest one."""
+    limits = limits if limits.asked else Limits(limits.memory)
     region, need = min(needs, key=lambda pair: limits.excess(pair[1]))
+    keys = [f"search.{key} to {text}" for key, one, text in (
+        ("budget_memory", Limits(limits.memory), limits.memory is not None and _bytes(need.memory)),
+        ("budget_time", Limits(time=limits.time), f"{math.ceil(100 * need.time) / 100:.2f}"),
+    ) if one.excess(need) > 1]
     return CofituneError(
-        f"No region of the search space fits into {limits}; nearest is {region} with {limits.describe(need)}: raise "
-        "search.budget_memory or search.budget_time to that, or give a search.space with smaller regions."
+        f"No region of the search space fits; nearest is {region}, which needs {limits.describe(need)}: raise "
+        f"{' and '.join(keys)}, or give a search.space with smaller regions."
     )
+
+
+def _bytes(size: int) -> str:
+    unit, name = next(((2**power, name) for power, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if size >= 2**power),
+                      (1, "B"))
+    return f"{math.ceil(100 * size / unit) / 100:.2f} {name}"

@@ -85,11 +85,15 @@ def preview(
     levels: Sequence[Level], strategy: Strategy, layout: Layout, total_parameters: int,
     count: Callable[[Candidate], int], rate: Callable[[Candidate], float], work: Work | None,
     limits: Limits = Limits(), memory_need: Callable[[Region], int] | None = None,  # noqa: B008  (frozen)
+    final: Work | None = None,
 ) -> dict[str, Any]:
     """Return {"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
 
     full_sft of a node is the cost of training it to the end and scoring it once, with the layers below it cached. A
     node beyond the limits has in left_out what it needs; the likely costs are those of the others.
+
+    Args:
+        final: work with the training of the chosen region, which the limits are about; by default `work`.
 
     Totals:
         nodes: nodes of the whole space.
@@ -100,7 +104,9 @@ def preview(
     """
     rows, kept = [], set()
     for found in walk(levels, layout):
-        needs = {one: predict_need(work, one.region, count(one), layout, memory_need) for one in found} if work else {}
+        needs = {}
+        if work is not None:
+            needs = {one: predict_need(final or work, one.region, count(one), layout, memory_need) for one in found}
         within = set(fitting(limits, needs)) if work else set(found)
         if not within and not kept:
             raise nothing_fits(limits, [(str(one.region), need) for one, need in needs.items()])

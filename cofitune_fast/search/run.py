@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class SearchSettings:
         prior: a name in `trials.priors`, which orders the children of a level.
         prior_keep: share of the children, in the prior's order, that is tried.
         limits: what the training of a region may need; regions beyond are not tried.
+        final_training: training arguments with which the chosen region will be trained, which the limits are about; by
+            default those of the nodes.
         full_training: training arguments of a full fine-tuning, the unit of the costs.
 
     Raises:
@@ -67,6 +69,7 @@ class SearchSettings:
     prior_keep: float = 1.0
     budget: Budget | None = None
     limits: Limits = Limits()  # noqa: RUF009  (frozen)
+    final_training: Mapping[str, Any] = field(default_factory=dict)
     full_training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class SearchSettings:
         The space's name is left out, because the levels count. Budget and limits are left out, because they may be
         raised later.
         """
-        return {**asdict(self), "budget": None, "limits": None, "space": None}
+        return {**asdict(self), "budget": None, "limits": None, "final_training": None, "space": None}
 
 
 def node_rate(rate: float, trained: int, reference: int) -> float:
@@ -115,6 +118,7 @@ class Search:
         self.nodes: dict[str, Node] = {}
         self.work = search_work(bench, setup, settings.full_training)
         self.schedule = bench.schedule(setup.training)
+        self._final_work = final_work(bench, self.work, settings)
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
         self._needs: dict[Region, Need] = {}
@@ -166,9 +170,10 @@ class Search:
                         stopped=stopped is not None)
         result = SearchResult(self.settings.space, self.settings.strategy.name, tried, choice, base["scores"],
                               self.ledger.estimate, base["cost"], stopped)
-        for node in tried:
-            if node.id != choice.chosen and stopped is None:
-                clean_node(self.setup, node.id, delta=True)
+        if stopped is None:
+            for folder in (self.output / "nodes").glob("*"):
+                if folder.name != choice.chosen:
+                    clean_node(self.setup, folder.name, delta=True)
         self._left = {}
         self.observer.chosen(result.chosen, choice.sentence)
         self.observer.remaining(self.later * self.ledger.pace)
@@ -194,7 +199,8 @@ class Search:
         strategy = self.settings.strategy
         early = any(strategy.measure(rung) == "signal" for rung in strategy.rungs)
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
-                "anchor": self.setup.anchor.identity(), **({"drift_rows": self.setup.drift_rows} if early else {})}
+                "anchor": self.setup.anchor.identity(), "reference": self._reference,
+                **({"drift_rows": self.setup.drift_rows} if early else {})}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
@@ -285,7 +291,7 @@ class Search:
         """Predict what the whole training of a region needs, with nothing cached before."""
         if region not in self._needs:
             trained = region.count(self.bench.model)
-            self._needs[region] = predict_need(self.work, region, trained, self.bench.layout, self.memory_need)
+            self._needs[region] = predict_need(self._final_work, region, trained, self.bench.layout, self.memory_need)
         return self._needs[region]
 
     def _within_limits(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -402,6 +408,13 @@ class Search:
         self.observer.finish(node, max(rivals, key=lambda other: other.figure), from_journal)
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
         self.observer.remaining((self.left + self.later) * self.ledger.pace)
+
+
+def final_work(bench: Workbench, work: Work, settings: SearchSettings) -> Work:
+    """Return the work of a search as it would be with the training of the chosen region."""
+    if not settings.final_training:
+        return work
+    return replace(work, epochs=bench.schedule(settings.final_training).epochs)
 
 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:

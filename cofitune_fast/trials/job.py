@@ -50,13 +50,14 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
     trained = time.perf_counter()
     if "signal" in job.get("measure", ()):
         bench.base_states(job["split"], setup.drift_rows)  # while the model is the base
+    measuring = time.perf_counter() - trained
     if job["region"] is None:
         found, cost = _measure(bench, setup, job, None), {"trained_parameters": 0, **_NOTHING_TRAINED}
     else:
         region = Region.parse(job["region"])
         with bench.trial(region):
             cost = {"trained_parameters": region.count(bench.model), **_train(bench, setup, job, region)}
-            trained = time.perf_counter()
+            trained = time.perf_counter() - measuring
             found = _measure(bench, setup, job, region)
     end = time.perf_counter()
     return {

@@ -43,7 +43,7 @@ def test_two_searches_on_one_folder(tmp_path):
 
 def test_a_journal_of_another_version(tmp_path):
     (tmp_path / "journal.jsonl").write_text(json.dumps({"kind": "search", "version": 2, "settings": {}}) + "\n")
-    with pytest.raises(CofituneError, match="is of version 2, this program writes 3; choose another output folder"):
+    with pytest.raises(CofituneError, match="is of version 2, this program writes 4; choose another output folder"):
         Journal(tmp_path, {})
 
 

@@ -33,4 +33,9 @@ def test_a_space_that_does_not_fit_names_the_nearest():
     needs = [("a", Need(0.9, 3 * GIB)), ("b", Need(0.6, 4 * GIB))]
     error = nothing_fits(Limits(2 * GIB, 0.5), needs)
     assert isinstance(error, CofituneError)
-    assert "fits into 2.00 GiB and 0.50 of full SFT's time; nearest is a with 3.00 GiB and 0.90" in str(error)
+    words = "nearest is a, which needs 3.00 GiB and 0.90 of full SFT's time: raise search.budget_memory to 3.00 GiB"
+    assert f"{words} and search.budget_time to 0.90, or" in str(error)
+    only = str(nothing_fits(Limits(2 * GIB, 1.0, asked=False), needs))
+    assert "which needs 3.00 GiB: raise search.budget_memory to 3.00 GiB, or" in only
+    assert Limits(time=0.5).describe(Need(0.9111)) == "0.92 of full SFT's time"  # so that this is enough
+    assert Limits(memory=1).describe(Need(0.5, 24)) == "24.00 B"

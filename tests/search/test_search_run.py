@@ -288,9 +288,9 @@ def test_regions_beyond_the_limits_are_not_tried(make):
         search.run(journal)
     assert set(regions(executor)) == {None, "ffn@3", "ffn@1-3"}
     assert [text for name, text in observer.told("note") if "not tried" in text] == [
-        "full is not tried: it needs 0.00 GiB"]
+        "full is not tried: it needs 40.00 B"]
     small, journal = make(StubExecutor(), "racing", folder="none", levels=SIZES, limits=Limits(time=1e-6))
-    with journal, pytest.raises(CofituneError, match="No region of the search space fits into 0"):
+    with journal, pytest.raises(CofituneError, match="No region of the search space fits; nearest is ffn@3, which"):
         small.run(journal)
 
 
