@@ -149,7 +149,8 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
 # Is the default region too small, or its rate too low?
 STUDIES["short wide"] = [
     anchored("upper half", "ffn@50%-100%", [6e-4]), anchored("upper three quarters", "ffn@25%-100%", [5e-4]),
-    anchored("default", BROAD, [8e-4]), {"method": "full-anchor", "learning_rates": FULL[2:3]},
+    anchored("default", BROAD, [4e-4, 8e-4]), {"method": "full-anchor", "learning_rates": FULL[2:3]},
+    {"method": "full-sft", "learning_rates": FULL[1:3]},
 ]
 STUDIES["short baselines"] = [
     *STUDIES["short"], *({"method": name, "learning_rates": FULL[1:3]} for name in ("self-mix", "sft-kl")),

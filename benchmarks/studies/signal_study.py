@@ -1,13 +1,13 @@
 """Which early signal foretells the final Uni of a region, and what the default search costs and chooses.
 
 python benchmarks/studies/signal_study.py WORK run                      # every region of the demo's task to the end
-python benchmarks/studies/signal_study.py WORK search TASK:SEED:ROWS    # the default search; TASK: sig, or e2e (--data)
+python benchmarks/studies/signal_study.py WORK search TASK:SEED:ROWS    # the default search; TASK: sig; e2e, banking77 (--data)
 python benchmarks/studies/signal_study.py WORK summary --json FILE
 
 The task is the demo's (sig codes, 400 rows, 1.5 epochs, anchor on, learning rate 6e-4 for up and down of a quarter of
 the layers, others by size). `run` first grafts: it trains everything for ten steps, then keeps only a region's tensors,
 or puts only them back to the base, and measures the signal by forward passes. Then it trains each region to the end and
-measures the signal at 1/8, 1/2 and 1, and Uni at 1. ROWS 0 takes all rows. DATA: a folder with speciality/e2e/*.jsonl
+measures the signal at 1/8, 1/2 and 1, and Uni at 1. ROWS 0 takes all rows. DATA: a folder with speciality/TASK/*.jsonl
 and versatility/GROUP/*.jsonl, of which the first 30 rows are valid (60 of alpaca).
 """
 
@@ -56,7 +56,7 @@ def settings_of(task: str, work: Path, seed: int, rows: int, data: Path | None =
         "model.path": str(demo_model()), "data.max_length": 256, "data.limit": 600,
         **{f"data.{part}": str(speciality / f"{part}.jsonl") for part in ("train", "valid", "test")},
         **{f"versatility.{part}": str(suite_part(data, work.parent, part)) for part in ("valid", "test")},
-        "training": {"learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8,
+        "training": {"learning_rate": 4e-4, "num_train_epochs": 1 if task == "e2e" else 2, "per_device_train_batch_size": 8,
                      "weight_decay": 0.1},
         "run": {"full_sft_training": {"learning_rate": 1e-4}}, **changes,
     })
