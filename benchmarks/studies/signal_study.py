@@ -1,7 +1,7 @@
 """Which early signal foretells the final Uni of a region, and what the default search costs and chooses.
 
 python benchmarks/studies/signal_study.py WORK run                      # every region of the demo's task to the end
-python benchmarks/studies/signal_study.py WORK search TASK:SEED:ROWS    # the default search; TASK: sig; e2e, banking77 (--data)
+python benchmarks/studies/signal_study.py WORK search TASK:SEED:ROWS    # the default search; TASK: sig, e2e, banking77
 python benchmarks/studies/signal_study.py WORK summary --json FILE
 
 The task is the demo's (sig codes, 400 rows, 1.5 epochs, anchor on, learning rate 6e-4 for up and down of a quarter of
@@ -56,8 +56,8 @@ def settings_of(task: str, work: Path, seed: int, rows: int, data: Path | None =
         "model.path": str(demo_model()), "data.max_length": 256, "data.limit": 600,
         **{f"data.{part}": str(speciality / f"{part}.jsonl") for part in ("train", "valid", "test")},
         **{f"versatility.{part}": str(suite_part(data, work.parent, part)) for part in ("valid", "test")},
-        "training": {"learning_rate": 4e-4, "num_train_epochs": 1 if task == "e2e" else 2, "per_device_train_batch_size": 8,
-                     "weight_decay": 0.1},
+        "training": {"learning_rate": 4e-4, "num_train_epochs": 1 if task == "e2e" else 2,
+                     "per_device_train_batch_size": 8, "weight_decay": 0.1},
         "run": {"full_sft_training": {"learning_rate": 1e-4}}, **changes,
     })
 
