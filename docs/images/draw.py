@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cofitune_fast.report.comparison.losses import losses
 from cofitune_fast.report.comparison.planes import plane
 from cofitune_fast.report.comparison.rows import verdict_of
-from cofitune_fast.report.comparison.schema import checked_comparison
+from cofitune_fast.artefacts import checked
 from cofitune_fast.report.run.planes import tradeoff
 from cofitune_fast.report.style.canvas import new_figure, save_png, style
 from cofitune_fast.report.style.palette import LIGHT
@@ -31,7 +31,7 @@ OURS = "anchor-broad"  # ffn@40%-75%, what `cofitune train` takes
 def stored_comparison(name: str) -> dict[str, Any]:
     """The comparison that a study's summary holds."""
     results = json.loads((RESULTS / name).read_text(encoding="utf-8"))["results"]
-    return checked_comparison(next(entry for entry in results if "runs" in entry))
+    return checked("comparison", next(entry for entry in results if "runs" in entry))
 
 
 def headline(content: dict[str, Any], times: list[dict[str, Any]]) -> Figure:
