@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cofitune_fast.artefacts import checked
 from cofitune_fast.report.comparison.losses import losses
 from cofitune_fast.report.comparison.planes import plane
 from cofitune_fast.report.comparison.rows import verdict_of
-from cofitune_fast.artefacts import checked
 from cofitune_fast.report.run.planes import tradeoff
 from cofitune_fast.report.style.canvas import new_figure, save_png, style
 from cofitune_fast.report.style.palette import LIGHT
