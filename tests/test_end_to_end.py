@@ -36,7 +36,7 @@ def test_from_rows_to_a_merged_model(cofitune, tiny_run, tmp_path):
     trained = result("train", region="ffn.up+ffn.down@50%-100%", mask="rank")
     assert trained["trained_parameters"] == 2 * 2 * 32 * 48 and trained["steps"] == 2
     base, tuned = result("evaluate"), result("evaluate", delta=delta)
-    assert tuned["spec"] > base["spec"] and tuned.pop("drift")["value"] > 0
+    assert tuned["spec"] > base["spec"] and tuned.pop("drift")["value"] > 0 and tuned.pop("task_drift")["value"] > 0
 
     cofitune("merge", {"model": tiny_run["model"], "delta": delta, "output": merged})
     assert result("evaluate", model=merged) == tuned
