@@ -1,4 +1,4 @@
-"""Search the region with the best Uni on the validation part."""
+"""Search the region that promises most on the validation part."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def search(
     executor: Annotated[str | None, typer.Option(help="in-process, processes (one per GPU) or ray.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or host:port.")] = None,
 ) -> None:
-    """Search the region with the best Uni on the validation part; resumes in the same output folder.
+    """Search the region that promises most on the validation part; resumes in the same output folder.
 
     With --json every event is a line of JSON on standard output, and the last line the result."""
     given = {"budget": budget, "budget_memory": budget_memory, "budget_time": budget_time, "executor": executor,
