@@ -11,7 +11,7 @@ from ..config import Config, load_config, parse_overrides
 from ..display import make_display, scores_text, show_space
 from ..search import Search, node_rate, search_work
 from ..search.preview import preview
-from ..search.run import final_work
+from ..search.work import final_work
 from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
@@ -71,4 +71,5 @@ def preview_search(settings: Config, bench: Workbench) -> dict[str, Any]:
         return base_rate if chosen.learning_rate == "fixed" else node_rate(base_rate, count(candidate), reference)
 
     return preview(chosen.levels, chosen.strategy, bench.layout, bench.total_parameters, count, rate, work,
-                   chosen.limits, make_memory_need(settings), final_work(bench, work, chosen) if work else None)
+                   chosen.limits, make_memory_need(settings),
+                   final_work(bench, work, chosen.final_training) if work else None)

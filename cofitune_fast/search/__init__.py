@@ -7,9 +7,10 @@ from .limits import Limits, Need
 from .nodes import Node, Rung
 from .observer import Observer, Silent
 from .results import SearchResult
-from .run import Search, SearchSettings, node_rate, search_work
+from .run import Search, SearchSettings, node_rate
 from .space import SPACES, Candidate, Level, children, space_levels
 from .strategy import STRATEGIES, Strategy, named_strategy
+from .work import search_work
 
 __all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Limits", "Need", "Node",
            "Observer", "Rung", "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children",

@@ -89,7 +89,7 @@ def _sentence(choice: Choice, nodes: Mapping[str, Node], estimate: Estimates, st
     early = [node.fraction for node in nodes.values() if node.fraction < choice.fraction]
     alone = len(early) == len(nodes) - 1 > 0
     if alone:
-        words.append(f"a {figure} of {chosen.figure:.3f}, measured for it alone; it led by the early signal at "
+        words.append(f"a {figure} of {chosen.figure:.3f}, measured for it alone; it was chosen by the early signal at "
                      f"{max(early):g} of the training")
     elif choice.chosen == choice.best:
         words.append(f"the highest {figure}, {chosen.figure:.3f}")

@@ -17,8 +17,7 @@ class Need:
     """Predicted need of the whole training of one region.
 
     Attributes:
-        time: operations as a share of one full fine-tuning's; for a model with the size and rows at hand, the share of
-            its time.
+        time: counted operations as a share of one full fine-tuning's, which stand for the share of its time.
         memory: peak bytes on the device, or None where it was not planned.
     """
 

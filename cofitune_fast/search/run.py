@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ..training import decisive
 from ..trials import TrialSetup, Workbench, clean_node
 from ..trials.priors import PriorName
 from ..validation import check_choices
-from .budget import Budget, Work
+from .budget import Budget
 from .choice import choose
 from .executors import Executor
 from .journal import Journal
@@ -35,6 +35,7 @@ from .results import SearchResult
 from .space import Candidate, Level, check_space
 from .strategy import STRATEGIES, Strategy
 from .uncertainty import Estimate
+from .work import final_work, search_work
 
 RateRule = Literal["size", "fixed"]
 Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
@@ -118,7 +119,7 @@ class Search:
         self.nodes: dict[str, Node] = {}
         self.work = search_work(bench, setup, settings.full_training)
         self.schedule = bench.schedule(setup.training)
-        self._final_work = final_work(bench, self.work, settings)
+        self._final_work = final_work(bench, self.work, settings.final_training)
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
         self._needs: dict[Region, Need] = {}
@@ -408,30 +409,3 @@ class Search:
         self.observer.finish(node, max(rivals, key=lambda other: other.figure), from_journal)
         self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
         self.observer.remaining((self.left + self.later) * self.ledger.pace)
-
-
-def final_work(bench: Workbench, work: Work, settings: SearchSettings) -> Work:
-    """Return the work of a search as it would be with the training of the chosen region."""
-    if not settings.final_training:
-        return work
-    return replace(work, epochs=bench.schedule(settings.final_training).epochs)
-
-
-def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:
-    """Count the work of a search with these settings."""
-    layout, rows, schedule = bench.layout, bench.train_rows, bench.schedule(setup.training)
-    per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
-    embedding = bench.model.get_input_embeddings().weight
-    scored, early = bench.suite_tokens("valid"), bench.signal_tokens("valid", setup.drift_rows)
-    anchored = {}
-    if (anchor := setup.anchor).weight > 0:
-        tokens, responses = bench.anchor_tokens(anchor)
-        share = schedule.batches * min(anchor.rows, anchor.texts) / anchor.texts
-        anchored = {"anchor_tokens": round(share * tokens), "anchor_responses": round(share * responses),
-                    "anchor_texts": tokens}
-    return Work(
-        layout.num_layers, sum(per_layer.values()), embedding.numel(),
-        sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
-        schedule.epochs, bench.schedule(full_training or setup.training, full=True).epochs,
-        *scored, *early, cached=setup.memory.prefix_cache != "off", **anchored,
-    )

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...artefacts import checked
-from ...errors import CofituneError
 from ..flips import GROUPS, counts, p_value
 from ..style.cell import Cell
 from ..style.numbers import MISSING, count, duration, finite, percent
+from ..style.terminal import rich_parts
 from .rows import curves_of, point_name, shown
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ def changes_table(content: dict[str, Any]) -> Table:
     Raises:
         CofituneError: rich is not installed, or the comparison is malformed.
     """
-    try:
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError:
-        raise CofituneError("The table needs rich; install it with: pip install 'cofitune-fast[cli]'") from None
+    box, escape, Table = rich_parts()
     content = checked("comparison", content)
     table = Table(caption=FOOTNOTE, caption_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("Method", overflow="fold", min_width=14)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...artefacts import checked
-from ...errors import CofituneError
 from ..style.cell import Cell
 from ..style.numbers import MISSING, byte_size, count, duration, percent, rate, score
+from ..style.terminal import rich_parts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -172,12 +172,7 @@ def comparison_table(content: dict[str, Any]) -> Table:
     Raises:
         CofituneError: rich is not installed, or the comparison is malformed.
     """
-    try:
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError:
-        raise CofituneError("The table needs rich; install it with: pip install 'cofitune-fast[cli]'") from None
+    box, escape, Table = rich_parts()
     content = checked("comparison", content)
     table = Table(title=escape(content["title"]), caption=FOOTNOTE, title_justify="left", caption_justify="left",
                   box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
