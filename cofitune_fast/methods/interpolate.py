@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..models.fingerprint import named_parameters
+from ..regions import tensors_named
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def interpolate(
         base: {name: the base's tensor}.
         endpoint: maps (name, base's tensor) to the trained tensor of the same shape.
     """
-    parameters = dict(named_parameters(model))
+    parameters = tensors_named(model, base)
     for name, start in base.items():
         end = endpoint(name, start)
         parameters[name].copy_(end if alpha == 1 else start.float() + alpha * (end.float() - start.float()))

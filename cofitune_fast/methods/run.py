@@ -136,7 +136,7 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
         trained = random_half(layout, seed)
     elif recipe.frozen_bottom is not None:
         first = round(recipe.frozen_bottom * layout.num_layers)
-        trained = Region.from_cells(cell for cell in layout.cells.values() if cell.layer >= first)
+        trained = Region.from_cells(cell for cell in layout.cells if cell.layer >= first)
     else:
         trained = Region.parse(recipe.region)
     trained.cells(layout)
@@ -146,15 +146,20 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
 def random_half(layout: Layout, seed: int) -> Region:
     """Draw a random half of each layer's matrices (after Hui et al., HFT, arXiv 2404.18466, section 3).
 
-    These are two of the four attention matrices, and one or two of the three FFN matrices, two in half of the layers.
+    These are two of the roles of attention, and one or two of those of the FFN, two in half of the layers.
     Unlike HFT, embeddings and norms stay frozen.
     """
     draw = random.Random(f"{seed} random half")
     more = set(draw.sample(range(layout.num_layers), layout.num_layers // 2))
     return Region.from_cells(
         (layer, role) for layer in range(layout.num_layers)
-        for role in (*draw.sample(GROUPS["mha"], 2), *draw.sample(GROUPS["ffn"], 2 if layer in more else 1))
+        for group, count in (("mha", 2), ("ffn", 2 if layer in more else 1))
+        for role in _drawn(draw, [role for role in GROUPS[group] if layout.at(layer, role)], count)
     )
+
+
+def _drawn(draw: random.Random, roles: list[str], count: int) -> list[str]:
+    return draw.sample(roles, min(count, len(roles)))
 
 
 def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float, seed: int) -> list[Encoded]:

@@ -15,6 +15,7 @@ from ..errors import CofituneError
 from .sharded import rank, whole, world_size
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of a name, at any position
+PARTS = "cofitune_parts"  # module with the trained parts of another module's tensors, see regions.parts
 _CHUNK_BYTES = 64 << 20  # bytes copied from an accelerator at a time
 
 
@@ -31,9 +32,13 @@ def normalize_name(name: str) -> str:
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters with their normalised names; a tied one appears once, under its first name."""
+    """Yield the parameters with their normalised names; a tied one appears once, under its first name.
+
+    Trained parts are left out, as they share the storage of the tensors they are parts of.
+    """
     for name, parameter in model.named_parameters():
-        yield normalize_name(name), parameter
+        if f"{PARTS}." not in name:
+            yield normalize_name(name), parameter
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

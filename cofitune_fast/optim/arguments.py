@@ -59,7 +59,8 @@ def resolved_storage(name: str, p: Tensor, storage: str) -> str:
         STORAGES[storage].weight == p.dtype,
         f"{NAME}: storage {storage!r} does not fit {name}, which is {plain(p.dtype)}; use storage='auto'.",
     )
-    require(p.is_contiguous(), f"{NAME}: {name} is not contiguous in memory; make it so before training.")
+    require(all(stride or size <= 1 for size, stride in zip(p.shape, p.stride(), strict=True)),
+            f"{NAME}: several elements of {name} share memory (it is an expanded tensor); clone it before training.")
     check_placement(NAME, name, p, storage)
     return storage
 

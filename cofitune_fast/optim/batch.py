@@ -82,8 +82,11 @@ class Batch:
         if not isinstance(lr, Tensor):  # a fill on the device: a CUDA graph cannot capture a copy from the host
             lr = torch.full((), lr, dtype=torch.float64, device=count.device if on_device else None)
         kept = {key: self._local([state[key] for state in self.states]) for key in self._kept}
+        params = self._local(self.params)
+        # The fused pass wants contiguous tensors; a parameter that is a part of a tensor may have gaps.
+        contiguous = [p.contiguous() for p in params]
         call = AdamwCall(
-            params=self._local(self.params), grads=grads, exp_avgs=kept["exp_avg"], exp_avg_sqs=kept["exp_avg_sq"],
+            params=contiguous, grads=grads, exp_avgs=kept["exp_avg"], exp_avg_sqs=kept["exp_avg_sq"],
             remainders=kept.get("remainder", []), scales=kept.get("scale", []), masks=self._masks,
             anchors=self._anchors, pulls=self._pulls, clip=clip, lr=lr.detach().reshape(()).double(),
             step=count if on_device else torch.tensor(count + 1), beta1=group["betas"][0], beta2=group["betas"][1],
@@ -96,6 +99,9 @@ class Batch:
         if on_device:
             count.add_(1)
         run_checked(call, backend)
+        for p, stepped in zip(params, contiguous, strict=True):
+            if stepped is not p:
+                p.copy_(stepped)
         if self.spread is not None:
             torch.autograd.graph.increment_version(self.params)
         if not on_device:

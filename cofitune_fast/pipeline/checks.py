@@ -9,8 +9,8 @@ import torch
 
 from ..artefacts.run import CheckRow, MethodEntry
 from ..models import load_model
-from ..models.fingerprint import combine_digests, fingerprint, named_parameters, tensor_digests
-from ..regions import Region, load_delta, merge
+from ..models.fingerprint import combine_digests, fingerprint, tensor_digests
+from ..regions import Region, load_delta, merge, tensors_named, whole_name
 from ..trials import Workbench
 
 SCORES = ("spec", "knowledge", "reasoning", "instruction")
@@ -34,7 +34,7 @@ def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -
         merge(bench.model, delta, merged, tokenizer=bench.tokenizer)
     stranger = load_model(merged, device="cpu").model
     digests = tensor_digests(stranger)
-    trained = {name for name, _ in region.parameters(bench.model)}
+    trained = {whole_name(name) for name, _ in region.parameters(bench.model)}
     outside = {name for name, digest in digests.items() if digest != bench.digests.get(name)} - trained
     checks = [
         _check("frozen tensors unchanged", not outside,
@@ -43,7 +43,7 @@ def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -
         _check("merged model equals base + delta", combine_digests(digests) == tuned,
                f"fingerprint {tuned[:12]} of {merged.name}/, reloaded from disk"),
     ]
-    again = _scores_with(bench, region, dict(named_parameters(stranger)))
+    again = _scores_with(bench, region, tensors_named(stranger, [name for name, _ in region.parameters(bench.model)]))
     largest = max(abs(again[key] - row[key]) for key in SCORES)
     return [*checks, _check("merged model scores the same", largest == 0.0,
                             f"largest difference of a score on test: {largest:.1g}")]

@@ -1,12 +1,15 @@
 """Regions of a model: roles, region text, the proof that the rest stayed frozen, and deltas."""
 
+from .cells import GROUPS, ROLES, Block, Cell, Part, part_name, whole_name
 from .delta import BaseInfo, DeltaInfo, load_delta, merge, read_delta, restore, save_delta
 from .frozen import FrozenProof, FrozenSummary
+from .layout import Layout, resolve_layout, tensors_named
+from .parts import detach as detach_parts
 from .region import DEFAULT_REGION, LayerSet, Region
-from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
 from .trainable import Trainable
 
 __all__ = [
-    "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary", "LayerSet",
-    "Layout", "Region", "Trainable", "load_delta", "merge", "read_delta", "resolve_layout", "restore", "save_delta",
+    "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
+    "LayerSet", "Layout", "Part", "Region", "Trainable", "detach_parts", "load_delta", "merge", "part_name", "read_delta",
+    "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
 ]  # fmt: skip

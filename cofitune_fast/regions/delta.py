@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,13 @@ from ..models.fingerprint import (
 from ..models.loading import LoadedModel, dtype_name, load_model
 from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
 from .card import model_card
+from .cells import Part
+from .frozen import rest_digests
+from .layout import resolve_layout, tensors_named
 from .region import Region
 
 TENSORS, INFO, CARD = "delta.safetensors", "cofitune.json", "README.md"
-_FORMAT = 1
+_FORMAT, _WITH_PARTS = 1, 2  # a delta without parts of tensors is written as the first version did
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class DeltaInfo:
     """Description of a delta: the content of cofitune.json.
 
     parameters: tensor name -> digest.
+    parts: name -> {"parameter", "dim", "start", "stop", "period"} of the tensors that are parts of the model's, see
+        `cells.Part`.
     frozen_fingerprint: fingerprint of the tensors outside the region. It identifies the base if the base's own
         fingerprint was not recorded, and is "" otherwise.
     """
@@ -71,6 +76,7 @@ class DeltaInfo:
     settings: dict[str, Any]
     scores: dict[str, Any]
     versions: dict[str, str]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def save_delta(
@@ -102,20 +108,26 @@ def save_delta(
     if base is None:
         base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), _frozen_fingerprint(model, tensors)
     if writes(model):
-        _save(path, region, tensors, base, frozen, settings, scores)
+        layout = resolve_layout(model) if any(name.endswith("]") for name in tensors) else None
+        parts = {name: place for name in tensors if layout is not None and (place := layout.part(name)) is not None}
+        described = {name: {"parameter": parameter, **part.as_json()} for name, (parameter, part) in parts.items()}
+        _save(path, region, tensors, described, base, frozen, settings, scores)
     if is_sharded(model):
         barrier()
     return path
 
 
 def _save(
-    path: Path, region: Region, tensors: dict[str, torch.Tensor], base: BaseInfo, frozen: str,
+    path: Path, region: Region, tensors: dict[str, torch.Tensor], parts: dict[str, Any], base: BaseInfo, frozen: str,
     settings: Mapping[str, Any] | None, scores: Mapping[str, Any] | None,
 ) -> None:
     info = DeltaInfo(
-        _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}), dict(scores or {}), _versions()
+        _WITH_PARTS if parts else _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}),
+        dict(scores or {}), _versions(), parts,
     )
     content = asdict(info)
+    if not parts:
+        del content["parts"]
     try:
         # The description is also in the tensors' file, so that one rename replaces both together.
         metadata = {"format": "pt", "cofitune": json.dumps(content, ensure_ascii=False)}
@@ -144,9 +156,9 @@ def read_delta(path: str | Path) -> DeltaInfo:
         raise CofituneError(f"{path} is not a delta: {TENSORS} does not say which base and region it belongs to.")
     try:
         content = json.loads(content)
-        if content["format"] != _FORMAT:
+        if content["format"] not in (_FORMAT, _WITH_PARTS):
             raise CofituneError(
-                f"The delta {path} has the format {content['format']}, this version reads {_FORMAT}; "
+                f"The delta {path} has the format {content['format']}, this version reads {_FORMAT} and {_WITH_PARTS}; "
                 "update cofitune-fast."
             )
         return DeltaInfo(**{**content, "base": BaseInfo(**content["base"])})
@@ -168,7 +180,7 @@ def load_delta(
     """
     info = read_delta(path)
     _check_base(model, info, path, base_fingerprint)
-    targets = dict(named_parameters(model))
+    targets = _targets(model, info, path)
     replaced: dict[str, torch.Tensor] = {}
     with _opened(path) as file:
         for name, digest in info.parameters.items():
@@ -196,9 +208,8 @@ def load_delta(
 def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy back the tensors that load_delta(..., keep_base=True) has replaced."""
     reshard(model)  # an error in a forward may have left gathered copies, which would hide the restored weights
-    targets = dict(named_parameters(model))
-    for name, tensor in tensors.items():
-        copy_whole(targets[name], tensor)
+    for name, target in tensors_named(model, tensors).items():
+        copy_whole(target, tensors[name])
 
 
 def merge(
@@ -251,6 +262,19 @@ def merge(
     return out
 
 
+def _targets(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str, torch.Tensor]:
+    """The model's tensors by name, and views of the parts that the delta holds."""
+    targets: dict[str, torch.Tensor] = dict(named_parameters(model))
+    for name, place in info.parts.items():
+        try:
+            targets[name] = Part.from_json(place).of(targets[place["parameter"]].detach())
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise CofituneError(
+                f"The delta {path} does not fit this model: it holds {name}, which the model lacks ({error})."
+            ) from None
+    return targets
+
+
 def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str | None) -> None:
     if info.base.fingerprint:
         expected, found = info.base.fingerprint, known or base_fingerprint(model)
@@ -264,8 +288,9 @@ def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str 
         )
 
 
-def _frozen_fingerprint(model: nn.Module, trained: Container[str]) -> str:
-    return combine_digests({name: digest for name, digest in base_digests(model).items() if name not in trained})
+def _frozen_fingerprint(model: nn.Module, trained: Collection[str]) -> str:
+    digests = {name: digest for name, digest in base_digests(model).items() if name not in trained}
+    return combine_digests({**digests, **rest_digests(model, dict(named_parameters(model)), trained)})
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from ..errors import CofituneError
 from ..models.fingerprint import element_count, named_parameters
-from .roles import GROUPS, ROLES, Cell, Layout, resolve_layout
+from ..models.sharded import is_sharded
+from . import parts
+from .cells import GROUPS, ROLES, Cell, Part, part_name
+from .layout import Layout, resolve_layout
 
 DEFAULT_REGION = "ffn@40%-75%"
 """Region that is trained by default; docs/comparison.md has the measurements behind it."""
 
-_GROUPS = {**GROUPS, "all": ROLES}
+_GROUPS = {**GROUPS, "all": GROUPS["mha"] + GROUPS["ffn"]}
 _FORM = "write ROLES@LAYERS, for example 'ffn.up+ffn.down@25%-50%', 'mha@all' or 'ffn@3,5,8-15'"
 _PERCENT = r"(\d{1,9}(?:\.\d{1,12})?)\s*%"
 
@@ -114,6 +117,16 @@ class LayerSet:
 
 
 @dataclass(frozen=True)
+class _Trained:
+    """A tensor to train, or a role's part of it."""
+
+    name: str
+    parameter: str
+    role: str = ""
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
 class Region:
     """A set of (layer, role) cells, independent of a model. Equal regions have equal text; `parse` has the grammar.
 
@@ -133,7 +146,8 @@ class Region:
     def parse(cls, text: str | Region) -> Region:
         """Parse `ROLES@LAYERS(;ROLES@LAYERS)*` or `full`. A Region is returned as it is.
 
-        ROLES: roles (attn.q attn.k attn.v attn.o ffn.gate ffn.up ffn.down) and groups (mha, ffn, all) joined by `+`.
+        ROLES: roles (attn.q attn.k attn.v attn.o ffn.gate ffn.up ffn.down and the others of `cells.ROLES`) and groups
+        (mha, ffn, all) joined by `+`. A group stands for those of its roles that the model has.
         LAYERS: `all`, `8`, `8-15` (inclusive), `25%-50%` (half-open), or a comma list. Case and blanks do not matter.
 
         Raises:
@@ -177,55 +191,95 @@ class Region:
 
     def _terms(self) -> list[tuple[str, LayerSet]]:
         """(text of the roles, layers) pairs. Roles with equal layers share a pair, and whole groups have their name."""
+        return [(_roles_text(roles), layers) for roles, layers in self._together()]
+
+    def _together(self) -> list[tuple[list[str], LayerSet]]:
+        """(roles, layers) pairs, one for each set of layers."""
         together: dict[LayerSet, list[str]] = {}
         for role, layers in self.layers:
             together.setdefault(layers, []).append(role)
-        return [(_roles_text(roles), layers) for layers, roles in together.items()]
+        return [(roles, layers) for layers, roles in together.items()]
 
     def cells(self, layout: Layout) -> list[Cell]:
         """Cells of the region in a model, sorted by layer and then role. For `full`, all cells that have a role.
 
+        A layer that lacks a role is passed over, and so is a role of a group that the model lacks.
+
         Raises:
-            CofituneError: the model lacks a role or a layer, or a percent range selects none of its layers.
+            CofituneError: a role that is named by itself is nowhere in the model, a layer is beyond it, a percent range
+                selects none of its layers, nothing is selected at all, or a weight serves several layers.
         """
-        chosen = [(role, LayerSet(everything=True)) for role in layout.roles] if self.is_full else self.layers
-        pairs = set()
-        for role, layers in chosen:
-            if role not in layout.roles:
+        if self.is_full:
+            return list(layout.cells)
+        chosen = set()
+        for roles, layers in self._together():
+            by_group = {role for members in GROUPS.values() if set(members) <= set(roles) for role in members}
+            for role in roles:
+                if role not in layout.roles and role not in by_group:
+                    raise CofituneError(
+                        f"Region '{self}' trains {role}, which this {layout.model_type} model lacks; "
+                        f"it has {', '.join(layout.roles)}."
+                    )
+            numbers = layers.indices(layout.num_layers, str(self))
+            chosen.update((layer, role) for layer in numbers for role in roles)
+        cells = [cell for cell in layout.cells if (cell.layer, cell.role) in chosen]
+        if not cells:
+            held = {cell.role for cell in layout.cells if cell.layer in {layer for layer, _ in chosen}}
+            raise CofituneError(
+                f"Region '{self}' selects nothing in this {layout.model_type} model: its layers hold "
+                f"{', '.join(role for role in ROLES if role in held) or 'no projection'}."
+            )
+        for cell in cells:
+            if cell.shared:
+                layers = ", ".join(map(str, sorted({cell.layer, *cell.shared})))
                 raise CofituneError(
-                    f"Region '{self}' trains {role}, which this {layout.model_type} model lacks; "
-                    f"it has {', '.join(layout.roles)}."
+                    f"Region '{self}' trains {cell.parameter}, which serves the layers {layers} together, so no layer "
+                    "can be trained alone; leave its role out or train 'full'."
                 )
-            pairs.update((layer, ROLES.index(role)) for layer in layers.indices(layout.num_layers, str(self)))
-        return [layout.cells[layer, ROLES[index]] for layer, index in sorted(pairs)]
+        return cells
 
-    def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """(name, parameter) pairs that the region trains: weights [out, in] and their biases [out], tied ones once.
+    def _trained(self, layout: Layout) -> list[_Trained]:
+        """The tensors to train: weights and biases, each once. A tensor whose parts are all in the region is whole."""
+        by_tensor: dict[str, list[tuple[str, Part | None]]] = {}
+        for cell in self.cells(layout):
+            by_tensor.setdefault(cell.parameter, []).append((cell.role, cell.part))
+            if cell.bias is not None:
+                by_tensor.setdefault(cell.bias, []).append((cell.role, cell.bias_part))
+        trained = []
+        for parameter, owned in by_tensor.items():
+            if sum(part.size for _, part in owned if part is not None) in (0, owned[0][1] and owned[0][1].period):
+                trained.append(_Trained(parameter, parameter))
+            else:
+                trained += [_Trained(part_name(parameter, role), parameter, role, part) for role, part in owned]
+        return trained
 
-        Names are those of `model.named_parameters()` without wrapper prefixes.
+    def parameters(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        """(name, tensor) pairs that the region trains: weights and biases, tied ones once.
+
+        Names are those of `model.named_parameters()` without wrapper prefixes. A part of a tensor is called
+        `TENSOR[ROLE]`; it comes as the parameter that `apply` has put into the model, and before that as a view.
         """
         if self.is_full:
             return list(named_parameters(model))
         layout = resolve_layout(model)
-        pairs = []
-        for cell in self.cells(layout):
-            pairs.append((cell.parameter, layout.parameter(cell)))
-            if bias := layout.bias(cell):
-                pairs.append(bias)
-        return pairs
+        return [(one.name, _tensor_of(layout, one)) for one in self._trained(layout)]
 
     def modules(self, model: nn.Module) -> list[str]:
-        """Full names of the projections that the region trains. `model` may lie on the meta device."""
-        return [cell.parameter.removesuffix(".weight") for cell in self.cells(resolve_layout(model))]
+        """Full names of the modules that hold the region's weights. `model` may lie on the meta device."""
+        layout = resolve_layout(model)
+        return list(dict.fromkeys(_owner(cell.parameter)[0] for cell in self.cells(layout)))
 
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """Set requires_grad to True for the region's parameters, and to False for all others.
 
+        Of a fused tensor that is trained in part, a new parameter shares the part's storage (`parts.attach`).
         Returns the trained (name, parameter) pairs.
 
         Raises:
-            CofituneError: as in `cells`; or a weight of the region is quantised and cannot be trained.
+            CofituneError: as in `cells`; a weight of the region is quantised and cannot be trained; or a part of a
+                tensor would be trained whose weights are sharded.
         """
+        parts.detach(model)
         pairs = self.parameters(model)
         for name, parameter in pairs:
             if not parameter.is_floating_point():
@@ -233,11 +287,31 @@ class Region:
                     f"Region '{self}' trains {name}, which is quantised ({parameter.dtype}); "
                     "load the model with this region in full precision."
                 )
+        if any(name.endswith("]") for name, _ in pairs):
+            pairs = self._attach_parts(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for _, parameter in pairs:
             parameter.requires_grad_(True)
-        return pairs
+        return pairs  # type: ignore[return-value]
+
+    def _attach_parts(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        layout = resolve_layout(model)
+        trained = self._trained(layout)
+        if is_sharded(model):
+            name = next(one.name for one in trained if one.part is not None)
+            raise CofituneError(
+                f"Region '{self}' trains {name}, a part of a tensor, which is not possible while several processes share "
+                "the weights; name all roles of that tensor, or start one process."
+            )
+        by_tensor: dict[str, list[tuple[Part, str]]] = {}
+        for one in trained:
+            if one.part is not None:
+                by_tensor.setdefault(one.parameter, []).append((one.part, one.role))
+        for parameter, owned in by_tensor.items():
+            module, key = _owner(parameter)
+            parts.attach(layout.module_named(module), key, owned)
+        return [(one.name, _tensor_of(layout, one)) for one in trained]
 
     @property
     def in_place(self) -> bool:
@@ -254,9 +328,13 @@ class Region:
         """The region itself, or None for `full`, which changes the embeddings too."""
         return None if self.is_full else self
 
-    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A block that does nothing, for a region's parameters are the model's own."""
-        return nullcontext()
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Context after which the parameters for parts of tensors, made by `apply`, are gone from `model`."""
+        try:
+            yield
+        finally:
+            parts.detach(model)
 
     def endpoint(self, model: nn.Module) -> Callable[[str, Tensor], Tensor]:
         """f(name, base value) is the value that the model holds now; the tensors are copied."""
@@ -269,12 +347,12 @@ class Region:
 
     def describe(self, model: nn.Module) -> str:
         """One line of text, e.g. "ffn.up+ffn.down, layers 7-14 of 30, 14.2 M of 134.5 M parameters (10.5 %)"."""
-        trained, total = self.count(model), sum(element_count(parameter) for parameter in model.parameters())
+        trained, total = self.count(model), sum(element_count(parameter) for _, parameter in named_parameters(model))
         amount = f"{_amount(trained)} of {_amount(total)} parameters ({trained / total:.1%})".replace("%", " %")
         if self.is_full:
             return f"the full model, {amount}"
         layout = resolve_layout(model)
-        terms = Region.from_cells(self.cells(layout))._terms()
+        terms = [(_roles_text(roles, layout.roles), at) for roles, at in Region.from_cells(self.cells(layout))._together()]
         where = "; ".join(f"{roles}, {'layer' if str(at).isdigit() else 'layers'} {at}" for roles, at in terms)
         return f"{where} of {layout.num_layers}, {amount}"
 
@@ -299,14 +377,31 @@ def _hint(name: str) -> str:
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def _roles_text(roles: list[str]) -> str:
-    if len(roles) == len(ROLES):
-        return "all"
-    names: list[str] = []
+def _roles_text(roles: list[str], present: Iterable[str] = ROLES) -> str:
+    """Names of roles, with a group's name for all of its roles that are `present`."""
+    there, names = set(present), []
     for group, members in GROUPS.items():
-        present = [role for role in members if role in roles]
-        names += [group] if len(present) == len(members) else present
-    return "+".join(names)
+        known = [role for role in members if role in there]
+        mine = [role for role in members if role in roles]
+        names += [group] if mine and mine == known else mine
+    if names == list(GROUPS):
+        names = ["all"]
+    return "+".join(names + [role for role in roles if role not in _GROUPS["all"]])
+
+
+def _owner(parameter: str) -> tuple[str, str]:
+    """(name of the module, attribute) of a parameter."""
+    module, _, key = parameter.rpartition(".")
+    return module, key
+
+
+def _tensor_of(layout: Layout, one: _Trained) -> Tensor:
+    if one.part is not None:
+        module, key = _owner(one.parameter)
+        leaf = parts.attached(layout.module_named(module), key, one.role)
+        if leaf is not None:
+            return leaf
+    return layout.tensor(one.parameter, one.part)
 
 
 def _merged(ranges: tuple[tuple, ...], gap: int) -> tuple[tuple, ...]:

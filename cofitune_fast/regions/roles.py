@@ -1,203 +1,292 @@
-"""Layout of a decoder: the role of each weight, resolved from the model's structure."""
+"""Which weight of a decoder layer has which role, read from the layer's structure.
+
+The rules go by the names of projections and of their siblings, not by families: a new family with usual names needs
+nothing here. Only how a fused projection interleaves its outputs cannot be seen; `_FUSED` says it by model type.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import CofituneError
-from ..models.fingerprint import named_parameters
+from ..models.fingerprint import PARTS
+from .cells import ROLES, Part
 
-ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
-GROUPS = {"mha": ROLES[:4], "ffn": ROLES[4:]}
+# The names of a block's children tell what the block is.
+_QUERIES = {"q_proj", "q_b_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "q", "kv_proj"}
+_MIXERS = re.compile(r"in_proj.*|conv.*|linear_x|receptance|ssm.*")
 
-_CHILD = {
-    "attn.q": "q_proj", "attn.k": "k_proj", "attn.v": "v_proj", "attn.o": "o_proj",
-    "ffn.gate": "gate_proj", "ffn.up": "up_proj", "ffn.down": "down_proj",
+_ATTENTION = {
+    "q_proj": "attn.q", "q_b_proj": "attn.q", "q_a_proj": "attn.q_a", "q": "attn.q", "k_proj": "attn.k", "k": "attn.k",
+    "v_proj": "attn.v", "v": "attn.v", "kv_a_proj_with_mqa": "attn.kv_a", "kv_a_proj": "attn.kv_a",
+    "o_proj": "attn.o", "out_proj": "attn.o", "dense": "attn.o", "c_proj": "attn.o", "Wo": "attn.o",
+    "o_b_proj": "attn.o", "gate_proj": "attn.gate", "g_proj": "attn.gate", "output_gate": "attn.gate",
+    "ogate_preact": "attn.gate",
 }  # fmt: skip
-_SUPPORTED = (
-    "supported are decoders whose layers hold exactly q_proj, k_proj, v_proj, o_proj and gate_proj, up_proj, down_proj "
-    "(Llama, Mistral, Qwen2, Qwen3, Gemma 1-3 text and models built like them)"
-)
+_MIXER = {
+    "in_proj": "mix.in", "in_proj_qkv": "mix.in", "in_proj_qkvz": "mix.in", "in_proj_z": "mix.in",
+    "in_proj_a": "mix.in", "in_proj_b": "mix.in", "in_proj_ba": "mix.in", "linear_x": "mix.in", "linear_y": "mix.in",
+    "key": "mix.in", "value": "mix.in", "receptance": "mix.in",
+    "out_proj": "mix.out", "linear_out": "mix.out", "output": "mix.out",
+}  # fmt: skip
+_FFN = {
+    "gate_proj": "ffn.gate", "w1": "ffn.gate", "up_proj": "ffn.up", "w3": "ffn.up", "fc1": "ffn.up", "c_fc": "ffn.up",
+    "fc_in": "ffn.up", "dense_h_to_4h": "ffn.up", "gate_up_proj": "ffn.up", "Wi": "ffn.up", "input_linear": "ffn.up",
+    "proj_up": "ffn.up", "proj_up_gate": "ffn.gate", "down_proj": "ffn.down", "w2": "ffn.down", "fc2": "ffn.down",
+    "c_proj": "ffn.down", "fc_out": "ffn.down", "dense_4h_to_h": "ffn.down", "Wo": "ffn.down",
+    "output_linear": "ffn.down", "proj_down": "ffn.down",
+}  # fmt: skip
+_CHANNEL_MIX = {"key": "ffn.up", "receptance": "ffn.gate", "value": "ffn.down"}  # RWKV's feed-forward part
+_FUSED_QKV = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")
+_ROUTER = re.compile(r"(.*\.)?(router|gate\.wg|router\.layer|router\.gate|router\.classifier|shared_expert_gate)")
+_WITHOUT_ROLE = re.compile(r"(.*\.)?(indexer|compressor|altup|laurel|adapter_list|gate_up_proj_adapter_list)(\..*|)")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One role of one layer: all of `parameter`, or its part `index` along `dim` if roles share a tensor.
+class Weight:
+    """A weight of a layer. path: its place in the layer, without `.weight`, such as `self_attn.q_proj`.
 
-    The projection's bias, if it has one, belongs to the cell too.
+    parent: path of the module that holds the projection; leaf: the projection's own name.
     """
 
-    layer: int
-    role: str
-    parameter: str
-    index: slice | None = None
-    dim: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Modules and parameters of a model by layer and role. Sizes are those of the unsharded weights."""
-
-    model_type: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    cells: dict[tuple[int, str], Cell]
-    _layers: list[nn.Module] = field(repr=False)
-    _modules: dict[tuple[int, str], nn.Module] = field(repr=False)
-    _parameters: dict[str, nn.Parameter] = field(repr=False)
+    path: str
+    module: nn.Module
+    key: str
+    tensor: torch.Tensor
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        """Roles that occur in this model, in the order of ROLES."""
-        present = {role for _, role in self.cells}
-        return tuple(role for role in ROLES if role in present)
+    def parent(self) -> str:
+        return self.path.rpartition(".")[0]
 
-    def decoder_layer(self, layer: int) -> nn.Module:
-        return self._layers[layer]
+    @property
+    def leaf(self) -> str:
+        return self.path.rpartition(".")[2]
 
-    def attention(self, layer: int) -> nn.Module:
-        """Attention module of a layer: the parent of q, k, v and o."""
-        return _parent(self._layers[layer], GROUPS["mha"])
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight. A quantised one is packed, so its module is asked."""
+        if self.tensor.is_floating_point():
+            return tuple(self.tensor.shape)
+        module: Any = self.module
+        return module.out_features, module.in_features
 
-    def ffn(self, layer: int) -> nn.Module:
-        """Feed-forward module of a layer: the parent of gate, up and down."""
-        return _parent(self._layers[layer], GROUPS["ffn"])
+    @property
+    def out(self) -> int:
+        """Dimension of the outputs."""
+        if len(self.shape) == 3:
+            return 2 if getattr(self.module, "is_transposed", _is_transposed(self)) else 1
+        return 1 if type(self.module).__name__ == "Conv1D" else 0
 
-    def module(self, layer: int, role: str) -> nn.Module:
-        """Projection of a role. Its output is [..., out_features]."""
-        return self._modules[layer, role]
+    @property
+    def outputs(self) -> int:
+        return self.shape[self.out]
 
-    def parameter(self, cell: Cell) -> nn.Parameter:
-        """Weight of a cell, [out_features, in_features]."""
-        return self._parameters[cell.parameter]
+    @property
+    def inputs(self) -> int:
+        """Number of inputs; of each expert, if there are experts."""
+        return self.shape[len(self.shape) - 1 if self.out != len(self.shape) - 1 else len(self.shape) - 2]
 
-    def bias(self, cell: Cell) -> tuple[str, nn.Parameter] | None:
-        """Name and bias [out_features] of the cell's projection; None if it has no bias."""
-        name = cell.parameter.removesuffix("weight") + "bias"
-        return (name, self._parameters[name]) if name in self._parameters else None
+    @property
+    def bias(self) -> str | None:
+        """Attribute of the module that holds the bias, if it has one."""
+        key = "bias" if self.key == "weight" else f"{self.key}_bias"
+        return key if isinstance(self.module._parameters.get(key), torch.Tensor) else None
 
 
-def resolve_layout(model: nn.Module) -> Layout:
-    """Find the decoder layers of `model` and the role of each projection, and check all shapes.
+@dataclass(frozen=True)
+class Found:
+    """A weight, or a part of it, with its role."""
 
-    k and v must have num_key_value_heads * head_dim rows, and o must have num_heads * head_dim columns. A layer must
-    have no other matrix, as its role would be unknown.
+    weight: Weight
+    role: str
+    part: Part | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs that belong to the role."""
+        if self.part is None:
+            return self.weight.outputs
+        return self.part.size * (self.weight.outputs // self.part.period)
+
+
+def weights(layer: nn.Module) -> list[Weight]:
+    """Weights of two or three dimensions in a layer, in the order of its modules. Adapters' weights are left out."""
+    found = []
+    for path, module in layer.named_modules():
+        for key, tensor in module._parameters.items():
+            if tensor is None or "lora_" in path or path.endswith(PARTS) or (tensor.dim() not in (2, 3) and tensor.is_floating_point()):
+                continue
+            full = path if key == "weight" else f"{path}.{key}".lstrip(".")
+            if key.endswith("bias") or isinstance(module, (nn.Embedding, nn.Conv1d)):
+                continue
+            found.append(Weight(full.removesuffix(".base_layer"), module, key, tensor))
+    return found
+
+
+def by_structure(layer: nn.Module, model_type: str, config: Any) -> list[Found]:
+    """Find the role of every projection in a layer. Weights that are no projections are left out.
 
     Raises:
-        CofituneError: the layout is not supported; the message lists the matrices of the layer.
+        CofituneError: a fused projection of a family whose interleaving is not known.
     """
-    inner = getattr(model, "module", model)  # out of DistributedDataParallel
-    config = getattr(inner, "config", None)
-    if not hasattr(config, "get_text_config"):
-        raise CofituneError(f"{type(model).__name__} is not a transformers model (it has no config); {_SUPPORTED}.")
-    model_type = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise CofituneError(f"Model type '{model_type}' is an encoder-decoder; {_SUPPORTED}.")
-    text = config.get_text_config()
-    layers = _decoder_layers(inner, model_type, text)
-
-    weights = {id(parameter): name for name, parameter in named_parameters(model)}
-    modules: dict[tuple[int, str], nn.Module] = {}
-    cells: dict[tuple[int, str], Cell] = {}
-    parameters: dict[str, nn.Parameter] = {}
-    sizes = None
-    for index, layer in enumerate(layers):
-        found = _projections(layer)
-        if found is None:
-            raise CofituneError(_unsupported(model_type, index, layer))
-        layer_sizes = _verified_sizes(found, _parent(layer, GROUPS["mha"]), text, model_type, index)
-        if sizes is not None and layer_sizes != sizes:
-            raise CofituneError(
-                f"Model type '{model_type}': the sizes of layer {index} are {layer_sizes}, those of layer 0 {sizes} "
-                f"(hidden, intermediate, heads, key-value heads, head size); {_SUPPORTED}, all of one shape."
-            )
-        sizes = layer_sizes
-        for role, module in found.items():
-            name = weights[id(module.weight)]
-            if name in parameters:
-                raise CofituneError(
-                    f"Model type '{model_type}': {name} serves several layers, so no layer can be trained alone; "
-                    f"{_SUPPORTED}, each layer with its own weights."
-                )
-            modules[index, role] = module
-            cells[index, role] = Cell(index, role, name)
-            parameters[name] = module.weight
-            if getattr(module, "bias", None) is not None:
-                parameters[name.removesuffix("weight") + "bias"] = module.bias
-    hidden, intermediate, heads, key_value_heads, head_dim = sizes
-    return Layout(
-        model_type, len(layers), hidden, intermediate, heads, key_value_heads, head_dim,
-        cells, layers, modules, parameters,
-    )  # fmt: skip
+    everything = weights(layer)
+    siblings: dict[str, set[str]] = {}
+    for name, _ in layer.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        siblings.setdefault(parent, set()).add(leaf)
+    for weight in everything:
+        siblings.setdefault(weight.parent, set()).add(weight.leaf)
+    found: list[Found] = []
+    for weight in everything:
+        role = _role(weight, siblings)
+        if role is not None:
+            found += _split(weight, role, layer, everything, model_type, config)
+    return found
 
 
-def _decoder_layers(model: nn.Module, model_type: str, text: Any) -> list[nn.Module]:
-    """Outermost module list of the decoder that has as many entries as the config has layers."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    for candidate in lists:
-        if len(candidate) == text.num_hidden_layers:
-            return list(candidate)
+def kind_of(role: str) -> str:
+    """Kind of the block that a role is in."""
+    return {"attn": "attention", "mix": "mixer"}.get(role.partition(".")[0], "ffn")
+
+
+def _role(weight: Weight, siblings: Mapping[str, set[str]]) -> str | None:
+    if _WITHOUT_ROLE.fullmatch(weight.path):
+        return None
+    around = siblings[weight.parent]
+    if _ROUTER.fullmatch(weight.path) or (weight.leaf == "gate" and "experts" in around):
+        return "ffn.router"
+    if weight.parent.startswith("self_attention.experts"):  # JetMoE routes the attention's projections, too
+        return {"input_linear": "attn.q", "output_linear": "attn.o"}.get(weight.leaf)
+    if around & _QUERIES:
+        role = _ATTENTION.get(weight.leaf)
+        return "attn.q" if weight.leaf in (*_FUSED_QKV, "kv_b_proj", "kv_proj") else role
+    if "receptance" in around and "output" not in around:
+        return _CHANNEL_MIX.get(weight.leaf)
+    if any(_MIXERS.fullmatch(name) for name in around):
+        return _MIXER.get(weight.leaf)
+    role = _FFN.get(weight.leaf)
+    if weight.leaf == "w1" and "w3" not in around:
+        return "ffn.up"
+    return role
+
+
+def _split(
+    weight: Weight, role: str, layer: nn.Module, everything: list[Weight], model_type: str, config: Any
+) -> list[Found]:
+    """The roles of a projection, several if it is fused."""
+    beside = {other.leaf: other for other in everything if other.parent == weight.parent}
+    rows = weight.outputs
+    if weight.leaf in _FUSED_QKV:
+        module = layer.get_submodule(weight.parent)
+        parts = _fused_qkv(weight, module, model_type, config)
+        return [Found(weight, name, Part(weight.out, *part)) for name, part in parts]
+    if weight.leaf == "kv_b_proj":
+        module = layer.get_submodule(weight.parent)
+        keys, values = module.qk_nope_head_dim, module.v_head_dim
+        return [Found(weight, "attn.k", Part(weight.out, 0, keys, keys + values)),
+                Found(weight, "attn.v", Part(weight.out, keys, keys + values, keys + values))]
+    if weight.leaf == "kv_proj":
+        if model_type != "jetmoe":  # one projection that is both, as in DeepSeek V4
+            return [Found(weight, "attn.kv_a")]
+        return [Found(weight, "attn.k", Part(0, 0, rows // 2, rows)), Found(weight, "attn.v", Part(0, rows // 2, rows, rows))]
+    if role == "attn.q" and weight.leaf == "q_proj" and "o_proj" in beside:
+        size = getattr(layer.get_submodule(weight.parent), "head_dim", None)
+        if size and rows == 2 * beside["o_proj"].inputs and rows % (2 * size) == 0:  # queries and a gate, head by head
+            return [Found(weight, "attn.q", Part(weight.out, 0, size, 2 * size)),
+                    Found(weight, "attn.gate", Part(weight.out, size, 2 * size, 2 * size))]
+    if role == "ffn.up":
+        down = next((other for name, other in beside.items() if _FFN.get(name) == "ffn.down"), None)
+        if down is not None and rows == 2 * down.inputs:
+            if not getattr(weight.module, "is_concatenated", True):  # gpt-oss: gate and up take turns
+                halves = (0, 1, 2), (1, 2, 2)
+            else:
+                halves = (0, rows // 2, rows), (rows // 2, rows, rows)
+            return [Found(weight, name, Part(weight.out, *half)) for name, half in zip(("ffn.gate", "ffn.up"), halves, strict=True)]
+    return [Found(weight, role)]
+
+
+def _fused_qkv(weight: Weight, module: Any, model_type: str, config: Any) -> list[tuple[str, tuple[int, int, int]]]:
+    """(role, (start, stop, period)) of a projection to queries, keys and values, by how the family splits its output."""
+    rows = weight.outputs
+    heads = config.num_attention_heads
+    names = ("attn.q", "attn.k", "attn.v")
+    size = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    form = _FUSED.get(model_type)
+    if model_type == "gpt_bigcode":
+        form = "blocks" if module.multi_query else "heads"
+    elif model_type == "falcon":
+        form = "groups" if module.new_decoder_architecture else "blocks" if module.multi_query else "heads"
+    if form == "blocks":  # all queries, all keys, all values
+        queries = heads * size
+        keys = (rows - queries) // 2
+        cuts = (0, queries, queries + keys, rows)
+        return [(name, (cuts[i], cuts[i + 1], rows)) for i, name in enumerate(names)]
+    if form == "heads":  # query, key and value of the first head, then those of the second, ...
+        return [(name, (i * size, (i + 1) * size, 3 * size)) for i, name in enumerate(names)]
+    if form == "groups":  # the queries that share a key, the key, the value
+        period = (heads // module.num_kv_heads + 2) * size
+        cuts = (0, period - 2 * size, period - size, period)
+        return [(name, (cuts[i], cuts[i + 1], period)) for i, name in enumerate(names)]
+    if form == "quarters":  # CodeGen was trained on four devices; each has its queries, values and keys
+        third = rows // 12
+        return [(name, (i * third, (i + 1) * third, 3 * third)) for i, name in ((0, "attn.q"), (2, "attn.k"), (1, "attn.v"))]
     raise CofituneError(
-        f"Model type '{model_type}': its config says {text.num_hidden_layers} layers, but {type(decoder).__name__} "
-        f"holds lists of {[len(candidate) for candidate in lists]} modules; {_SUPPORTED}."
+        f"Model type '{model_type}': {weight.path} holds queries, keys and values together, and it is not known in which "
+        "order; say it in the config's model.roles, such as {attn.q: \"" + weight.path + "[0:64]\"}."
     )
 
 
-def _parent(layer: nn.Module, roles: tuple[str, ...]) -> nn.Module | None:
-    """Child of a layer that holds a projection for each of `roles`; None unless there is exactly one."""
-    parents = [child for child in layer.children() if all(hasattr(child, _CHILD[role]) for role in roles)]
-    return parents[0] if len(parents) == 1 else None
+_FUSED = {
+    "phi3": "blocks", "gpt2": "blocks", "mpt": "blocks", "dbrx": "blocks", "phi4_multimodal": "blocks",
+    "gpt_neox": "heads", "gpt_neox_japanese": "heads", "bloom": "heads", "persimmon": "heads", "minimax": "heads",
+    "codegen": "quarters",
+}  # fmt: skip
 
 
-def _projections(layer: nn.Module) -> dict[str, nn.Module] | None:
-    """Role -> projection; None if a role is missing, or if a matrix has no known role."""
-    parents = {group: _parent(layer, roles) for group, roles in GROUPS.items()}
-    if None in parents.values():
-        return None
-    found = {role: getattr(parents[group], _CHILD[role]) for group, roles in GROUPS.items() for role in roles}
-    if not all(hasattr(module, "in_features") and hasattr(module, "weight") for module in found.values()):
-        return None
-    # Parameters inside a projection, such as an adapter's, belong to it.
-    known = {id(parameter) for module in found.values() for parameter in module.parameters()}
-    unknown = any(parameter.dim() > 1 and id(parameter) not in known for parameter in layer.parameters())
-    return None if unknown else found
+def _is_transposed(weight: Weight) -> bool:
+    """True for experts [experts, in, out], told by their class: not all have the flag of transformers' decorator."""
+    return type(weight.module).__name__ in ("Llama4TextExperts", "GptOssExperts")
 
 
-def _verified_sizes(found: dict[str, nn.Module], attention: nn.Module, text: Any, model_type: str, index: int) -> tuple:
-    """Check a layer's seven shapes; returns (hidden, intermediate, heads, key-value heads, head size)."""
-    hidden, heads = text.hidden_size, text.num_attention_heads
-    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(attention, "head_dim", None) or getattr(text, "head_dim", None) or hidden // heads
-    intermediate = _shape(found["ffn.down"])[1]
-    queries, keys = heads * head_dim, key_value_heads * head_dim
-    expected = {
-        "attn.q": (queries, hidden), "attn.k": (keys, hidden), "attn.v": (keys, hidden), "attn.o": (hidden, queries),
-        "ffn.gate": (intermediate, hidden), "ffn.up": (intermediate, hidden), "ffn.down": (hidden, intermediate),
-    }  # fmt: skip
-    for role, shape in expected.items():
-        if _shape(found[role]) != shape:
-            raise CofituneError(
-                f"Model type '{model_type}': {_CHILD[role]} of layer {index} has the shape {_shape(found[role])} where "
-                f"{shape} was expected ({heads} heads, {key_value_heads} key-value heads of {head_dim}); {_SUPPORTED}."
-            )
-    return hidden, intermediate, heads, key_value_heads, head_dim
+# Roles given by the user ----------------------------------------------------------------------------------------------
+
+_GIVEN = re.compile(r"(?P<path>[\w.]+?)(?:\[(?P<start>\d{1,9}):(?P<stop>\d{1,9})(?:/(?P<period>\d{1,9}))?\])?")
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    """Shape (out, in) of a projection. A quantised weight is packed, so its module is asked."""
-    if module.weight.is_floating_point():
-        return tuple(module.weight.shape)
-    return module.out_features, module.in_features
+def by_map(layer: nn.Module, given: Mapping[str, str | list[str]]) -> Iterator[Found]:
+    """Find the weights that `model.roles` names in a layer: role -> "mlp.fc1", "attn.qkv[0:64]" (rows 0 to 63) or
+    "attn.qkv[0:16/48]" (the first 16 of every 48 rows), or a list of these.
 
-
-def _unsupported(model_type: str, index: int, layer: nn.Module) -> str:
-    matrices = [name.removesuffix(".weight") for name, weight in layer.named_parameters() if weight.dim() > 1]
-    return f"Model type '{model_type}': layer {index} holds {', '.join(matrices) or 'no matrix'}; {_SUPPORTED}."
+    Raises:
+        CofituneError: an unknown role, a malformed entry, or rows beyond the weight.
+    """
+    present = {weight.path: weight for weight in weights(layer)}
+    for role, entries in given.items():
+        if role not in ROLES:
+            raise CofituneError(f"model.roles names the role {role!r}; known are {', '.join(ROLES)}.")
+        for entry in [entries] if isinstance(entries, str) else entries:
+            match = _GIVEN.fullmatch(str(entry).removesuffix(".weight"))
+            if match is None:
+                raise CofituneError(
+                    f"model.roles.{role} is {entry!r}; write a weight's place in its layer, such as mlp.fc1, and "
+                    "perhaps its rows: attn.qkv[0:64], or attn.qkv[0:16/48] for the first 16 of every 48."
+                )
+            weight = present.get(match["path"])
+            if weight is None:
+                continue
+            part = None
+            if match["start"] is not None:
+                start, stop, period = int(match["start"]), int(match["stop"]), int(match["period"] or weight.outputs)
+                if not (start < stop <= period <= weight.outputs) or weight.outputs % period:
+                    raise CofituneError(
+                        f"model.roles.{role} is {entry!r}, but {match['path']} has {weight.outputs} rows (its shape is "
+                        f"{list(weight.shape)})."
+                    )
+                part = Part(weight.out, start, stop, period)
+            yield Found(weight, role, part)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from .roles import Cell, Layout
+from .cells import Cell
+from .layout import Layout
 
 if TYPE_CHECKING:
     from .region import Region

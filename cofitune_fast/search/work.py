@@ -18,7 +18,7 @@ def final_work(bench: Workbench, work: Work, final_training: Mapping[str, Any]) 
 def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str, Any]) -> Work:
     """Count the work of a search with these settings."""
     layout, rows, schedule = bench.layout, bench.train_rows, bench.schedule(setup.training)
-    per_layer = {cell.parameter: layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0}
+    per_layer = {cell.name: layout.parameter(cell).numel() for cell in layout.cells}
     embedding = bench.model.get_input_embeddings().weight
     scored, early = bench.suite_tokens("valid"), bench.signal_tokens("valid", setup.drift_rows)
     anchored = {}
@@ -28,7 +28,7 @@ def search_work(bench: Workbench, setup: TrialSetup, full_training: Mapping[str,
         anchored = {"anchor_tokens": round(share * tokens), "anchor_responses": round(share * responses),
                     "anchor_texts": tokens}
     return Work(
-        layout.num_layers, sum(per_layer.values()), embedding.numel(),
+        layout.num_layers, sum(per_layer.values()) // layout.num_layers, embedding.numel(),
         sum(len(row.input_ids) - 1 for row in rows), sum(len(row.input_ids) - row.response_start for row in rows),
         schedule.epochs, bench.schedule(full_training or setup.training, full=True).epochs,
         *scored, *early, cached=setup.memory.prefix_cache != "off", **anchored,

@@ -25,8 +25,8 @@ from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import CachedPrefix, open_prefix
 from ..models import LoadedModel, dtype_name
-from ..models.fingerprint import base_digests, combine_digests, element_count, tensor_digests
-from ..regions import BaseInfo, Layout, Region, Trainable, resolve_layout, restore
+from ..models.fingerprint import base_digests, combine_digests, element_count, named_parameters, tensor_digests
+from ..regions import BaseInfo, Layout, Region, Trainable, detach_parts, resolve_layout, restore
 from ..scoring import (
     DRIFTS,
     BaseStates,
@@ -178,7 +178,7 @@ class Workbench:
 
     @cached_property
     def total_parameters(self) -> int:
-        return sum(element_count(parameter) for parameter in self.model.parameters())
+        return sum(element_count(parameter) for _, parameter in named_parameters(self.model))
 
     def suite(self, split: str) -> Suite:
         """Return the speciality and versatility tasks of `split` ("valid" or "test").
@@ -377,6 +377,7 @@ class Workbench:
             yield kept
         finally:
             restore(self.model, kept)
+            detach_parts(self.model)
             for parameter in self.model.parameters():
                 parameter.grad = None
                 parameter.requires_grad_(False)
