@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from head_cases import make_model
 from tiny import make_tiny_model
 
 from cofitune_fast.analysis.direct import direct_contributions
@@ -138,7 +139,18 @@ def test_states_that_do_not_add_up_are_refused():
         read(model)
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+@torch.no_grad()
+def test_a_scale_of_the_logits_is_read_and_counts_in_the_contributions():
+    model = make_model("granite")
+    readout, stream = read(model)
+    readout.check(stream)
+    own_logits, _ = own(model)
+    rivals = torch.arange(len(stream.targets)) * 7 + 3
+    lead = own_logits.gather(1, stream.targets[:, None]) - own_logits.gather(1, rivals[:, None])
+    torch.testing.assert_close(direct_contributions(readout, stream, rivals).sum(1, keepdim=True), lead, **CLOSE)
+
+
+def test_a_last_reading_that_is_not_the_models_own_is_refused():
     model = shaken("llama")
     readout, stream = read(model)
     stream.logits = stream.logits * 0.5
