@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
+from ..models.head import Head
 from ..models.mode import evaluation_mode
 from ..regions import BaseInfo, Region, resolve_layout
 from .gates import collect
@@ -68,20 +69,20 @@ def compute_importance(
         info = BaseInfo.of(model)
         base = info.model, info.fingerprint
 
-    samples = 0
+    samples, head = 0, None
     seeds = torch.Generator().manual_seed(seed)
     with evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
         for number, raw in enumerate(batches, start=1):
             batch = _checked(raw, number, next(model.parameters()).device)
-            if number == 1:
-                chosen.check(model, batch)  # once, before any noise
+            if number == 1 and chosen.uses_head:
+                head = Head.of(model)
             rows = {name: tensor.repeat_interleave(chosen.passes, 0) for name, tensor in batch.items()}
             gates.attention_mask = rows["attention_mask"]
             # Each batch has its own seed, so random numbers drawn by the iterator of batches do not change the noise.
             noise = dropout_only(layout, dropout) if noisy else nullcontext()
             batch_seed = int(torch.randint(2**62, (), generator=seeds))
             with noise, seeded(model, batch_seed), torch.enable_grad():
-                chosen.loss(model, rows).backward()
+                chosen.loss(model, rows, head).backward()
             samples += len(batch["input_ids"])
             if progress is not None:
                 progress(samples)

@@ -22,13 +22,14 @@ from ..anchor import Anchor
 from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
-from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, response_losses, takes_chunks
+from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
 from ..models.attention import trie_attention
+from ..models.head import Head
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta
@@ -116,7 +117,7 @@ class CoFiTuneTrainer(Trainer):
             refuse_accumulation(args.gradient_accumulation_steps)
         if args.world_size > 1:
             check_sharded(model, args, options.memory)
-        self.chunked: bool | None = None
+        self.head: Head | None = None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         super().__init__(
             model=model,
@@ -184,17 +185,17 @@ class CoFiTuneTrainer(Trainer):
             yield
 
     def settle_head(self) -> None:
-        """Find out whether the model's head allows the loss in chunks.
+        """Find out whether the model's head allows the loss in chunks; `head` stays None where it does not.
 
         Call it inside `_free_prefix`, with the model on its device.
         """
         if self.prefix is None:
-            self.chunked = takes_chunks(self.model)
+            self.head = chunked_head(self.model)
             return
         weight = self.model.get_input_embeddings().weight
         states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
         with self.prefix.replaced_by(states) as one_token:  # the weights of the layers below may be on the host
-            self.chunked = takes_chunks(self.model, one_token)
+            self.head = chunked_head(self.model, one_token)
 
     def _park_prefix(self) -> None:
         """Fill the prefix cache with all rows; if it then holds them all, move the prefix's weights to the host."""
@@ -309,7 +310,7 @@ class CoFiTuneTrainer(Trainer):
                 terms.append(Term(inputs["reference_predictors"], divergence, reference.weight * world_size() / held))
                 means.append((self.reference_kl, reference.weight))
         with self._forward(inputs) as call:
-            losses = response_losses(model, call, terms, chunked=self.chunked, liger=self.release is None)
+            losses = response_losses(model, call, terms, head=self.head, liger=self.release is None)
         for (mean, weight), term in zip(means, losses[1:], strict=True):
             mean.add(term.detach() * (steps / weight))
         loss = sum(losses)
@@ -331,14 +332,14 @@ class CoFiTuneTrainer(Trainer):
             self._move_model_to_device(model, self.args.device)
         model.eval()
         with nullcontext() if training else self._free_prefix():
-            if self.chunked is None:
+            if self.head is None:  # no training has come before
                 self.settle_head()
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 targets = inputs["labels"][0, 1:]
                 terms = [Term(inputs["predictors"], CrossEntropy(targets), 1.0)]
                 with self._forward(inputs) as call:
-                    (loss,) = response_losses(model, call, terms, chunked=self.chunked, liger=True)
+                    (loss,) = response_losses(model, call, terms, head=self.head, liger=True)
                 losses, tokens = losses + loss.item(), tokens + len(targets)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         mean = total(losses) / total(tokens)
