@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM
 from cofitune_fast.models.fingerprint import named_parameters
 from cofitune_fast.optim import MaskedAdamW
 from cofitune_fast.regions import (
-    BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta, whole_name,
+    BaseInfo,
+    FrozenProof,
+    Region,
+    load_delta,
+    merge,
+    resolve_layout,
+    save_delta,
+    whole_name,
 )
 
 IDS = torch.tensor([[5, 9, 7, 33, 60, 8], [4, 4, 90, 12, 6, 30]])
