@@ -16,19 +16,11 @@ from torch import nn
 
 from ..data import pad_token_id
 from ..data.formats import Message
-from ..data.turns import configured_ends, turn_end
+from ..data.turns import TurnEnd, configured_ends, turn_end
 from ..errors import CofituneError
-from .settings import AnchorSettings
+from .settings import AnchorSettings, AnchorThinking
 from .store import AnchorRow, file_for, read_or_make, with_distributions
-from .writing import (
-    Flaws,
-    count_flaws,
-    count_unfinished,
-    given_texts,
-    start_token,
-    thinking_for,
-    write_texts,
-)
+from .writing import Flaws, count_flaws, count_unfinished, given_texts, start_token, thinking_for, write_texts
 
 _FORMAT = 1
 _TEXT = ("texts", "tokens", "temperature", "seed", "top_k")
@@ -85,7 +77,8 @@ def open_anchor(
         CofituneError: the prompts cannot be read, the model cannot generate, or less than half of what it wrote is of
             use.
     """
-    prompts = given = None
+    prompts = given = end = None
+    thinking: AnchorThinking = "template"
     about: dict[str, Any] = {"format": _FORMAT, "template": tokenizer.chat_template}
     if settings.source == "rows":
         given = given_texts(tokenizer, settings.read_rows(), texts=settings.texts, tokens=settings.tokens,
@@ -96,13 +89,17 @@ def open_anchor(
             prompts = settings.read_prompts(task_prompts)
         about |= {"prompts": prompts if prompts is not None else start_token(model, tokenizer),
                   **{name: getattr(settings, name) for name in _TEXT}}
-    end, thinking = turn_end(tokenizer, generation := getattr(model, "generation_config", None)), "template"
-    if prompts is not None:
-        # Only what differs from earlier versions, so that their files are still found where the texts are the same.
-        if end.text is not None or end.tokens != configured_ends(tokenizer, generation):
-            about["ends"] = [end.text, sorted(end.tokens)]
-        if (thinking := thinking_for(tokenizer, settings.thinking)) != "template":
-            about["thinking"] = [thinking, settings.thought_tokens] if thinking == "answer" else thinking
+        generation = getattr(model, "generation_config", None)
+        end = turn_end(tokenizer, generation)
+        if prompts is None:
+            end = TurnEnd(end.tokens)
+        else:
+            # Only what differs from earlier versions, so that their files are still found where the texts are the same.
+            thinking = thinking_for(tokenizer, settings.thinking)
+            if thinking != "template":
+                about["thinking"] = [thinking, settings.thought_tokens] if thinking == "answer" else thinking
+            if end.text is not None or end.tokens != configured_ends(tokenizer, generation):
+                about["ends"] = [end.text, sorted(end.tokens)]
 
     def make() -> list[AnchorRow]:
         texts = given if given is not None else write_texts(
@@ -112,7 +109,7 @@ def open_anchor(
         return with_distributions(model, texts, pad_token_id(tokenizer), settings.top_k, AnchorRow)
 
     rows, seconds = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
-    flaws = count_flaws(rows, end, tokenizer) if given is None else Flaws()
+    flaws = count_flaws(rows, end, tokenizer) if end is not None else Flaws()
     if len(rows) - sum(flaws) < _LEAST_USABLE * len(rows):
         cure = "give anchor.prompts that the base answers, " if prompts is not None else ""
         raise CofituneError(
