@@ -179,15 +179,15 @@ def test_experts_come_back_as_they_were(family):
 
 def closed_units(real: RealGates, kinds) -> Importance:
     """Close some units in every layer, those of the last key-value head for attention; importance 1 for these."""
+    # Layers that use the keys of a lower one have no key-value heads of their own.
+    groups = max(block.key_value_heads for block in real.layout.blocks.values())
     scores = {}
     for kind in UNITS:
         rows = []
         for layer in range(real.layout.num_layers):
             important = torch.zeros(unit_count(real.layout, layer, kind))
             start = 0
-            for cell, count in units_of(real.layout, layer, kind):
-                block = real.layout.blocks[cell.block]
-                groups = block.key_value_heads or block.heads
+            for _, count in units_of(real.layout, layer, kind):
                 first = count - count // groups if kind == HEAD else count - 1
                 important[start + first : start + count] = float(kind in kinds)
                 start += count
@@ -212,7 +212,10 @@ def named(layout, values, name):
 @pytest.mark.parametrize("kinds", [(NEURON, HEAD), (OUTPUT,)], ids=["neuron-head", "output"])
 @pytest.mark.parametrize("family", [name for name in STRUCTURES if name not in ("zamba2", "hrm_text")])
 def test_a_mask_covers_just_the_weights_that_a_closed_unit_cuts_off(family, kinds):
-    model, batch = tiny_family(family), make_batch()
+    model, batch = tiny_family(family), make_batch(tokens=40)  # every expert should see some
+    for module in model.modules():  # a ReLU that is shut for all tokens would look like a closed unit
+        for name in {"act_fn", "activation_fn"} & module._modules.keys():
+            setattr(module, name, torch.nn.GELU())
     real = RealGates(model, range(resolve_layout(model).num_layers))
     before = gradients(real, batch)
     importance = closed_units(real, kinds)
@@ -225,7 +228,7 @@ def test_a_mask_covers_just_the_weights_that_a_closed_unit_cuts_off(family, kind
         for name, parameter in region.parameters(model):
             gradient, closed = (named(real.layout, values, name) for values in (before, after))
             mask = masks.get(name, torch.ones(())).expand(parameter.shape)
-            reached = gradient != 0
+            reached = gradient.abs() > 1e-8  # the bias of keys acts on nothing, but for rounding
             assert torch.equal((mask == 0) & reached, (closed == 0) & reached), name
             assert torch.equal(mask, (mask != 0).float())
             covered += int((mask == 0).sum())
@@ -285,7 +288,7 @@ def test_what_cannot_be_measured_is_refused():
         compute_importance(tiny_family("mamba"), [batch], proxy="task_nll", base=BASE)
     with pytest.raises(CofituneError, match="Layer 0 has no feed-forward part, so the dropout"):
         compute_importance(tiny_family("nemotron_h"), [batch], base=BASE)
-    with pytest.raises(CofituneError, match="FalconAttention of layer 0 has no attribute `attention_dropout` that is a"):
+    with pytest.raises(CofituneError, match="FalconAttention of layer 0 has no attribute `attention_dropout` that"):
         compute_importance(tiny_family("falcon"), [batch], base=BASE)
 
 
