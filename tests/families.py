@@ -83,7 +83,8 @@ FAMILY_TABLE = {
     "iquestcoder": _family(), "jais2": _family(), "llama": _family(), "ministral3": _family(), "mistral": _family(),
     "nanochat": _family(), "nemotron": _family(), "olmo": _family(), "olmo2": _family(), "phi": _family(),
     "phi3": _family(), "qwen2": _family(), "qwen3": _family(), "seed_oss": _family(), "apertus": _family(),
-    "stablelm": _family(), "starcoder2": _family(), "doge": _family(), "youtu": _family("mla"),
+    "stablelm": _family(), "starcoder2": _family(), "doge": _family(),
+    "youtu": _family("mla", pad_token_id=None),  # loading puts a pad token's embedding at zero
     "minicpm3": _family("mla"),
     # windows in some layers
     "cohere2": _family(layer_types=WINDOW_FULL), "cwm": _family(layer_types=WINDOW_FULL),

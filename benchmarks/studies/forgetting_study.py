@@ -152,12 +152,14 @@ STUDIES["short wide"] = [
     anchored("default", BROAD, [4e-4, 8e-4]), {"method": "full-anchor", "learning_rates": FULL[2:3]},
     {"method": "full-sft", "learning_rates": FULL[1:3]},
 ]
-# What the claim rests on, with three seeds: does a wide region with the anchor reach full SFT's speciality, at what loss?
+# What the claim rests on: does a wide region with the anchor reach full SFT's speciality, and at what loss?
 STUDIES["short main"] = [
     {"method": "full-sft", "learning_rates": FULL[1:]}, anchored("upper half", "ffn@50%-100%", [6e-4, 1e-3]),
     {"method": "lora", "learning_rates": LORA[1:3]}, {"method": "full-anchor", "learning_rates": FULL[2:3]},
 ]
-STUDIES["upper half"] = [{"method": "full-sft", "learning_rates": FULL[1:2]}, anchored("upper half", "ffn@50%-100%", [6e-4])]
+STUDIES["upper half"] = [
+    {"method": "full-sft", "learning_rates": FULL[1:2]}, anchored("upper half", "ffn@50%-100%", [6e-4]),
+]
 STUDIES["short baselines"] = [
     *STUDIES["short"], *({"method": name, "learning_rates": FULL[1:3]} for name in ("self-mix", "sft-kl")),
     {"method": "l2", "learning_rates": FULL[1:2]},

@@ -10,6 +10,6 @@ from .trainable import Trainable
 
 __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
-    "LayerSet", "Layout", "Part", "Region", "Trainable", "detach_parts", "load_delta", "merge", "part_name", "read_delta",
-    "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
+    "LayerSet", "Layout", "Part", "Region", "Trainable", "detach_parts", "load_delta", "merge", "part_name",
+    "read_delta", "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
 ]  # fmt: skip

@@ -201,15 +201,8 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _found(layer: nn.Module, model_type: str, text: Any, given: Mapping[str, Any]) -> list[Found]:
     mapped = list(by_map(layer, given))
-    taken = {(one.weight.path, one.part is None) for one in mapped}
-    paths = {path for path, _ in taken}
-    try:
-        structure = by_structure(layer, model_type, text)
-    except CofituneError:
-        if not mapped:
-            raise
-        structure = []
-    return mapped + [one for one in structure if one.weight.path not in paths and one.role not in given]
+    structure = by_structure(layer, model_type, text, leave_out={one.weight.path for one in mapped})
+    return mapped + [one for one in structure if one.role not in given]
 
 
 def _check_given(given: Mapping[str, Any], found: list[list[Found]], layers: list[nn.Module], model_type: str) -> None:
@@ -282,7 +275,7 @@ def _block(
 
 
 def _heads(of_block: list[tuple[Found, Cell]], attention: nn.Module, width: int, text: Any) -> tuple[int, int]:
-    """(heads, key-value heads) of an attention whose output projection has `width` inputs; (0, 0) if they do not fit."""
+    """(heads, key-value heads) of an attention whose output projection has `width` inputs; (0, 0): they do not fit."""
     outputs = {cell.role: one.outputs for one, cell in of_block}
     for size in _head_sizes(attention, width, text):
         heads = width // size

@@ -301,8 +301,8 @@ class Region:
         if is_sharded(model):
             name = next(one.name for one in trained if one.part is not None)
             raise CofituneError(
-                f"Region '{self}' trains {name}, a part of a tensor, which is not possible while several processes share "
-                "the weights; name all roles of that tensor, or start one process."
+                f"Region '{self}' trains {name}, a part of a tensor, which is not possible while several processes "
+                "share the weights; name all roles of that tensor, or start one process."
             )
         by_tensor: dict[str, list[tuple[Part, str]]] = {}
         for one in trained:
@@ -352,8 +352,11 @@ class Region:
         if self.is_full:
             return f"the full model, {amount}"
         layout = resolve_layout(model)
-        terms = [(_roles_text(roles, layout.roles), at) for roles, at in Region.from_cells(self.cells(layout))._together()]
-        where = "; ".join(f"{roles}, {'layer' if str(at).isdigit() else 'layers'} {at}" for roles, at in terms)
+        terms = Region.from_cells(self.cells(layout))._together()
+        where = "; ".join(
+            f"{_roles_text(roles, layout.roles)}, {'layer' if str(at).isdigit() else 'layers'} {at}"
+            for roles, at in terms
+        )
         return f"{where} of {layout.num_layers}, {amount}"
 
 

@@ -7,7 +7,7 @@ nothing here. Only how a fused projection interleaves its outputs cannot be seen
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from ..models.fingerprint import PARTS
 from .cells import ROLES, Part
 
 # The names of a block's children tell what the block is.
-_QUERIES = {"q_proj", "q_b_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "q", "kv_proj"}
+_QUERIES = {"q_proj", "q_b_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "Wq", "q", "kv_proj"}
 _MIXERS = re.compile(r"in_proj.*|conv.*|linear_x|receptance|ssm.*")
 
 _ATTENTION = {
-    "q_proj": "attn.q", "q_b_proj": "attn.q", "q_a_proj": "attn.q_a", "q": "attn.q", "k_proj": "attn.k", "k": "attn.k",
-    "v_proj": "attn.v", "v": "attn.v", "kv_a_proj_with_mqa": "attn.kv_a", "kv_a_proj": "attn.kv_a",
+    "q_proj": "attn.q", "q_b_proj": "attn.q", "q_a_proj": "attn.q_a", "q": "attn.q", "Wq": "attn.q",
+    "k_proj": "attn.k", "k": "attn.k", "Wk": "attn.k", "v_proj": "attn.v", "v": "attn.v", "Wv": "attn.v",
+    "kv_a_proj_with_mqa": "attn.kv_a", "kv_a_proj": "attn.kv_a",
     "o_proj": "attn.o", "out_proj": "attn.o", "dense": "attn.o", "c_proj": "attn.o", "Wo": "attn.o",
     "o_b_proj": "attn.o", "gate_proj": "attn.gate", "g_proj": "attn.gate", "output_gate": "attn.gate",
     "ogate_preact": "attn.gate",
@@ -120,7 +121,9 @@ def weights(layer: nn.Module) -> list[Weight]:
     found = []
     for path, module in layer.named_modules():
         for key, tensor in module._parameters.items():
-            if tensor is None or "lora_" in path or path.endswith(PARTS) or (tensor.dim() not in (2, 3) and tensor.is_floating_point()):
+            if tensor is None or "lora_" in path or path.endswith(PARTS):
+                continue
+            if tensor.is_floating_point() and tensor.dim() not in (2, 3):
                 continue
             full = path if key == "weight" else f"{path}.{key}".lstrip(".")
             if key.endswith("bias") or isinstance(module, (nn.Embedding, nn.Conv1d)):
@@ -129,8 +132,12 @@ def weights(layer: nn.Module) -> list[Weight]:
     return found
 
 
-def by_structure(layer: nn.Module, model_type: str, config: Any) -> list[Found]:
+def by_structure(
+    layer: nn.Module, model_type: str, config: Any, leave_out: Collection[str] = ()
+) -> list[Found]:
     """Find the role of every projection in a layer. Weights that are no projections are left out.
+
+    leave_out: paths of weights whose role is known already.
 
     Raises:
         CofituneError: a fused projection of a family whose interleaving is not known.
@@ -144,7 +151,7 @@ def by_structure(layer: nn.Module, model_type: str, config: Any) -> list[Found]:
         siblings.setdefault(weight.parent, set()).add(weight.leaf)
     found: list[Found] = []
     for weight in everything:
-        role = _role(weight, siblings)
+        role = None if weight.path in leave_out else _role(weight, siblings)
         if role is not None:
             found += _split(weight, role, layer, everything, model_type, config)
     return found
@@ -170,6 +177,8 @@ def _role(weight: Weight, siblings: Mapping[str, set[str]]) -> str | None:
         return _CHANNEL_MIX.get(weight.leaf)
     if any(_MIXERS.fullmatch(name) for name in around):
         return _MIXER.get(weight.leaf)
+    if around <= {"0", "1", "2"} and weight.parent.rpartition(".")[2] == "ffn":  # a plain sequence, as in CTRL
+        return {"0": "ffn.up", "2": "ffn.down"}.get(weight.leaf)
     role = _FFN.get(weight.leaf)
     if weight.leaf == "w1" and "w3" not in around:
         return "ffn.up"
@@ -194,7 +203,8 @@ def _split(
     if weight.leaf == "kv_proj":
         if model_type != "jetmoe":  # one projection that is both, as in DeepSeek V4
             return [Found(weight, "attn.kv_a")]
-        return [Found(weight, "attn.k", Part(0, 0, rows // 2, rows)), Found(weight, "attn.v", Part(0, rows // 2, rows, rows))]
+        return [Found(weight, "attn.k", Part(0, 0, rows // 2, rows)),
+                Found(weight, "attn.v", Part(0, rows // 2, rows, rows))]
     if role == "attn.q" and weight.leaf == "q_proj" and "o_proj" in beside:
         size = getattr(layer.get_submodule(weight.parent), "head_dim", None)
         if size and rows == 2 * beside["o_proj"].inputs and rows % (2 * size) == 0:  # queries and a gate, head by head
@@ -207,12 +217,13 @@ def _split(
                 halves = (0, 1, 2), (1, 2, 2)
             else:
                 halves = (0, rows // 2, rows), (rows // 2, rows, rows)
-            return [Found(weight, name, Part(weight.out, *half)) for name, half in zip(("ffn.gate", "ffn.up"), halves, strict=True)]
+            return [Found(weight, name, Part(weight.out, *half))
+                    for name, half in zip(("ffn.gate", "ffn.up"), halves, strict=True)]
     return [Found(weight, role)]
 
 
 def _fused_qkv(weight: Weight, module: Any, model_type: str, config: Any) -> list[tuple[str, tuple[int, int, int]]]:
-    """(role, (start, stop, period)) of a projection to queries, keys and values, by how the family splits its output."""
+    """(role, (start, stop, period)) of a projection to queries, keys and values, as the family splits its output."""
     rows = weight.outputs
     heads = config.num_attention_heads
     names = ("attn.q", "attn.k", "attn.v")
@@ -234,16 +245,16 @@ def _fused_qkv(weight: Weight, module: Any, model_type: str, config: Any) -> lis
         cuts = (0, period - 2 * size, period - size, period)
         return [(name, (cuts[i], cuts[i + 1], period)) for i, name in enumerate(names)]
     if form == "quarters":  # CodeGen was trained on four devices; each has its queries, values and keys
-        third = rows // 12
-        return [(name, (i * third, (i + 1) * third, 3 * third)) for i, name in ((0, "attn.q"), (2, "attn.k"), (1, "attn.v"))]
+        size, order = rows // 12, (names[0], names[2], names[1])
+        return [(name, (i * size, (i + 1) * size, 3 * size)) for i, name in enumerate(order)]
     raise CofituneError(
-        f"Model type '{model_type}': {weight.path} holds queries, keys and values together, and it is not known in which "
-        "order; say it in the config's model.roles, such as {attn.q: \"" + weight.path + "[0:64]\"}."
+        f"Model type '{model_type}': {weight.path} holds queries, keys and values together, and it is not known in "
+        f"which order; say it in the config, such as model.roles: {{attn.q: \"{weight.path}[0:{heads * size}]\"}}."
     )
 
 
 _FUSED = {
-    "phi3": "blocks", "gpt2": "blocks", "mpt": "blocks", "dbrx": "blocks", "phi4_multimodal": "blocks",
+    "phi3": "blocks", "gpt2": "blocks", "openai-gpt": "blocks", "mpt": "blocks", "phi4_multimodal": "blocks",
     "gpt_neox": "heads", "gpt_neox_japanese": "heads", "bloom": "heads", "persimmon": "heads", "minimax": "heads",
     "codegen": "quarters",
 }  # fmt: skip

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import tiny_family
 from tiny import make_tiny_model
 from torch import nn
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.regions import ROLES, FrozenProof, Region, resolve_layout
+from cofitune_fast.regions import FrozenProof, Region, resolve_layout
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
 
@@ -25,12 +26,12 @@ def test_cells_are_sorted_by_layer_and_role(tiny_model):
 def test_cells_and_from_cells_agree(tiny_model):
     layout = resolve_layout(tiny_model)
     cells = Region.parse("mha@25%-75%;ffn.up@3").cells(layout)
-    assert str(Region.from_cells(cells)) == "mha@1-2;ffn.up@3"
+    assert str(Region.from_cells(cells)) == "attn.q+attn.k+attn.v+attn.o@1-2;ffn.up@3"
     assert Region.from_cells(cells).cells(layout) == cells
 
 
 def test_full_has_every_cell(tiny_model):
-    assert len(Region.full().cells(resolve_layout(tiny_model))) == 4 * len(ROLES)
+    assert len(Region.full().cells(resolve_layout(tiny_model))) == 4 * 7
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,9 +96,16 @@ def test_range_without_a_layer(tiny_model):
 
 def test_role_the_model_lacks(tiny_model):
     layout = resolve_layout(tiny_model)
-    gateless = replace(layout, cells={key: cell for key, cell in layout.cells.items() if key[1] != "ffn.gate"})
+    gateless = replace(layout, cells=tuple(cell for cell in layout.cells if cell.role != "ffn.gate"))
     with pytest.raises(CofituneError, match=r"trains ffn.gate, which this llama model lacks; it has attn.q, "):
-        Region.parse("ffn@1").cells(gateless)
+        Region.parse("ffn.gate@1").cells(gateless)
+    assert [cell.role for cell in Region.parse("ffn@1").cells(gateless)] == ["ffn.up", "ffn.down"]
+
+
+def test_region_that_selects_nothing():
+    layout = resolve_layout(tiny_family("mamba2"))
+    with pytest.raises(CofituneError, match=r"Region 'ffn@1-2' selects nothing in this mamba2 .*hold mix.in, mix.out"):
+        Region.parse("ffn@1-2").cells(layout)
 
 
 def test_quantised_weights_are_refused_and_nothing_is_frozen(tiny_model):

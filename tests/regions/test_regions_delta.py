@@ -207,8 +207,8 @@ def test_foreign_safetensors(saved):
 
 
 def test_newer_format_and_broken_description(saved):
-    rewritten(saved[0], format=2)
-    with pytest.raises(CofituneError, match="has the format 2, this version reads 1; update"):
+    rewritten(saved[0], format=3)
+    with pytest.raises(CofituneError, match="has the format 3, this version reads 1 and 2; update"):
         read_delta(saved[0])
     rewritten(saved[0], base={})
     with pytest.raises(CofituneError, match="is damaged: its description"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.regions import ROLES, LayerSet, Region
+from cofitune_fast.regions import GROUPS, ROLES, LayerSet, Region
 
 NAMES = [*ROLES, "mha", "ffn", "all"]
 
@@ -23,7 +23,8 @@ def layers_of(text: str, num_layers: int) -> list[int]:
     [
         ("ffn.up+ffn.down@25%-50%", "ffn.up+ffn.down@25%-50%"),
         (" FFN.Down + ffn.UP @ 25.0 % - 50 % ", "ffn.up+ffn.down@25%-50%"),
-        ("attn.q+attn.k+attn.v+attn.o@all", "mha@all"),
+        ("+".join(GROUPS["mha"]) + "@all", "mha@all"),
+        ("ffn+ffn.router@1", "ffn+ffn.router@1"),
         ("mha+ffn@3", "all@3"),
         ("all@ALL", "all@all"),
         ("ffn+attn.q@1", "attn.q+ffn@1"),
