@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import CofituneError
 from ..regions import Layout
 from .importance import Importance
-from .names import HEAD, NEURON, OUTPUT, unit_counts
+from .names import HEAD, NEURON, OUTPUT, unit_count
 
 FILES = {NEURON: "intermediate_impt.npy", OUTPUT: "output_impt.npy", HEAD: "head_impt.npy"}
 
@@ -25,12 +25,23 @@ def import_authors_importance(folder: str | Path, layout: Layout, *, base: tuple
     not |tanh(z)| of the signed ones. Prefer scores that are computed by this package.
 
     base: (model source, fingerprint) of the measured model, which the files do not record.
-    Raises CofituneError for a missing or damaged file, pickled content, or shapes of another model.
+    Raises CofituneError for a missing or damaged file, pickled content, shapes of another model, or a model whose
+    layers have different numbers of units, which the files cannot hold.
     """
-    counts = unit_counts(layout)
+    counts = {kind: _count_in_all(layout, kind) for kind in FILES}
     scores = {kind: _read(Path(folder) / name, (layout.num_layers, counts[kind])) for kind, name in FILES.items()}
     settings = {"proxy": "kl_dropout", "imported_from": "authors' code, absolute values of signed sums"}
     return Importance(scores, tuple(range(layout.num_layers)), 0, *base, settings)
+
+
+def _count_in_all(layout: Layout, kind: str) -> int:
+    counts = [unit_count(layout, layer, kind) for layer in range(layout.num_layers)]
+    if not counts[0] or len(set(counts)) > 1:
+        raise CofituneError(
+            f"The authors' files hold as many units {kind} for every layer, but the layers of this {layout.model_type} "
+            f"model have {', '.join(map(str, sorted(set(counts))))} of them; compute the importance with this package."
+        )
+    return counts[0]
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import CofituneError
 from ..files import atomic_path
-from ..regions import Region, resolve_layout
+from ..regions import Region
 from .masks import soft_masks
-from .names import UNITS, known
+from .names import UNITS, Scores, known, layer_by_layer
 from .normalize import Preset, combine, fractional_rank, get_preset
 
 FORMAT = "cofitune_fast.importance"
@@ -29,15 +29,17 @@ class Importance:
     """Raw importance of each unit in the measured layers. Scores are >= 0; larger means more important.
 
     scores: unit kind ("ffn.neuron", "ffn.output", "attn.head") -> float32 [len(layers), units] on the CPU: the mean
-        over samples of |dL_n/dg| of the unit's virtual gate (see `gates`), in nats per token.
-    layers: the measured layers, ascending. Row i of the scores belongs to layer layers[i].
+        over samples of |dL_n/dg| of the unit's virtual gate (see `gates`), in nats per token. Where the layers differ
+        in their number of units, a tuple of tensors [units], one per layer; it is empty for a layer without such units.
+        `names.units_of` says the order of the units of a layer.
+    layers: the measured layers, ascending. Entry i of the scores belongs to layer layers[i].
     samples: number of samples in the mean; 0 if unknown.
     base_model, base_fingerprint: the measured model; empty if unknown.
     settings: proxy, dropout, seed and so on, for the record only.
     Raises CofituneError for scores that are not of this form.
     """
 
-    scores: Mapping[str, Tensor]
+    scores: Mapping[str, Scores]
     layers: tuple[int, ...]
     samples: int = 0
     base_model: str = ""
@@ -51,10 +53,14 @@ class Importance:
             raise CofituneError(f"The layers of an importance must be ascending and distinct, not {self.layers}.")
         for kind, scores in self.scores.items():
             known(kind, UNITS, "unit kind")
-            if scores.dtype != torch.float32 or scores.ndim != 2 or len(scores) != len(self.layers):
+            flat = isinstance(scores, Tensor) and scores.ndim != 2
+            if flat or len(scores) != len(self.layers) or any(
+                row.dtype != torch.float32 or row.ndim != 1 for row in scores
+            ):
+                found = (f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor)
+                         else ", ".join(f"{row.dtype} {list(row.shape)}" for row in scores))
                 raise CofituneError(
-                    f"The scores {kind} must be float32 [{len(self.layers)} layers, units], "
-                    f"not {scores.dtype} {list(scores.shape)}."
+                    f"The scores {kind} must be float32 [{len(self.layers)} layers, units], not {found}."
                 )
             for layer, row in zip(self.layers, scores, strict=True):
                 if not (row.isfinite().all() and (row >= 0).all()):
@@ -64,14 +70,24 @@ class Importance:
                     )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically. Everything except the scores is JSON in its metadata."""
+        """Write one safetensors file, atomically. Everything except the scores is JSON in its metadata.
+
+        Scores of a kind are one tensor KIND, [layers, units], or tensors KIND.LAYER, [units], where layers differ.
+        """
         about = {
             "layers": list(self.layers), "samples": self.samples, "base_model": self.base_model,
             "base_fingerprint": self.base_fingerprint, "settings": dict(self.settings),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "importance": json.dumps(about)}
         with atomic_path(path) as temporary:
-            save_file({kind: scores.contiguous() for kind, scores in self.scores.items()}, temporary, metadata)
+            save_file({name: scores.contiguous() for name, scores in self._tensors()}, temporary, metadata)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for kind, scores in self.scores.items():
+            if isinstance(scores, Tensor):
+                yield kind, scores
+            else:
+                yield from ((f"{kind}.{layer}", row) for layer, row in zip(self.layers, scores, strict=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Importance:
@@ -97,7 +113,7 @@ class Importance:
         try:
             about = json.loads(metadata["importance"])
             about["layers"] = tuple(about["layers"])
-            return cls(scores, **about)
+            return cls(_by_kind(scores, about["layers"]), **about)
         except (KeyError, TypeError, ValueError) as error:
             raise CofituneError(f"The importance {path} is damaged ({error}); compute it anew.") from None
 
@@ -119,26 +135,36 @@ class Importance:
         """
         task.check(self.base_fingerprint, self.base_model)
         self._require_alike([task])
-        scores = {kind: fractional_rank(own) * (1 - fractional_rank(task.scores[kind]))
-                  for kind, own in self.scores.items()}
+        def contrast(own: Tensor, other: Tensor) -> Tensor:
+            return fractional_rank(own) * (1 - fractional_rank(other))
+
+        scores = {kind: layer_by_layer(contrast, own, task.scores[kind]) for kind, own in self.scores.items()}
         return replace(self, scores=scores, settings={**self.settings, "against": dict(task.settings)})
 
-    def normalized(self, preset: str | Preset = "paper") -> dict[str, Tensor]:
-        """Normalise each layer by itself: kind -> importance I in [0, 1], float32 [len(layers), units]."""
-        return {kind: get_preset(preset).normalizer(scores) for kind, scores in self.scores.items()}
+    def normalized(self, preset: str | Preset = "paper") -> dict[str, Scores]:
+        """Normalise each layer by itself: kind -> importance I in [0, 1], of the form of the scores."""
+        return {kind: layer_by_layer(get_preset(preset).normalizer, scores) for kind, scores in self.scores.items()}
 
     def masks(
         self, model: nn.Module, region: Region | str, preset: str | Preset = "paper", *, also: Sequence[Importance] = ()
     ) -> dict[str, Tensor]:
         """Make soft masks m = 1 - I for the parameters of `region`, which may be smaller than the trained region.
 
-        Returns parameter name -> float32 factor in [0, 1] that broadcasts to the weight, on the weight's device:
+        Returns trained name, as in `Region.parameters`, -> float32 factor in [0, 1], on the weight's device. The
+        factor is the same for all weights of a unit:
 
-        - ffn.gate, ffn.up: [out, 1] by neuron
-        - ffn.down: [out, 1] by output (presets "paper", "rank-output") or [1, in] by neuron ("rank")
-        - attn.q: [out, 1] by head; attn.k, attn.v: [out, 1] by the most important head that reads the KV head
-        - attn.o: [1, in] by head
-        - a bias of a projection masked by rows: [out]
+        | role | masked by |
+        |---|---|
+        | ffn.gate, ffn.up | neuron, outputs |
+        | ffn.down | FFN output, outputs (presets "paper", "rank-output"), or neuron, inputs ("rank") |
+        | attn.q, attn.gate | head, outputs |
+        | attn.k, attn.v | the most important head that reads the key-value head, outputs |
+        | attn.o | head, inputs |
+        | attn.q_a, attn.kv_a, ffn.router, mix.in, mix.out | nothing: they have no units, and no mask |
+
+        A mask of outputs holds for the bias too. Weights [out, in] get [out, 1] or [1, in]. A tensor of parts gets a
+        mask of all its parts together, with 1 where there is no mask, and a part that is trained alone gets one of the
+        part's shape. Projections whose sizes do not divide by the heads get none.
 
         also: other importances of the same layers and kinds. After normalisation the element-wise maximum counts.
         Raises CofituneError if a layer or unit kind of the region was not measured, or if the sizes do not fit.
@@ -147,9 +173,21 @@ class Importance:
         self._require_alike(also)
         preset = get_preset(preset)
         by_source = [source.normalized(preset) for source in sources]
-        joined = {kind: combine([values[kind] for values in by_source]) for kind in self.scores}
-        return soft_masks(resolve_layout(model), Region.parse(region), joined, self.layers, down=preset.down)
+        together = {kind: layer_by_layer(lambda *rows: combine(rows), *(values[kind] for values in by_source))
+                    for kind in self.scores}
+        return soft_masks(model, Region.parse(region), together, self.layers, down=preset.down)
 
     def _require_alike(self, others: Sequence[Importance]) -> None:
         if any(other.layers != self.layers or other.scores.keys() != self.scores.keys() for other in others):
             raise CofituneError("Importances to be joined must cover the same layers and unit kinds.")
+
+
+def _by_kind(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Scores]:
+    """Scores by kind, of the tensors KIND or KIND.LAYER of a file."""
+    kinds = [kind for kind in UNITS if kind in tensors or any(f"{kind}.{layer}" in tensors for layer in layers)]
+    scores = {kind: tensors[kind] if kind in tensors else tuple(tensors[f"{kind}.{layer}"] for layer in layers)
+              for kind in kinds}
+    left = len(tensors) - sum(1 if isinstance(one, Tensor) else len(one) for one in scores.values())
+    if left:
+        raise ValueError(f"it holds {left} tensors that are no scores of its layers")
+    return scores

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CofituneError
 from ..regions import Layout
@@ -15,31 +16,48 @@ from ..regions import Layout
 
 @contextmanager
 def dropout_only(layout: Layout, p: float) -> Iterator[None]:
-    """Context in which every layer drops outputs of `ffn.down` and attention probabilities with probability p.
+    """Context in which every layer drops outputs of its FFN and attention probabilities with probability p.
 
-    The authors' code has dropout at the same places. The model must be in eval mode, so that no other dropout is
-    active: only the training flag of each attention module is set, and not the flags of its children. Layers below the
-    lowest gate have dropout too, as the two passes should differ in the whole model.
+    The authors' code has dropout at the same places. The output of an FFN is that of `ffn.down`, or of all experts
+    together. The model must be in eval mode, so that no other dropout is active: only the training flag of each
+    attention module is set, and not the flags of its children. Layers below the lowest gate have dropout too, as the
+    two passes should differ in the whole model.
 
-    Raises CofituneError if an attention module has no `attention_dropout`. Everything is restored on exit.
+    Raises CofituneError if a layer lacks one of the two, or its attention has no `attention_dropout` that is a number.
+    Everything is restored on exit.
     """
 
-    def drop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def drop(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # experts may return the router's logits, too
+            return F.dropout(output[0], p, training=True), *output[1:]
         return F.dropout(output, p, training=True)
 
     with ExitStack() as stack:
         for layer in range(layout.num_layers):
-            stack.callback(layout.module(layer, "ffn.down").register_forward_hook(drop).remove)
-            attention = layout.attention(layer)
-            if not hasattr(attention, "attention_dropout"):
+            ffn, attention = _ffn(layout, layer), layout.attention(layer)
+            if ffn is None or attention is None:
                 raise CofituneError(
-                    f"{type(attention).__name__} has no attribute `attention_dropout`, so the dropout of the "
-                    "proxy kl_dropout cannot be set there; use proxy='task_nll'."
+                    f"Layer {layer} has no {'feed-forward part' if ffn is None else 'single attention'}, so the "
+                    "dropout of the proxy kl_dropout cannot be set there; use proxy='task_nll'."
                 )
+            if not isinstance(getattr(attention, "attention_dropout", None), (int, float)):
+                raise CofituneError(
+                    f"{type(attention).__name__} of layer {layer} has no attribute `attention_dropout` that is a "
+                    "number, so the dropout of the proxy kl_dropout cannot be set there; use proxy='task_nll'."
+                )
+            stack.callback(ffn.register_forward_hook(drop).remove)
             stack.callback(setattr, attention, "attention_dropout", attention.attention_dropout)
             stack.callback(setattr, attention, "training", attention.training)
-            attention.attention_dropout, attention.training = p, True
+            attention.attention_dropout, attention.training = p, True  # type: ignore[assignment]
         yield
+
+
+def _ffn(layout: Layout, layer: int) -> nn.Module | None:
+    """The module whose output is that of the layer's FFN: `ffn.down`, or the whole part if there are experts."""
+    cells = layout.at(layer, "ffn.down")
+    if len(cells) == 1 and not layout.blocks[cells[0].block].experts:
+        return layout.module(cells[0])
+    return layout.ffn(layer)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Normalise raw scores to importances in [0, 1], layer by layer.
 
 A normaliser takes scores [..., units] of any float dtype and returns float32 of the same shape. Each row along the last
-dimension is a layer and is normalised by itself. It computes in float64, as raw scores may be as small as 1e-20, whose
-square underflows in float32.
+dimension is a layer and is normalised by itself; layers of different sizes come one by one (`names.layer_by_layer`). It
+computes in float64, as raw scores may be as small as 1e-20, whose square underflows in float32.
 """
 
 from __future__ import annotations

@@ -335,6 +335,8 @@ class Pipeline:
         for row, layer in enumerate(importance.layers):
             entry: dict[str, Any] = {"layer": layer}
             for kind, scores in importance.scores.items():  # an importance from a file may lack a kind
+                if not scores[row].numel():
+                    continue
                 if kind == "attn.head":
                     entry[kind] = normalized[kind][row].tolist()
                     continue

@@ -173,7 +173,8 @@ def test_dropout_is_where_it_should_be_and_nowhere_else():
     outputs = []
     inputs = make_batches()[0]["input_ids"]
     with dropout_only(layout, 0.5):
-        layout.module(3, "ffn.down").register_forward_hook(lambda _, inputs, output: outputs.append(output))
+        down = layout.module(layout.at(3, "ffn.down")[0])
+        down.register_forward_hook(lambda _, inputs, output: outputs.append(output))
         weights = model(input_ids=inputs, output_attentions=True).attentions[0]
         training = [name for name, module in model.named_modules() if module.training]
     assert training == [f"model.layers.{layer}.self_attn" for layer in range(4)]

@@ -9,7 +9,7 @@ from tiny import make_tiny_model
 
 from cofitune_fast.importance.compute import compute_importance
 from cofitune_fast.importance.gates import collect
-from cofitune_fast.importance.names import HEAD, NEURON, OUTPUT, UNITS
+from cofitune_fast.importance.names import HEAD, NEURON, OUTPUT, UNITS, unit_count
 from cofitune_fast.importance.noise import dropout_only, seeded
 from cofitune_fast.regions import resolve_layout
 
@@ -42,14 +42,14 @@ def make_model(family: str):
 def explicit_gates(model, layout, rows: int, passes: int) -> tuple[dict, list]:
     """Gates of ones [samples, units] that are multiplied into the forward; rows of one sample share theirs."""
     gates, handles = {}, []
-    sizes = {NEURON: layout.intermediate_size, OUTPUT: layout.hidden_size, HEAD: layout.num_heads}
+    roles = {NEURON: "ffn.up", OUTPUT: "ffn.down", HEAD: "attn.o"}
     for layer in range(layout.num_layers):
         for kind in UNITS:
-            gate = gates[kind, layer] = torch.ones(rows // passes, sizes[kind], requires_grad=True)
+            gate = gates[kind, layer] = torch.ones(rows // passes, unit_count(layout, layer, kind), requires_grad=True)
             factor = lambda gate=gate, kind=kind: gate.repeat_interleave(passes, 0).repeat_interleave(  # noqa: E731
-                layout.head_dim if kind == HEAD else 1, 1
+                8 if kind == HEAD else 1, 1
             )[:, None, :]
-            module = layout.module(layer, {NEURON: "ffn.up", OUTPUT: "ffn.down", HEAD: "attn.o"}[kind])
+            module = layout.module(layout.at(layer, roles[kind])[0])
             if kind == HEAD:
                 hook = module.register_forward_pre_hook(lambda _, inputs, f=factor: (inputs[0] * f(),))
             else:

@@ -117,7 +117,7 @@ def test_preset_rank_needs_no_output_importance():
 
 
 def test_importance_of_another_shape_is_refused():
-    with pytest.raises(CofituneError, match=r"has 48 units ffn.neuron per layer, but the model has 64; it was"):
+    with pytest.raises(CofituneError, match=r"has 48 units ffn.neuron in layer 1, but the model has 64; it was"):
         make_importance().masks(make_tiny_model(intermediate_size=64), "ffn@1")
-    with pytest.raises(CofituneError, match=r"has 4 units attn.head per layer, but the model has 8"):
+    with pytest.raises(CofituneError, match=r"has 4 units attn.head in layer 1, but the model has 8"):
         make_importance().masks(make_tiny_model(num_attention_heads=8), "attn.k@1")
