@@ -84,7 +84,7 @@ def compute_importance(
     with evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
         for number, raw in enumerate(batches, start=1):
             batch = _checked(raw, number, next(model.parameters()).device)
-if number == 1 and chosen.uses_head:
+            if number == 1 and chosen.uses_head:
                 head = Head.of(model)
             for part in _samples(batch) if gates.one_sample else [batch]:
                 rows = {name: tensor.repeat_interleave(chosen.passes, 0) for name, tensor in part.items()}
