@@ -70,8 +70,9 @@ def load_quantized(
     location: a full-precision checkpoint: a folder as `save_pretrained` writes it, or a hub id.
     method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
         row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
-    keep: full names of the modules that stay ordinary `nn.Linear`, or a function such as `Region.modules` that returns
-        them for the model on the meta device. Embeddings, norms and the head always stay.
+    keep: full names of the modules that stay as they are, or a function such as `Region.modules` that returns them for
+        the model on the meta device. Only `nn.Linear` is quantised, so embeddings, norms, fused experts and the head
+        always stay.
     dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
         its name.
 
@@ -90,8 +91,8 @@ def load_quantized(
         raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
     linear = {name: module for name, module in plan.named_modules() if type(module) is nn.Linear}
     kept = set(keep(plan) if callable(keep) else keep)
-    if unknown := sorted(kept - linear.keys()):
-        raise CofituneError(f"The model {location} has no projection named {unknown[0]}; only these can be kept.")
+    if unknown := sorted(kept - dict(plan.named_modules()).keys()):
+        raise CofituneError(f"The model {location} has no module named {unknown[0]} that could be kept.")
     kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
     if not (chosen := linear.keys() - kept):
         raise CofituneError(

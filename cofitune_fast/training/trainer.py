@@ -23,10 +23,10 @@ from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
 from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
+from ..memory.abilities import frozen_prefix
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
-from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
 from ..models.attention import trie_attention
 from ..models.head import Head
@@ -105,7 +105,7 @@ class CoFiTuneTrainer(Trainer):
         self._held_tokens: int | None = None  # of all micro-batches of the step
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
-        self.prefix = FrozenPrefix.of(model, region)
+        self.prefix = frozen_prefix(model, region)
         data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
         self.anchor = data.anchor
         if options.reference is not None and not any(getattr(row, "held", None) for row in data.rows):
@@ -189,13 +189,8 @@ class CoFiTuneTrainer(Trainer):
 
         Call it inside `_free_prefix`, with the model on its device.
         """
-        if self.prefix is None:
+        with self.prefix.skipped() if self.prefix is not None and self.prefix.is_parked else nullcontext():
             self.head = chunked_head(self.model)
-            return
-        weight = self.model.get_input_embeddings().weight
-        states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        with self.prefix.replaced_by(states) as one_token:  # the weights of the layers below may be on the host
-            self.head = chunked_head(self.model, one_token)
 
     def _park_prefix(self) -> None:
         """Fill the prefix cache with all rows; if it then holds them all, move the prefix's weights to the host."""

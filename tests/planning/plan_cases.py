@@ -42,10 +42,9 @@ class TrainingStep:
         if not self.cached:
             return response_loss(self.model, inputs, places, targets, 1.0, head=self.head)
         states = torch.empty(*inputs["input_ids"].shape, self.model.config.hidden_size, dtype=self.model.dtype)
-        with self.prefix.replaced_by(states) as given:
+        with self.prefix.replaced_by(states):
             del states
-            given["attention_mask"] = inputs["attention_mask"]
-            return response_loss(self.model, given, places, targets, 1.0, head=self.head)
+            return response_loss(self.model, inputs, places, targets, 1.0, head=self.head)
 
     def __call__(self):
         loss = self.forward()
