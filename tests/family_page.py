@@ -2,9 +2,9 @@
 
 python tests/family_page.py [FAMILY ...] [--page docs/families.md]
 
-For each family: `cofitune train` with the anchor on a saved model, and the merge of its delta; importance and a step with
-its mask; which speed features are on; a quantised frozen part; the plan. Without --page the table is only printed. A dash
-means that the feature is refused or off, for the reason that is printed; "fault" that something broke.
+For each family: `cofitune train` with the anchor on a saved model, and the merge of its delta; importance and a step
+with its mask; which speed features are on; a quantised frozen part; the plan. Without --page the table is only printed.
+A dash means that the feature is refused or off, for the reason that is printed; "fault" that something broke.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ def load_quantized(
     if unknown := sorted(kept - dict(plan.named_modules()).keys()):
         raise CofituneError(f"The model {location} has no module named {unknown[0]} that could be kept.")
     kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
+    if not linear.keys() - {name for name, module in linear.items() if module is plan.get_output_embeddings()}:
+        raise CofituneError(f"The model {location} has no nn.Linear in its layers, and nothing else can be quantised.")
     if not (chosen := linear.keys() - kept):
         raise CofituneError(
             f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
