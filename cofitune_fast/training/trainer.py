@@ -153,6 +153,8 @@ class CoFiTuneTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        # In transformers 5.5 accelerate would divide by the micro-batches a loss that Trainer has divided already.
+        self.accelerator.gradient_accumulation_steps = 1
         if self.args.world_size > 1:  # FSDP2 already shards the model, so accelerate must not wrap it in DDP
             prepare_model = self.accelerator.prepare_model
             self.accelerator.prepare_model = lambda model, **options: prepare_model(
