@@ -34,7 +34,7 @@ from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
-from .callbacks import FrozenPart, SameOnAllRanks
+from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
 from .mean import Mean
 from .options import TrainOptions
@@ -128,6 +128,7 @@ class CoFiTuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(FrozenPart(self.prefix, self.settle_head))
+        self.add_callback(EpochOfBatches(self.batches))
         self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
     def get_train_dataloader(self) -> DataLoader:
