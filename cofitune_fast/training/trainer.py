@@ -35,7 +35,7 @@ from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
-from .callbacks import FrozenPart, SameOnAllRanks
+from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
 from .mean import Mean
 from .options import TrainOptions
@@ -129,6 +129,7 @@ class CoFiTuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(FrozenPart(self.prefix, self.settle_head))
+        self.add_callback(EpochOfBatches(self.batches))
         self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
     def get_train_dataloader(self) -> DataLoader:
@@ -154,6 +155,8 @@ class CoFiTuneTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        # In transformers 5.5 accelerate would divide by the micro-batches a loss that Trainer has divided already.
+        self.accelerator.gradient_accumulation_steps = 1
         if self.args.world_size > 1:  # FSDP2 already shards the model, so accelerate must not wrap it in DDP
             prepare_model = self.accelerator.prepare_model
             self.accelerator.prepare_model = lambda model, **options: prepare_model(
