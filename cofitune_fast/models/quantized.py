@@ -108,6 +108,8 @@ def load_quantized(
     )
     layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     quantised = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
+    precise = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
+    chosen = {name for name in chosen if name in quantised or not any(part in name.split(".") for part in precise)}
     if wrong := sorted(quantised.keys() ^ chosen):
         raise CofituneError(
             f"The layers of {location} were not quantised as asked for ({wrong[0]}); use the versions of transformers "
