@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -88,9 +89,11 @@ def load_quantized(
     plan = skeleton(location, dtype)
     if getattr(plan.config, "quantization_config", None) is not None:
         raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
-    linear = {name: module for name, module in plan.named_modules() if type(module) is nn.Linear}
+    modules = dict(plan.named_modules())
+    # bitsandbytes' layers replace these types and none derived from them; experts in one tensor stay as they are.
+    linear = {name: module for name, module in modules.items() if type(module) in (nn.Linear, Conv1D)}
     kept = set(keep(plan) if callable(keep) else keep)
-    if unknown := sorted(kept - linear.keys()):
+    if unknown := sorted(kept - modules.keys()):
         raise CofituneError(f"The model {location} has no projection named {unknown[0]}; only these can be kept.")
     kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
     if not (chosen := linear.keys() - kept):
@@ -98,7 +101,7 @@ def load_quantized(
             f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
             "smaller region or load the model unquantised."
         )
-    config = _config(method, dtype, sorted(kept))
+    config = _config(method, dtype, sorted(kept & linear.keys()))
     model = AutoModelForCausalLM.from_pretrained(
         location, dtype=dtype, device_map={"": device}, quantization_config=config,
         attn_implementation=attn_implementation,
