@@ -31,14 +31,16 @@ class FrozenPrefix:
 
     def __init__(self, model: nn.Module, layer: int):
         layout = resolve_layout(model)
+        layers = [layout.decoder_layer(index) for index in range(layout.num_layers)]
+        inner = getattr(model, "module", model)
         self.layer = layer
         self.width: tuple[int, ...] = (layout.hidden_size,)
-        self.dtype: torch.dtype = getattr(model, "module", model).get_input_embeddings().weight.dtype
-        self._decoder = getattr(model, "module", model).get_decoder()
-        self._below = [layout.decoder_layer(index) for index in range(layer)]
-        self._first = layout.decoder_layer(layer)
+        self._embedding = inner.get_input_embeddings()
+        self.dtype: torch.dtype = self._embedding.weight.dtype
+        self._below, self._above, self._first = layers[:layer], layers[layer:], layers[layer]
         self._name = next(iter(signature(self._first.forward).parameters))
-        self._above = [layout.decoder_layer(index) for index in range(layer, layout.num_layers)]
+        decoder = inner.get_decoder()  # some families have their head there
+        self._decoder = decoder if any(module is self._first for module in decoder.modules()) else inner
         self._handles: list[Any] = []
         self._checkpointed: list[nn.Module] = []
         self._outer_grad = True
@@ -159,7 +161,7 @@ class FrozenPrefix:
 
     def skipped(self) -> AbstractContextManager[None]:
         """Context in which the next forward, of one token, skips the prefix's layers; its logits mean nothing."""
-        device = self._decoder.get_input_embeddings().weight.device
+        device = self._embedding.weight.device
         return self.replaced_by(torch.zeros(1, 1, *self.width, dtype=self.dtype, device=device))
 
     @property
@@ -206,7 +208,8 @@ def randomness(model: nn.Module, prefix: FrozenPrefix) -> str | None:
     """Source of randomness in the prefix, in words; None if its states are the same every time."""
     for module in prefix.module_tree():
         rates = {"dropout": module.p} if isinstance(module, nn.Dropout) else {
-            name: value for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)
+            name: value for name, value in vars(module).items()
+            if ("dropout" in name or "jitter" in name) and isinstance(value, float)
         }
         for name, rate in rates.items():
             if rate > 0:

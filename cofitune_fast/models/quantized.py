@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -71,7 +72,7 @@ def load_quantized(
     method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
         row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
     keep: full names of the modules that stay as they are, or a function such as `Region.modules` that returns them for
-        the model on the meta device. Only `nn.Linear` is quantised, so embeddings, norms, fused experts and the head
+        the model on the meta device. Only `nn.Linear` and Conv1D are quantised, so embeddings, norms, fused experts and the head
         always stay.
     dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
         its name.
@@ -89,19 +90,22 @@ def load_quantized(
     plan = skeleton(location, dtype)
     if getattr(plan.config, "quantization_config", None) is not None:
         raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
-    linear = {name: module for name, module in plan.named_modules() if type(module) is nn.Linear}
+    modules = dict(plan.named_modules())
+    # bitsandbytes' layers replace these types and none derived from them; experts in one tensor stay as they are.
+    linear = {name: module for name, module in modules.items() if type(module) in (nn.Linear, Conv1D)}
     kept = set(keep(plan) if callable(keep) else keep)
-    if unknown := sorted(kept - dict(plan.named_modules()).keys()):
+    if unknown := sorted(kept - modules.keys()):
         raise CofituneError(f"The model {location} has no module named {unknown[0]} that could be kept.")
-    kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
-    if not linear.keys() - {name for name, module in linear.items() if module is plan.get_output_embeddings()}:
-        raise CofituneError(f"The model {location} has no nn.Linear in its layers, and nothing else can be quantised.")
+    head = {name for name, module in linear.items() if module is plan.get_output_embeddings()}
+    kept |= head
+    if not linear.keys() - head:
+        raise CofituneError(f"The model {location} has no nn.Linear or Conv1D in its layers, and nothing else can be quantised.")
     if not (chosen := linear.keys() - kept):
         raise CofituneError(
             f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
             "smaller region or load the model unquantised."
         )
-    config = _config(method, dtype, sorted(kept))
+    config = _config(method, dtype, sorted(kept & linear.keys()))
     model = AutoModelForCausalLM.from_pretrained(
         location, dtype=dtype, device_map={"": device}, quantization_config=config,
         attn_implementation=attn_implementation,
