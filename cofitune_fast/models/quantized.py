@@ -72,8 +72,8 @@ def load_quantized(
     method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
         row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
     keep: full names of the modules that stay as they are, or a function such as `Region.modules` that returns them for
-        the model on the meta device. Only `nn.Linear` and Conv1D are quantised, so embeddings, norms, fused experts and the head
-        always stay.
+        the model on the meta device. Only `nn.Linear` and Conv1D are quantised, so embeddings, norms, fused experts
+        and the head always stay.
     dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
         its name.
 
@@ -99,7 +99,7 @@ def load_quantized(
     head = {name for name, module in linear.items() if module is plan.get_output_embeddings()}
     kept |= head
     if not linear.keys() - head:
-        raise CofituneError(f"The model {location} has no nn.Linear or Conv1D in its layers, and nothing else can be quantised.")
+        raise CofituneError(f"The layers of {location} hold no nn.Linear or Conv1D, and nothing else can be quantised.")
     if not (chosen := linear.keys() - kept):
         raise CofituneError(
             f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
