@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
+from ..models.checkpoint import Roles, with_roles
 from ..models.fingerprint import PARTS as TRAINED_PARTS
 from ..models.fingerprint import named_parameters
 from ..ops._storage import STORAGES, new_state
@@ -43,12 +44,13 @@ from .work import WorkCount
 
 
 def fake_model(
-    source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
+    source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None,
+    roles: Roles | None = None,
 ) -> nn.Module:
     """Build the model of a config, folder or hub id on fake tensors, without its weights.
 
     attention: "eager" for that implementation. All others are planned as sdpa. Its kernels save the same as flash-attn:
-    the output, and one number per token and head.
+    the output, and one number per token and head. roles: as in `load_model`.
     """
     if not isinstance(source, PretrainedConfig):
         try:
@@ -64,7 +66,7 @@ def fake_model(
         raise CofituneError(
             f"A {source.model_type} model is no causal language model; only those can be planned."
         ) from None
-    return model
+    return with_roles(model, roles)
 
 
 def plan_memory(
