@@ -27,7 +27,7 @@ from .validation import fields_of, section_of, validated
 from .yaml_text import parse_yaml, read_yaml
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, model_validator
+    from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 except ImportError as error:
     raise CofituneError(
         f"The configuration needs {error.name}: pip install 'cofitune-fast[cli]'."
@@ -49,7 +49,8 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model: a folder, a hub id, or a GGUF file (alone, or `gguf_file` inside `path`).
 
-    `quantize` applies to everything outside the region; the region itself stays in `dtype`.
+    `quantize` applies to everything outside the region; the region itself stays in `dtype`. `roles` says which weights
+    of a layer have which role, where the model's structure does not: {ffn.up: mlp.fc1, attn.q: "attn.qkv[0:64]"}.
     """
 
     main = "path"
@@ -59,6 +60,18 @@ class ModelSection(Section):
     device: str | None = None
     attn_implementation: str | None = None
     quantize: Quantize = "none"
+    roles: dict[str, str | list[str]] | None = None
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _by_role(cls, value: Any) -> Any:
+        """{"ffn": {"up": ...}}, as --model.roles.ffn.up gives it, is {"ffn.up": ...}."""
+        if not isinstance(value, dict):
+            return value
+        flat = {}
+        for role, entry in value.items():
+            flat |= {f"{role}.{name}": one for name, one in entry.items()} if isinstance(entry, dict) else {role: entry}
+        return flat
 
 
 class DataSection(Section):

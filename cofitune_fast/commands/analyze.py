@@ -80,7 +80,7 @@ def write_analysis(
     output = writable_folder(output)
     tell(f"Loading {section.path}")
     loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,
-                        attn_implementation=section.attn_implementation)
+                        attn_implementation=section.attn_implementation, roles=section.roles)
     base = BaseInfo.of(loaded.model, loaded.source)
     measured = measure(loaded.model, loaded.tokenizer, task, variants, base, max_length=settings.data.max_length,
                        tell=lambda name: tell(f"Reading {name}"))

@@ -1,19 +1,33 @@
-"""Show the machine, the versions, and which backend each op uses."""
+"""Show the machine, the versions, and which backend each op uses; or the roles of a model."""
 
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
+import torch
+import typer
+
+from ..config import ModelSection
 from ..environment import environment
+from ..models.checkpoint import skeleton
+from ..models.loading import plain_folder
 from ..ops import backends, native
-from .app import AsJson, command, emit
+from ..regions import layout_summary
+from .app import AsJson, ConfigFile, command, emit
+from .setup import read_config
 
 PACKAGES = ("accelerate", "typer", "rich", "pydantic", "matplotlib", "jinja2", "gguf", "bitsandbytes", "safetensors")
 
 
 @command
-def env(as_json: AsJson = False) -> None:
-    """Show the machine, the versions, and which backend each op uses."""
+def env(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show the machine, the versions, and which backend each op uses; with --model FOLDER the roles of its weights."""
+    settings = read_config(context, config)
+    if settings.model is not None:
+        model = describe_model(settings.model)
+        emit(model, as_json, lambda: print("\n".join(model_lines(model))))
+        return
     packages = {name: _version(name) for name in PACKAGES}
     content = {"environment": environment(), "ops": backends(), "native": native.load_error() or "available",
                "packages": packages}
@@ -36,6 +50,29 @@ def env(as_json: AsJson = False) -> None:
             print(f"{name:15}{version or 'not installed'}")
 
     emit(content, as_json, show)
+
+
+def describe_model(section: ModelSection) -> dict[str, Any]:
+    """Describe a model from its configuration alone: `layout_summary`, with the model's path."""
+    location = plain_folder(section.path, section.gguf_file)
+    return {"model": section.path, **layout_summary(skeleton(location, torch.bfloat16, section.roles))}
+
+
+def model_lines(model: dict[str, Any]) -> list[str]:
+    """Lines of text for the result of `describe_model`: a table of roles for each kind of layer."""
+    again = "" if model["in_order"] else ", which run more than once"
+    lines = [f"{model['model']}: model type {model['model_type']}, {model['layers']} layers{again}"]
+    for kind in model["kinds"]:
+        lines += ["", f"layer{'' if kind['layers'].isdigit() else 's'} {kind['layers']}", *(f"  {role:12}{', '.join(weights)}"
+                                                   for role, weights in kind["roles"].items())]
+        if kind["no_role"]:
+            lines.append(f"  {'no role':12}{', '.join(kind['no_role'])}; frozen unless the region is full")
+    together: dict[str, list[str]] = {}
+    for name, layers in model["shared"].items():
+        together.setdefault(", ".join(map(str, layers)), []).append(name)
+    for layers, names in together.items():
+        lines += ["", f"shared by the layers {layers}, so that only the region full trains it: {', '.join(names)}"]
+    return lines
 
 
 def _version(package: str) -> str | None:

@@ -16,6 +16,7 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
     """Write base and delta as an ordinary model folder: --model BASE --delta FOLDER --output FOLDER."""
     settings = read_config(context, config)
     delta, section = needed(settings, "delta"), needed(settings, "model")
-    base = load_model(section.path, gguf_file=section.gguf_file, dtype=read_delta(delta).base.dtype, device="cpu")
+    base = load_model(section.path, gguf_file=section.gguf_file, dtype=read_delta(delta).base.dtype, device="cpu",
+                      roles=section.roles)
     out = merge_delta(base, delta, needed(settings, "output"))
     emit({"path": str(out)}, as_json, lambda: print(out))

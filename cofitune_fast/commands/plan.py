@@ -17,7 +17,7 @@ from ..planning.fit import Choice, fit, longest_that_fits
 from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
-from ..regions import DEFAULT_REGION, Region
+from ..regions import DEFAULT_REGION, Region, resolve_layout
 from ..training import check_arguments
 from .app import AsJson, ConfigFile, command, emit
 from .planned import planned_settings, planned_storage
@@ -55,7 +55,7 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
     folder = plain_folder(settings.model.path, settings.model.gguf_file)
     storage = planned_storage(settings, folder)
     dtype = torch.float32 if storage == "fp32" else torch.bfloat16
-    model = fake_model(folder, dtype, settings.model.attn_implementation)
+    model = fake_model(folder, dtype, settings.model.attn_implementation, settings.model.roles)
     planner = Planner(model, Region.parse(settings.region))
     wanted = planned_settings(settings, planner, storage)
     rates = _rates(settings, planner, wanted)
@@ -82,9 +82,10 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
 
 
 def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
-    config = planner.model.config.get_text_config()
+    layout = resolve_layout(planner.model)
+    largest = max(layout.whole(cell).numel() for cell in layout.cells if layout.whole(cell).dim() == 2)
     return measure_rates(
-        config.hidden_size, config.intermediate_size, wanted.step().rows * wanted.length, planner.model.dtype,
+        layout.hidden_size, max(1, largest // layout.hidden_size), wanted.step().rows * wanted.length, planner.model.dtype,
         flops=settings.plan.flops, bandwidth=settings.plan.bandwidth, transfer=settings.plan.transfer,
     )
 

@@ -24,7 +24,7 @@ def memory_needs(settings: Config) -> Callable[[Region], int]:
     folder = plain_folder(settings.model.path, settings.model.gguf_file)
     storage = planned_storage(settings, folder)
     dtype = torch.float32 if storage == "fp32" else torch.bfloat16
-    model = fake_model(folder, dtype, settings.model.attn_implementation)
+    model = fake_model(folder, dtype, settings.model.attn_implementation, settings.model.roles)
 
     def need(region: Region) -> int:
         planner = Planner(model, region)

@@ -41,7 +41,13 @@ def search(
     if dry_run:
         search_settings(settings)  # refuses what cannot be, before the model is loaded
         content = preview_search(settings, make_workbench(settings))
-        emit(content, as_json, lambda: Console().print(show_space(content["nodes"], content["totals"])))
+
+        def table() -> None:
+            Console().print(show_space(content["nodes"], content["totals"]))
+            for note in content["notes"]:
+                print(f"Left out: {note}")
+
+        emit(content, as_json, table)
         return
     display = make_display(console, as_json)
     with display.running(), open_pipeline(settings, display, search_alone=True) as pipeline:

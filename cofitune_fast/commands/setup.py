@@ -56,7 +56,7 @@ def make_workbench(settings: Config, region: str | None = None, device: str | No
     section, region = needed(settings, "model"), region or settings.region
     loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
-                        keep=Region.parse(region).modules if region else ())
+                        keep=Region.parse(region).modules if region else (), roles=section.roles)
     if not loaded.tokenizer.chat_template:
         console.print(PLAIN_FORMAT, highlight=False)
     return Workbench(loaded, trial_data(settings))

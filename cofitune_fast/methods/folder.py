@@ -136,6 +136,7 @@ def folder_identity(
             "importance": dict(importance), "drift_rows": drift_rows, "storage": setup.storage,
             "packing": setup.memory.packing, "gradient_release": setup.memory.gradient_release,
             **({"splits": list(splits)} if tuple(splits) != SPLITS else {}),
+            **({"roles": bench.roles} if bench.roles else {}),
         },
         "tasks": rows,
         "general": {"sha256": content_digest(Path(general))} if general else None,

@@ -22,7 +22,7 @@ from ..errors import CofituneError
 from ..files import read_json, write_json
 from ..importance import Importance, Preset
 from ..optim import Pull
-from ..regions import GROUPS, Layout, Region, Trainable, save_delta
+from ..regions import GROUPS, Cell, Layout, Region, Trainable, save_delta
 from ..scoring import BaseStates, with_drifts
 from ..scoring.results import SUMMARY
 from ..training import LossNotFinite, Schedule, TrainOptions, TrainResult
@@ -136,7 +136,7 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
         trained = random_half(layout, seed)
     elif recipe.frozen_bottom is not None:
         first = round(recipe.frozen_bottom * layout.num_layers)
-        trained = Region.from_cells(cell for cell in layout.cells if cell.layer >= first)
+        trained = Region.parse(f"all@{first}-{layout.num_layers - 1}")
     else:
         trained = Region.parse(recipe.region)
     trained.cells(layout)
@@ -146,20 +146,25 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
 def random_half(layout: Layout, seed: int) -> Region:
     """Draw a random half of each layer's matrices (after Hui et al., HFT, arXiv 2404.18466, section 3).
 
-    These are two of the roles of attention, and one or two of those of the FFN, two in half of the layers.
-    Unlike HFT, embeddings and norms stay frozen.
+    These are half of the roles of the token mixer, such as two of q, k, v and o, and half of those of the FFN. Of an odd
+    number of roles, half of the layers have one more. Unlike HFT, embeddings and norms stay frozen, and so does a weight
+    that serves several layers.
     """
     draw = random.Random(f"{seed} random half")
     more = set(draw.sample(range(layout.num_layers), layout.num_layers // 2))
     return Region.from_cells(
-        (layer, role) for layer in range(layout.num_layers)
-        for group, count in (("mha", 2), ("ffn", 2 if layer in more else 1))
-        for role in _drawn(draw, [role for role in GROUPS[group] if layout.at(layer, role)], count)
+        (layer, role) for layer in range(layout.num_layers) for group in GROUPS.values()
+        for role in _half(draw, [role for role in group if _is_alone(layout.at(layer, role))], layer in more)
     )
 
 
-def _drawn(draw: random.Random, roles: list[str], count: int) -> list[str]:
-    return draw.sample(roles, min(count, len(roles)))
+def _half(draw: random.Random, roles: list[str], more: bool) -> list[str]:
+    return draw.sample(roles, (len(roles) + more) // 2)
+
+
+def _is_alone(cells: Sequence[Cell]) -> bool:
+    """True for the cells of a role of a layer, if there are any and no other layer uses their weights."""
+    return bool(cells) and not any(cell.shared for cell in cells)
 
 
 def mixed_rows(task: Sequence[Encoded], general: Sequence[Encoded], ratio: float, seed: int) -> list[Encoded]:

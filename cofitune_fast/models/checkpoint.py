@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +15,10 @@ from transformers.utils import cached_file
 
 from ..errors import CofituneError
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
+
+
+Roles = Mapping[str, str | list[str]]
+"""Role -> weights of a layer that have it, as `regions.roles.by_map` reads them."""
 
 
 def checkpoint_fingerprint(location: str | Path, dtype: torch.dtype | str = "auto") -> str:
@@ -75,12 +79,19 @@ def checkpoint_dtype(location: str | Path, dtype: torch.dtype | str = "auto") ->
     raise CofituneError(f"The checkpoint {location} does not say its dtype; set the model's dtype.")
 
 
-def skeleton(location: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def with_roles(model: PreTrainedModel, roles: Roles | None) -> PreTrainedModel:
+    """Keep the roles that a user gave at the model, where `resolve_layout` reads them."""
+    if roles:
+        model.cofitune_roles = dict(roles)
+    return model
+
+
+def skeleton(location: str | Path, dtype: torch.dtype, roles: Roles | None = None) -> PreTrainedModel:
     """Build the model at `location` on the meta device: modules, names, shapes and dtypes, but no weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location), dtype=dtype)
     model.tie_weights()
-    return model
+    return with_roles(model, roles)
 
 
 def _tensor_files(location: str | Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
 from ..files import atomic_folder
+from .checkpoint import Roles, with_roles
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
@@ -49,6 +50,7 @@ def load_model(
     attn_implementation: str | None = None,
     quantize: str = "none",
     keep: Keep = (),
+    roles: Roles | None = None,
 ) -> LoadedModel:
     """Load a causal language model in eval mode, with its tokenizer. A missing pad token becomes the end of sequence.
 
@@ -57,6 +59,8 @@ def load_model(
     device: by default the first GPU, else the CPU.
     quantize: "nf4" or "int8" quantises all projections except those named by `keep`, e.g. `keep=region.modules`; see
         `load_quantized`.
+    roles: role -> weights of a layer, for a model whose roles are not seen from its structure, such as
+        {"ffn.up": "mlp.fc1"}; see `regions.roles.by_map`. It is kept at the model and checked by `resolve_layout`.
 
     A GGUF file is dequantised once, into an ordinary model folder in the cache (COFITUNE_CACHE, else
     ~/.cache/cofitune_fast). Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
@@ -88,7 +92,7 @@ def load_model(
             else:
                 model = load_quantized(
                     location, quantize, keep, dtype=DTYPES[dtype], device=device,
-                    attn_implementation=attn_implementation,
+                    attn_implementation=attn_implementation, roles=roles,
                 )
     except CofituneError:
         raise
@@ -96,6 +100,7 @@ def load_model(
         raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    with_roles(model, roles)
     return LoadedModel(model.eval(), tokenizer, source)
 
 

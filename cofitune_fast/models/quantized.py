@@ -21,7 +21,7 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CofituneError
-from .checkpoint import checkpoint_digests, checkpoint_dtype, skeleton
+from .checkpoint import Roles, checkpoint_digests, checkpoint_dtype, skeleton, with_roles
 
 Quantize = Literal["none", "int8", "nf4"]
 METHODS = get_args(Quantize)[1:]
@@ -65,6 +65,7 @@ def load_quantized(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     attn_implementation: str | None = None,
+    roles: Roles | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode, and quantise all projections except those named by `keep`.
 
@@ -76,6 +77,7 @@ def load_quantized(
         and the head always stay.
     dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
         its name.
+    roles: as in `load_model`.
 
     The weights are read a second time for their digests, from which `base_fingerprint` makes the base's fingerprint.
 
@@ -87,7 +89,7 @@ def load_quantized(
         raise CofituneError(f"Unknown quantisation {method!r}; choose one of {', '.join(METHODS)}.")
     bitsandbytes = _bitsandbytes()
     dtype, device = checkpoint_dtype(location, dtype), _indexed(torch.device(device))
-    plan = skeleton(location, dtype)
+    plan = skeleton(location, dtype, roles)
     if getattr(plan.config, "quantization_config", None) is not None:
         raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
     modules = dict(plan.named_modules())
@@ -126,7 +128,7 @@ def load_quantized(
             module.support_avx512bf16_for_cpu = False
     digests = checkpoint_digests(location, dtype, {f"{name}.weight" for name in quantised})
     model.hf_quantizer = (_Nf4Quantizer if method == "nf4" else _Int8Quantizer)(config, digests)
-    return model.eval()
+    return with_roles(model, roles).eval()
 
 
 def _config(method: str, dtype: torch.dtype, skipped: list[str]) -> BitsAndBytesConfig:

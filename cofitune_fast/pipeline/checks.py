@@ -32,7 +32,7 @@ def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -
         tuned = fingerprint(bench.model)
     if not merged.is_dir():
         merge(bench.model, delta, merged, tokenizer=bench.tokenizer)
-    stranger = load_model(merged, device="cpu").model
+    stranger = load_model(merged, device="cpu", roles=getattr(bench.model, "cofitune_roles", None)).model
     digests = tensor_digests(stranger)
     trained = {whole_name(name) for name, _ in region.parameters(bench.model)}
     outside = {name for name, digest in digests.items() if digest != bench.digests.get(name)} - trained

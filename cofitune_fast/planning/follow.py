@@ -64,14 +64,14 @@ class Piece:
 
 
 def follow(
-    module: nn.Module, run: Callable[[list[Tensor], list, LiveBytes], Tensor], given: list, like: Tensor, step: Step,
+    module: nn.Module, run: Callable[[list[Tensor], list, LiveBytes], Tensor | tuple[Tensor, ...]], given: list, like: Tensor, step: Step,
     shared: Sequence[tuple[int, weakref.ref]] = (), *, grad_input: bool = True, graph: bool = True,
 ) -> Piece:
     """Run a part forward and backward, with an input and an output gradient that nothing else references.
 
     module: the part. The gradients of its parameters are counted.
-    run: function of the input (in a list), `given` and the tracker; returns the output. Nothing else may reference the
-        tensors of either list.
+    run: function of the input (in a list), `given` and the tracker; returns the output, or several. Nothing else may
+        reference the tensors of either list.
     like: a tensor of the input's shape and dtype.
     shared: numbers and storages of tensors in `given`.
     grad_input: True if the input requires a gradient. graph: True if the part runs with a graph.
@@ -89,7 +89,9 @@ def follow(
         forward, forward_work = live.peak - held, work.count
         if not graph:
             return Piece(forward, 0, False, frozenset(), {}, {}, 0, 0, forward_work, WorkCount())
-        end = _End.apply(output) if output.dim() else output
+        outputs = output if isinstance(output, tuple) else (output,)
+        end = _End.apply(*outputs) if outputs[0].dim() else outputs[0]
+        del outputs
         del output
         states.clear()
         given.clear()
@@ -135,13 +137,13 @@ class _Begin(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """Make a scalar whose backward creates a gradient of the output's shape that nothing else references."""
+    """Make a scalar whose backward creates gradients of the outputs' shapes that nothing else references."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype = output.shape, output.dtype
-        return output.new_empty(())
+    def forward(ctx: Any, *outputs: Tensor) -> Tensor:
+        ctx.forms = [(output.shape, output.dtype) for output in outputs]
+        return outputs[0].new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.new_empty(ctx.shape, dtype=ctx.dtype)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.new_empty(shape, dtype=dtype) for shape, dtype in ctx.forms)

@@ -24,7 +24,7 @@ def advice(model: nn.Module, region: Region, settings: Settings) -> str:
 
     The figures are predicted from the model's configuration (planner.py), for the longest rows.
     """
-    planner = Planner(fake_model(model.config, model.dtype), region)
+    planner = Planner(fake_model(model.config, model.dtype, roles=getattr(model, "cofitune_roles", None)), region)
     settings = replace(settings, quantize=quantization(model))
     plan = planner.plan(settings)
     largest = sorted(PARTS, key=lambda part: -plan.parts[part])[:3]

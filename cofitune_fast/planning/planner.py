@@ -30,6 +30,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
+from ..models.checkpoint import Roles, with_roles
+from ..models.fingerprint import PARTS as TRAINED_PARTS
+from ..models.fingerprint import named_parameters
 from ..ops._storage import STORAGES, new_state
 from ..regions import Region
 from .follow import ACTIVATIONS, GRADIENTS, Piece
@@ -41,12 +44,13 @@ from .work import WorkCount
 
 
 def fake_model(
-    source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
+    source: str | Path | PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str | None = None,
+    roles: Roles | None = None,
 ) -> nn.Module:
     """Build the model of a config, folder or hub id on fake tensors, without its weights.
 
     attention: "eager" for that implementation. All others are planned as sdpa. Its kernels save the same as flash-attn:
-    the output, and one number per token and head.
+    the output, and one number per token and head. roles: as in `load_model`.
     """
     if not isinstance(source, PretrainedConfig):
         try:
@@ -62,7 +66,7 @@ def fake_model(
         raise CofituneError(
             f"A {source.model_type} model is no causal language model; only those can be planned."
         ) from None
-    return model
+    return with_roles(model, roles)
 
 
 def plan_memory(
@@ -88,7 +92,7 @@ class Planner:
         self.trained = [parameter for _, parameter in region.apply(model)]
         self.pieces = Pieces(model)
         self._region_bytes = sum(parameter.nbytes for parameter in self.trained)
-        self._total = sum(parameter.numel() for parameter in model.parameters())
+        self._total = sum(parameter.numel() for _, parameter in named_parameters(model))
         self._frozen = {method: self._frozen_bytes(method) for method in QUANTIZE}
         self._states = {storage: sum(_state_bytes(p, storage) for p in self.trained) for storage in STORAGES}
 
@@ -143,7 +147,8 @@ class Planner:
         accumulating = settings.accumulation > 1
         gradients, optimizer = self._region_bytes * accumulating, self._states[settings.storage]
         if settings.masked:
-            optimizer += sum(4 * parameter.shape[0] for parameter in self.trained)
+            optimizer += sum(4 * max(parameter.numel() // parameter.shape[-1], parameter.shape[0])
+                             for parameter in self.trained)
         if settings.optimizer_states == "host":
             # Two gradients wait for the end of their copy (host_states.py), and accumulation needs one more.
             gradients, optimizer = largest * (3 if accumulating else 2), 0
@@ -159,7 +164,8 @@ class Planner:
 
     def _frozen_bytes(self, quantize: str) -> tuple[int, int]:
         """Bytes of all frozen weights, and of those in the layers below the first trained one."""
-        layers = [_layer_bytes(layer, quantize) for layer in self.pieces.layers]
+        counted: set[int] = set()
+        layers = [_layer_bytes(layer, quantize, counted) for layer in self.pieces.layers]
         inside = {id(p) for layer in self.pieces.layers for p in layer.parameters()}
         outside = [p for p in self.model.parameters() if id(p) not in inside and not p.requires_grad]
         return (sum(layers) + sum(tensor.nbytes for tensor in (*outside, *self.model.buffers())),
@@ -181,7 +187,10 @@ class Planner:
 
         saved: list[tuple[int, Piece]] = []  # (activations after the part, the part) in the order of the forward
         kept: set[int] = set()
-        activations = 0
+        if pieces.trains_embedding:
+            embedding = pieces.embedding(step)
+            saved.append((embedding.saved, embedding))
+        activations = sum(size for size, _ in saved)
         for index, piece in layers.items():
             own_input = 0 if index == start and same_input else around.states
             yield "forward", Counter(activations=activations, workspace=holding + own_input + piece.forward)
@@ -192,8 +201,6 @@ class Planner:
         loss = pieces.loss(step)
         yield "loss", Counter(activations=activations, workspace=shared, loss=around.states + loss.forward)
         saved.append((activations + loss.saved, loss))
-        if pieces.trains_embedding:
-            saved.insert(0, (0, pieces.embedding(step)))
 
         everything, gradients, stale = saved[-1][0], 0, 0
         tied = self.model.get_output_embeddings().weight.nbytes if pieces.tied else 0
@@ -226,11 +233,20 @@ class Planner:
         return total * settings.accumulation
 
 
-def _layer_bytes(layer: nn.Module, quantize: str) -> int:
-    """Bytes of the frozen parameters of a decoder layer."""
+def _layer_bytes(layer: nn.Module, quantize: str, counted: set[int]) -> int:
+    """Bytes of the frozen parameters of a decoder layer, without those in `counted`, to which they are added.
+
+    Of a tensor that is trained in part, the rest counts.
+    """
     packed = {module.weight for module in layer.modules() if is_quantizable(module)}
-    return sum(quantized_bytes(p, quantize if p in packed else "none")
-               for p in layer.parameters() if not p.requires_grad)
+    size = 0
+    for name, parameter in layer.named_parameters():
+        if TRAINED_PARTS in name:
+            size -= parameter.nbytes
+        elif not parameter.requires_grad and id(parameter) not in counted:
+            counted.add(id(parameter))
+            size += quantized_bytes(parameter, quantize if parameter in packed else "none")
+    return size
 
 
 def _state_bytes(parameter: Tensor, storage: str) -> int:

@@ -104,3 +104,19 @@ class LiveBytes(TorchDispatchMode):
     ) -> None:
         super().__exit__(kind, value, traceback)
         self._known.clear()  # drops the callbacks too, so nothing is counted after the block
+
+
+class GroupedProducts(TorchDispatchMode):
+    """Context in which the products of experts run on fake tensors of any dtype, of which PyTorch lets only bfloat16.
+
+    The kernels themselves take every dtype. The context must be entered before LiveBytes.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype == torch.bfloat16:
+            return func(*args, **kwargs)
+        left, right = (torch.empty_strided(one.shape, one.stride(), dtype=torch.bfloat16, device=one.device)
+                       for one in args[:2])
+        result = func(left, right, *args[2:], **kwargs)
+        return torch.empty_strided(result.shape, result.stride(), dtype=args[0].dtype, device=result.device)

@@ -253,6 +253,10 @@ class Region:
                 trained += [_Trained(part_name(parameter, role), parameter, role, part) for role, part in owned]
         return trained
 
+    def trained_parts(self, layout: Layout) -> list[str]:
+        """Names of the parts of tensors that the region trains without the rest of the tensor."""
+        return [] if self.is_full else [one.name for one in self._trained(layout) if one.part is not None]
+
     def parameters(self, model: nn.Module) -> list[tuple[str, Tensor]]:
         """(name, tensor) pairs that the region trains: weights and biases, tied ones once.
 

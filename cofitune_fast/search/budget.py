@@ -19,8 +19,7 @@ class Work:
     layers run once for all epochs and nodes that start at the same layer. The head sees response tokens only.
 
     Attributes:
-        layers: number of decoder layers.
-        layer_parameters: weights of one layer.
+        layer_parameters: for each layer, the weights that a token is multiplied with (`work.token_weights`).
         head_parameters: vocabulary times hidden size.
         tokens, responses: tokens and response tokens of one epoch of the training rows.
         epochs: epochs of a node's training.
@@ -32,8 +31,7 @@ class Work:
         anchor_texts: tokens of all anchor texts, once.
     """
 
-    layers: int
-    layer_parameters: int
+    layer_parameters: tuple[int, ...]
     head_parameters: int
     tokens: int
     responses: int
@@ -52,7 +50,7 @@ class Work:
     @property
     def full_sft(self) -> float:
         """Operations of one full fine-tuning, the unit of all `full_sft` figures."""
-        per_epoch = self.tokens * self.layers * self.layer_parameters + self.responses * self.head_parameters
+        per_epoch = self.tokens * sum(self.layer_parameters) + self.responses * self.head_parameters
         return 6.0 * per_epoch * self.full_epochs
 
     def training(self, lowest: int | None, trained: int, begin: float, end: float, *, seen: float = 0.0) -> float:
@@ -60,20 +58,20 @@ class Work:
 
         Args:
             lowest: the region's lowest layer; None for the full model.
-            trained: number of trained parameters.
+            trained: number of trained weights that a token is multiplied with.
             seen: share of the rows whose states at this layer are cached already.
         """
         epochs = self.epochs * (end - begin)
         if lowest is None:
             whole = self.full_sft / self.full_epochs
             return epochs * whole * (1 + self.anchor_tokens / self.tokens)
-        above = (self.layers - lowest) * self.layer_parameters
+        above = sum(self.layer_parameters[lowest:])
         tokens, responses = self.tokens + self.anchor_tokens, self.responses + self.anchor_responses
         step = tokens * (4.0 * above + 2.0 * trained) + 4.0 * responses * self.head_parameters
         if self.cached:
             tokens = self.tokens + min(self.anchor_tokens, self.anchor_texts)
         below = max(0.0, self.rows_seen(end) - seen) if self.cached else epochs
-        return step * epochs + 2.0 * tokens * lowest * self.layer_parameters * below
+        return step * epochs + 2.0 * tokens * sum(self.layer_parameters[:lowest]) * below
 
     def rows_seen(self, fraction: float) -> float:
         """Return the share of the rows that a node has trained on after a fraction of its training."""
@@ -86,21 +84,19 @@ class Work:
             lowest: as in `training`.
             first: the states below layer `lowest` are not cached yet.
         """
-        return 2.0 * (self.scored_tokens * self._computed(lowest, first) * self.layer_parameters
+        return 2.0 * (self.scored_tokens * self._computed(lowest, first)
                       + self.scored_responses * self.head_parameters)
 
-
     def _computed(self, lowest: int | None, first: bool) -> int:
-        """Return the number of layers that a scoring computes."""
-        return self.layers if first or not self.cached else self.layers - (lowest or 0)
+        """Return the weights of the layers that a scoring computes."""
+        return sum(self.layer_parameters[0 if first or not self.cached else lowest or 0 :])
 
     def measuring(self, measure: Measure, lowest: int | None = 0, *, first: bool = True) -> float:
         """Return the operations of scoring a node once by Uni or by the signal, whose drift is computed in full."""
         if measure == "uni":
             return self.scoring(lowest, first=first)
-        layers = self._computed(lowest, first)
-        return 2.0 * ((self.signal_tokens * layers + self.drift_tokens * self.layers) * self.layer_parameters
-                      + self.signal_responses * self.head_parameters)
+        return 2.0 * (self.signal_tokens * self._computed(lowest, first)
+                      + self.drift_tokens * sum(self.layer_parameters) + self.signal_responses * self.head_parameters)
 
 
 UNITS = {"full_sft": "full fine-tunings", "hours": "hours", "tokens": "training tokens"}

@@ -9,8 +9,9 @@ from ..errors import CofituneError
 from ..regions import Layout, Region
 from .budget import Work
 from .limits import Limits, Need, fitting, nothing_fits
-from .space import Candidate, Level, children
+from .space import Candidate, Level, check_space, children
 from .strategy import Strategy
+from .work import token_weights
 
 _SURVIVING = 0.5  # guessed share of a level's nodes that pass a rung of a race
 
@@ -26,18 +27,28 @@ def walk(
     seen, parents, tree = set(), [None], []
     for number, level in enumerate(levels):
         found = []
-        for child in (child for parent in parents for child in children(level, number, parent, layout.num_layers)):
-            try:
-                cells = frozenset((cell.layer, cell.role) for cell in child.region.cells(layout))
-            except CofituneError:  # a part of a range without any layer
-                continue
-            if cells not in seen:
-                seen.add(cells)
-                found.append(child)
+        for parent in parents:
+            for child in children(level, number, parent, layout.num_layers, layout.roles):
+                try:
+                    trained = trained_cells(child.region, layout)
+                except CofituneError:  # a part of a range without any layer, or a role that the model lacks
+                    continue
+                if trained not in seen:
+                    seen.add(trained)
+                    found.append(child)
         if found:
             parents = refined(found)
             tree.append(found)
     return tree
+
+
+def trained_cells(region: Region, layout: Layout) -> tuple[bool, frozenset[tuple[int, str]]]:
+    """What a region trains in a model: regions for which it is equal are one node.
+
+    Raises:
+        CofituneError: as `Region.cells`.
+    """
+    return region.is_full, frozenset((cell.layer, cell.role) for cell in region.cells(layout))
 
 
 def likely_walk(levels: Sequence[Level], layout: Layout, strategy: Strategy) -> list[list[Candidate]]:
@@ -46,22 +57,21 @@ def likely_walk(levels: Sequence[Level], layout: Layout, strategy: Strategy) -> 
 
 
 def level_work(
-    candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, count: Callable[[Candidate], int],
-    *, surviving: float = _SURVIVING,
+    candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, *, surviving: float = _SURVIVING,
 ) -> float:
     """Estimate the operations of one level.
 
     Args:
-        count: returns the trained parameters of a candidate.
         surviving: share of the nodes that pass each rung; of a race only `beam` nodes are trained to the end.
     """
     total = 0.0
     for candidate in candidates:
-        lowest, share, begin = lowest_layer(candidate.region, layout), 1.0, 0.0
+        region, share, begin = candidate.region, 1.0, 0.0
+        lowest, trained = lowest_layer(region, layout), token_weights(region.cells(layout), layout)
         for end in strategy.rungs:
             if strategy.race and end == 1.0:
                 share = min(1.0, strategy.beam / len(candidates))
-            step = (work.training(lowest, count(candidate), begin, end, seen=1.0)
+            step = (work.training(lowest, trained, begin, end, seen=1.0)
                     + work.measuring(strategy.measure(end), lowest, first=False))
             total += share * step
             begin, share = end, share * (surviving if strategy.race else 1.0)
@@ -69,10 +79,10 @@ def level_work(
 
 
 def predict_need(
-    work: Work, region: Region, trained: int, layout: Layout, memory_need: Callable[[Region], int] | None
+    work: Work, region: Region, layout: Layout, memory_need: Callable[[Region], int | None] | None
 ) -> Need:
     """Predict what the whole training of a region needs, with nothing cached before."""
-    flops = work.training(lowest_layer(region, layout), trained, 0.0, 1.0)
+    flops = work.training(lowest_layer(region, layout), token_weights(region.cells(layout), layout), 0.0, 1.0)
     return Need(flops / work.full_sft, memory_need(region) if memory_need is not None else None)
 
 
@@ -84,10 +94,12 @@ def lowest_layer(region: Region, layout: Layout) -> int | None:
 def preview(
     levels: Sequence[Level], strategy: Strategy, layout: Layout, total_parameters: int,
     count: Callable[[Candidate], int], rate: Callable[[Candidate], float], work: Work | None,
-    limits: Limits = Limits(), memory_need: Callable[[Region], int] | None = None,  # noqa: B008  (frozen)
+    limits: Limits = Limits(), memory_need: Callable[[Region], int | None] | None = None,  # noqa: B008  (frozen)
     final: Work | None = None,
 ) -> dict[str, Any]:
-    """Return {"nodes": rows for `display.show_space`, "totals": ...}; costs are None without `work`.
+    """Return {"nodes": rows for `display.show_space`, "totals": ..., "notes": regions that the model lacks}.
+
+    Costs are None without `work`.
 
     full_sft of a node is the cost of training it to the end and scoring it once, with the layers below it cached. A
     node beyond the limits has in left_out what it needs; the likely costs are those of the others.
@@ -102,11 +114,12 @@ def preview(
         full_sft_likely: cost if half of a level's nodes are dropped after each rung.
         full_sft_paper: cost if every child is trained and scored to the end, with nothing cached.
     """
+    notes = check_space(levels, layout)
     rows, kept = [], set()
     for found in walk(levels, layout):
         needs = {}
         if work is not None:
-            needs = {one: predict_need(final or work, one.region, count(one), layout, memory_need) for one in found}
+            needs = {one: predict_need(final or work, one.region, layout, memory_need) for one in found}
         within = set(fitting(limits, needs)) if work else set(found)
         if not within and not kept:
             raise nothing_fits(limits, [(str(one.region), need) for one, need in needs.items()])
@@ -116,7 +129,8 @@ def preview(
             cost = None
             if work is not None:
                 lowest = lowest_layer(candidate.region, layout)
-                cost = work.training(lowest, trained, 0.0, 1.0, seen=1.0) + work.scoring(lowest, first=False)
+                weights = token_weights(candidate.region.cells(layout), layout)
+                cost = work.training(lowest, weights, 0.0, 1.0, seen=1.0) + work.scoring(lowest, first=False)
                 cost /= work.full_sft
             rows.append({"id": candidate.id, "parent": candidate.parent, "level": candidate.level,
                          "level_name": levels[candidate.level].name, "region": str(candidate.region),
@@ -130,8 +144,8 @@ def preview(
         paper = Strategy("greedy", (1.0,), race=False)
         uncached = Work(**{**vars(work), "cached": False})
         for key, way, base in (("full_sft_most", 1.0, work), ("full_sft_likely", _SURVIVING, work)):
-            spent = sum(level_work(found, strategy, base, layout, count, surviving=way) for found in tree)
+            spent = sum(level_work(found, strategy, base, layout, surviving=way) for found in tree)
             totals[key] = (spent + work.scoring()) / work.full_sft
-        greedy = sum(level_work(found, paper, uncached, layout, count) for found in likely_walk(levels, layout, paper))
+        greedy = sum(level_work(found, paper, uncached, layout) for found in likely_walk(levels, layout, paper))
         totals["full_sft_paper"] = (greedy + work.scoring()) / work.full_sft
-    return {"nodes": rows, "totals": totals}
+    return {"nodes": rows, "totals": totals, "notes": notes}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from ..regions import Layout
 from .nodes import Node
 from .space import Candidate, Level, children
 from .strategy import Strategy
@@ -42,7 +43,7 @@ class Laboratory(Protocol):
 
 
 def tree_search(
-    levels: Sequence[Level], num_layers: int, strategy: Strategy, lab: Laboratory, *, finish: bool = True
+    levels: Sequence[Level], layout: Layout, strategy: Strategy, lab: Laboratory, *, finish: bool = True
 ) -> None:
     """Train nodes level by level and fill `lab.nodes`; `choice.choose` then picks one of them.
 
@@ -53,7 +54,8 @@ def tree_search(
     leaders: list[str] = []
     winners: list[str] = []
     for number, level in enumerate(levels):
-        found = [child for parent in parents for child in children(level, number, parent, num_layers)]
+        found = [child for parent in parents
+                 for child in children(level, number, parent, layout.num_layers, layout.roles)]
         candidates = lab.admit(level, found)
         if not candidates:
             continue

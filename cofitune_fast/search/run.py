@@ -29,13 +29,13 @@ from .ledger import BASE, Ledger
 from .limits import Limits, Need, fitting, nothing_fits
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
-from .preview import level_work, likely_walk, lowest_layer, predict_need
+from .preview import level_work, likely_walk, lowest_layer, predict_need, trained_cells
 from .race import OutOfBudget, tree_search
 from .results import SearchResult
 from .space import Candidate, Level, check_space
 from .strategy import STRATEGIES, Strategy
 from .uncertainty import Estimate
-from .work import final_work, search_work
+from .work import final_work, search_work, token_weights
 
 RateRule = Literal["size", "fixed"]
 Prior = Callable[[Sequence[Region], Sequence[float]], list[float]]
@@ -109,7 +109,7 @@ class Search:
     def __init__(
         self, bench: Workbench, setup: TrialSetup, settings: SearchSettings, executor: Executor,
         observer: Observer | None = None, prior: Prior | None = None,
-        memory_need: Callable[[Region], int] | None = None,
+        memory_need: Callable[[Region], int | None] | None = None,
     ):
         check_space(settings.levels, bench.layout)
         self.bench, self.setup, self.settings = bench, setup, settings
@@ -128,7 +128,7 @@ class Search:
         walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
         self.likely = walk[-1][0].region if walk else Region.full()  # about as large as the region to be chosen
         self._left = {  # operations that each level may still take, for the prediction of the time left
-            found[0].level: level_work(found, settings.strategy, self.work, bench.layout, self._count) for found in walk
+            found[0].level: level_work(found, settings.strategy, self.work, bench.layout) for found in walk
         }
 
     @staticmethod
@@ -157,7 +157,7 @@ class Search:
         base = self._score_base()
         stopped = None
         try:
-            tree_search(self.settings.levels, self.bench.layout.num_layers, self.settings.strategy, self,
+            tree_search(self.settings.levels, self.bench.layout, self.settings.strategy, self,
                         finish=finish)
         except OutOfBudget as reason:
             stopped = str(reason)
@@ -201,7 +201,8 @@ class Search:
         early = any(strategy.measure(rung) == "signal" for rung in strategy.rungs)
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
                 "anchor": self.setup.anchor.identity(), "reference": self._reference,
-                **({"drift_rows": self.setup.drift_rows} if early else {})}
+                **({"drift_rows": self.setup.drift_rows} if early else {}),
+                **({"roles": self.bench.roles} if self.bench.roles else {})}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
 
@@ -210,9 +211,8 @@ class Search:
         layout, new = self.bench.layout, []
         for candidate in candidates:
             try:
-                region = candidate.region
-                cells = region.is_full, frozenset((cell.layer, cell.role) for cell in region.cells(layout))
-            except CofituneError as error:  # a part of a range without any layer
+                cells = trained_cells(candidate.region, layout)
+            except CofituneError as error:  # a part of a range without any layer, or a role that the model lacks
                 self.observer.note(str(error))
                 continue
             if cells not in self._regions:
@@ -227,7 +227,7 @@ class Search:
         if new:
             number, strategy = new[0].level, self.settings.strategy
             self._left = {key: value for key, value in self._left.items() if key > number}
-            self._left[number] = level_work(new, strategy, self.work, layout, self._count)
+            self._left[number] = level_work(new, strategy, self.work, layout)
             self.observer.level(level, new)
         return [candidate.id for candidate in new]
 
@@ -291,8 +291,7 @@ class Search:
     def need(self, region: Region) -> Need:
         """Predict what the whole training of a region needs, with nothing cached before."""
         if region not in self._needs:
-            trained = region.count(self.bench.model)
-            self._needs[region] = predict_need(self._final_work, region, trained, self.bench.layout, self.memory_need)
+            self._needs[region] = predict_need(self._final_work, region, self.bench.layout, self.memory_need)
         return self._needs[region]
 
     def _within_limits(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -356,10 +355,10 @@ class Search:
         Args:
             seen: {lowest layer of a region: share of the rows whose states there are cached}.
         """
-        region = Region.parse(job["region"])
-        lowest = lowest_layer(region, self.bench.layout)
+        region, layout = Region.parse(job["region"]), self.bench.layout
+        lowest = lowest_layer(region, layout)
         return self.work.training(
-            lowest, region.count(self.bench.model), job["begin"], job["end"], seen=seen.get(lowest, 0.0)
+            lowest, token_weights(region.cells(layout), layout), job["begin"], job["end"], seen=seen.get(lowest, 0.0)
         ) + sum(self.work.measuring(measure, lowest, first=lowest not in seen) for measure in job["measure"])
 
     def note_seen(self, job: Mapping[str, Any], seen: dict[int, float]) -> None:

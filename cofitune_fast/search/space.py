@@ -6,7 +6,7 @@ item) of these texts:
     layers   a range (`25%-50%`, `8-15`, `all`), or relative to the parent: `parent` (the same), `halves`, `thirds`
     roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or relative to the parent: `parent` (the same), `each` (singly)
 
-Below the first level, roles that the parent lacks are left out. Or a level lists whole `regions`, such as
+Below the first level, roles that the parent lacks are left out, and in every level regions whose roles the model lacks. Or a level lists whole `regions`, such as
 `ffn@40%-75%` or `full`, which are tried as they are.
 """
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
-from ..regions import DEFAULT_REGION, Layout, Region
+from ..regions import DEFAULT_REGION, ROLES, Layout, Region
 from ..yaml_text import read_yaml
 
 BROAD = ("0%-50%", "25%-75%", "50%-100%")
@@ -161,22 +161,40 @@ def _regions(where: str, given: Any) -> tuple[str, ...]:
 _KIND = {"layers": "range of layers such as 25%-50%", "roles": "sum of roles such as ffn.up+ffn.down"}
 
 
-def check_space(levels: Sequence[Level], layout: Layout) -> None:
-    """Refuse a space that names layers or roles that the model lacks."""
-    for level in levels:
-        for text in level.regions:
-            Region.parse(text).cells(layout)
-        layers = [item for item in level.layers if item not in _WORDS["layers"]] or ["all"]
-        roles = [item for item in level.roles if item not in _WORDS["roles"]] or ["all"]
-        for text in (f"{role}@{layer}" for role in roles for layer in layers):
-            Region.parse(text).cells(layout)
+def check_space(levels: Sequence[Level], layout: Layout) -> list[str]:
+    """Check a space for a model, and return why some of its regions will be left out: the model lacks their roles.
+
+    Raises:
+        CofituneError: a layer is beyond the model, or it lacks the roles of all regions of the first level.
+    """
+    notes: list[str] = []
+    for number, level in enumerate(levels):
+        texts = level.regions
+        if not texts:
+            layers = [item for item in level.layers if item not in _WORDS["layers"]] or ["all"]
+            roles = [item for item in level.roles if item not in _WORDS["roles"]] or ["all"]
+            texts = tuple(f"{role}@{layer}" for role in roles for layer in layers)
+        before = len(notes)
+        for region in map(Region.parse, texts):
+            for _, layer_set in region.layers:
+                layer_set.indices(layout.num_layers, str(region))
+            try:
+                region.cells(layout)
+            except CofituneError as error:
+                notes.append(str(error))
+        if number == 0 and len(notes) - before == len(texts):
+            raise CofituneError(f"No region of the search space can be trained; the first one: {notes[0]}")
+    return list(dict.fromkeys(notes))
 
 
-def children(level: Level, number: int, parent: Candidate | None, num_layers: int) -> list[Candidate]:
+def children(
+    level: Level, number: int, parent: Candidate | None, num_layers: int, present: Collection[str] = ROLES
+) -> list[Candidate]:
     """List the candidates of a level inside `parent`, each region once, without the parent's own region.
 
     Args:
         number: index of the level, from 0.
+        present: roles that the model has, of which `each` makes a candidate.
     """
     identity, factor = (parent.id, parent.rate_factor) if parent else (None, 1.0)
     if level.regions:
@@ -184,7 +202,7 @@ def children(level: Level, number: int, parent: Candidate | None, num_layers: in
     else:
         if parent is not None and parent.region.is_full:
             parent = replace(parent, roles="all")
-        pairs = [(roles, layers) for layers in _layers(level, parent, num_layers) for roles in _roles(level, parent)]
+        pairs = [(roles, layers) for layers in _layers(level, parent, num_layers) for roles in _roles(level, parent, present)]
     found: dict[str, Candidate] = {}
     for roles, layers in pairs:
         candidate = Candidate(number, roles, layers, identity, factor)
@@ -205,14 +223,15 @@ def _layers(level: Level, parent: Candidate | None, num_layers: int) -> list[str
     return found
 
 
-def _roles(level: Level, parent: Candidate | None) -> list[str]:
+def _roles(level: Level, parent: Candidate | None, present: Collection[str]) -> list[str]:
     there = [role for role, _ in parent.region.layers] if parent else []
+    single = [role for role in there if role in present]
     found: list[str] = []
     for item in level.roles:
         if item == "parent":
             found.append(parent.roles)
         elif item == "each":
-            found += there if len(there) > 1 else []
+            found += single if len(single) > 1 else []
         elif parent is None or {role for role, _ in Region.parse(f"{item}@all").layers} <= set(there):
             found.append(item)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 from ..errors import CofituneError
@@ -12,10 +14,10 @@ from .trainer import CoFiTuneTrainer
 
 def out_of_memory(trainer: CoFiTuneTrainer) -> CofituneError:
     """Make the error of a training that ran out of memory, with the setting that saves most."""
+    remedy = "Take a smaller training.per_device_train_batch_size with more gradient_accumulation_steps."
     if trainer.region.in_place:
-        remedy = advice(trainer.model, trainer.region, _settings(trainer))
-    else:
-        remedy = "Take a smaller training.per_device_train_batch_size with more gradient_accumulation_steps."
+        with suppress(CofituneError):  # a family that cannot be planned
+            remedy = advice(trainer.model, trainer.region, _settings(trainer))
     return CofituneError(f"Out of memory at step {trainer.state.global_step + 1}. {remedy}")
 
 

@@ -153,6 +153,11 @@ class Workbench:
         self._suite_tokens: dict[str, tuple[int, int]] = {}
         self._base_states: dict[tuple[str, int, str], BaseStates | None] = {}
 
+    @property
+    def roles(self) -> dict[str, str | list[str]]:
+        """Roles that the user gave (`load_model(roles=...)`); what a region means depends on them."""
+        return dict(getattr(self.model, "cofitune_roles", None) or {})
+
     @cached_property
     def train_rows(self) -> list[Encoded]:
         """Encoded training rows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import tiny_family
 from tiny import make_tiny_model
 
 from cofitune_fast.errors import CofituneError
@@ -66,20 +67,32 @@ def test_it_trains_the_adapters_of_its_cells_in_float32_and_nothing_else(model, 
         adapter.parameters(model)
 
 
+@pytest.mark.parametrize(("family", "targets"), [
+    ("llama", "attn.q+ffn.down@2-3"), ("phi3", "mha+ffn.down@1"), ("gpt2", "attn.q+attn.k+attn.v@0;ffn@2"),
+    ("qwen3_5_text", "mix.in+mha@0-3"), ("deepseek_v3", "attn.k+attn.v@2;attn.q_a@0"),
+])
 @torch.no_grad()
-def test_attached_it_computes_the_merged_weights_which_the_endpoint_gives():
-    model, adapter = make_tiny_model(), LoraAdapter(SETTINGS["a region"])
+def test_attached_it_computes_the_merged_weights_which_the_endpoint_gives(family, targets):
+    model, adapter = tiny_family(family), LoraAdapter(LoraSettings(2, 2.0, targets))
     base = {name: parameter.clone() for name, parameter in adapter.changes.parameters(model)}
     plain = model(IDS).logits
+    count = adapter.count(model)
     with adapter.attached(model):
         torch.testing.assert_close(model(IDS).logits, plain, rtol=0, atol=0)  # B is 0 at first
+        assert sum(parameter.numel() for _, parameter in adapter.parameters(model)) == adapter.count(model) == count
         set_adapters(adapter, model)
         factors = {name: parameter.double() for name, parameter in adapter.parameters(model)}
         adapted, endpoint = model(IDS).logits, adapter.endpoint(model)
     for name, weight in adapter.changes.parameters(model):
+        if name.endswith("bias"):
+            assert torch.equal(endpoint(name, base[name]), base[name])
+            continue
         first, second = (factors[f"{name.removesuffix('weight')}lora_{part}.default.weight"] for part in "AB")
         merged = endpoint(name, base[name])
-        torch.testing.assert_close(merged, (base[name].double() + second @ first).float(), rtol=1e-6, atol=1e-6)
+        change = second @ first
+        if family == "gpt2":  # its projections are Conv1D, with weights [in, out]
+            change = change.T
+        torch.testing.assert_close(merged, (base[name].double() + change).float(), rtol=1e-6, atol=1e-6)
         weight.copy_(merged)
     torch.testing.assert_close(model(IDS).logits, adapted, rtol=1e-4, atol=1e-4)
     assert (adapted - plain).abs().max() > 0.01
@@ -98,3 +111,14 @@ def test_the_seed_draws_the_first_matrices_and_leaves_the_global_one_alone(model
     torch.testing.assert_close(left, torch.rand(3), rtol=0, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("family", "targets", "message"), [
+    ("phi3", "attn.q@0", r"a part of a projection, such as model.layers.0.self_attn.qkv_proj.weight\[attn.q\]; name all"),
+    ("qwen3_moe", "ffn@1", "on model.layers.1.mlp.experts.gate_up_proj, which is the weight of a Qwen3MoeExperts"),
+    ("gpt2", "ffn.gate@0", "ffn.gate, which this gpt2 model lacks"),
+])
+def test_where_it_cannot_be_put_is_said_in_a_sentence(family, targets, message):
+    model = tiny_family(family)
+    with pytest.raises(CofituneError, match=message), LoraAdapter(LoraSettings(2, 2.0, targets)).attached(model):
+        pass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import tiny_family
 from tiny import make_tiny_model
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.planning.work import Work as Counter
 from cofitune_fast.regions import Region, resolve_layout
 from cofitune_fast.search import Budget, Work
+from cofitune_fast.search.work import token_weights
 
 LENGTH = 2  # short, so that attention scores, which are not counted, hardly matter
 
@@ -29,10 +31,10 @@ def counted(model, region, *, prefix):
 
 def work(model, **changes):
     layout = resolve_layout(model)
-    per_layer = sum(layout.parameter(cell).numel() for cell in layout.cells.values() if cell.layer == 0)
+    per_layer = [token_weights((cell for cell in layout.cells if cell.layer == layer), layout)
+                 for layer in range(layout.num_layers)]
     return Work(**{**dict(
-        layers=layout.num_layers, layer_parameters=per_layer,
-        head_parameters=model.get_input_embeddings().weight.numel(), tokens=LENGTH, responses=LENGTH, epochs=1.0,
+        layer_parameters=tuple(per_layer), head_parameters=model.get_input_embeddings().weight.numel(), tokens=LENGTH, responses=LENGTH, epochs=1.0,
         full_epochs=1.0, scored_tokens=LENGTH, scored_responses=LENGTH,
     ), **changes})
 
@@ -42,9 +44,13 @@ def test_full_fine_tuning_is_six_per_parameter_and_token():
     assert work(model).full_sft == pytest.approx(counted(model, Region.full(), prefix=None), rel=0.03)
 
 
-@pytest.mark.parametrize("text", ["ffn.up+ffn.down@2-3", "mha@1", "ffn@0-3", "attn.q@3"])
-def test_a_region_costs_what_its_gradients_cost(text):
-    model = make_tiny_model()
+@pytest.mark.parametrize(("family", "text"), [
+    ("llama", "ffn.up+ffn.down@2-3"), ("llama", "mha@1"), ("llama", "ffn@0-3"), ("llama", "attn.q@3"),
+    ("gpt2", "ffn@1"), ("lfm2", "all@1-3"),
+])
+def test_a_region_costs_what_its_gradients_cost(family, text):
+    """Also in Conv1D, and in layers of different kinds."""
+    model = make_tiny_model() if family == "llama" else tiny_family(family)
     region = Region.parse(text)
     lowest = min(cell.layer for cell in region.cells(resolve_layout(model)))
     one = work(model, cached=False)
@@ -55,7 +61,7 @@ def test_a_region_costs_what_its_gradients_cost(text):
 
 def test_what_is_cached_is_computed_once():
     one = work(make_tiny_model(), epochs=2.0)
-    layers_below = 2 * LENGTH * 2 * one.layer_parameters  # two layers, one epoch
+    layers_below = 2 * LENGTH * sum(one.layer_parameters[:2])  # two layers, one epoch
     first, later = (one.training(2, 100, 0.0, 0.25, seen=seen) for seen in (0.0, 1.0))
     assert first - later == layers_below / 2  # half of the rows so far
     assert one.training(2, 100, 0.25, 0.5, seen=0.5) - one.training(2, 100, 0.25, 0.5, seen=1.0) == layers_below / 2

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from families import tiny_family
 from tiny import make_tiny_model
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import resolve_layout
 from cofitune_fast.search import STRATEGIES, Limits, Strategy, Work, space_levels
 from cofitune_fast.search.preview import likely_walk, preview, walk
+from cofitune_fast.search.work import token_weights
 
-WORK = Work(4, 1000, 500, 100, 50, 1.0, 1.0, 20, 10)
+FFN, MHA = 3 * 32 * 48, 2 * 32 * 32 + 2 * 32 * 16
+WORK = Work((FFN + MHA,) * 4, 4000, 100, 50, 1.0, 1.0, 20, 10)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def test_parts_in_which_no_layer_lies_are_left_out(layout):
 
 def test_costs_add_up(layout):
     levels = space_levels([{"layers": ["0-1", "2-3"], "roles": ["ffn"]}])
-    low = WORK.training(0, 100, 0, 1, seen=1.0) + WORK.scoring(0, first=False)
-    high = WORK.training(2, 100, 0, 1, seen=1.0) + WORK.scoring(2, first=False)
+    low = WORK.training(0, 2 * FFN, 0, 1, seen=1.0) + WORK.scoring(0, first=False)
+    high = WORK.training(2, 2 * FFN, 0, 1, seen=1.0) + WORK.scoring(2, first=False)
     content = shown(levels, STRATEGIES["greedy"], layout)
     assert [row["full_sft"] for row in content["nodes"]] == pytest.approx([low / WORK.full_sft, high / WORK.full_sft])
     assert content["totals"]["full_sft_most"] == pytest.approx((low + high + WORK.scoring()) / WORK.full_sft)
@@ -62,8 +65,8 @@ def test_a_race_trains_one_winner_to_the_end(layout):
     race = Strategy("racing", (0.5, 1.0))
     totals = shown(levels, race, layout)["totals"]
     expected = 0.0
-    for lowest in (0, 0, 1, 1):
-        half = WORK.training(lowest, 100, 0, 0.5, seen=1.0)
+    for lowest, trained in ((0, FFN), (0, MHA), (1, FFN), (1, MHA)):
+        half = WORK.training(lowest, trained, 0, 0.5, seen=1.0)
         early, last = (WORK.measuring(measure, lowest, first=False) for measure in ("signal", "uni"))
         expected += half + early + (half + last) / 4  # the other half and its scores for one of four
     assert totals["full_sft_most"] == pytest.approx((expected + WORK.scoring()) / WORK.full_sft)
@@ -79,3 +82,27 @@ def test_the_likely_walk_refines_as_many_as_the_beam(layout):
     levels = space_levels("paper")
     assert [len(found) for found in likely_walk(levels, layout, STRATEGIES["greedy"])] == [6, 2, 2]
     assert [len(found) for found in likely_walk(levels, layout, STRATEGIES["exhaustive"])] == [6, 8, 20]
+
+
+@pytest.mark.parametrize(("family", "found", "left_out"), [
+    ("gpt2", ["ffn.up@0%-50%", "all@0%-50%", "all@all", "full"], ["ffn.gate@0%-50%", "attn.gate@all"]),
+    ("nemotron_h", ["ffn.up@0%-50%", "all@0%-50%", "all@all", "full"], ["ffn.gate@0%-50%", "attn.gate@all"]),
+    ("qwen3_5_text", ["ffn.gate@0%-50%", "ffn.up@0%-50%", "attn.gate@all", "all@0%-50%", "all@all", "full"], []),
+])
+def test_regions_that_a_family_lacks_are_left_out(family, found, left_out):
+    layout = resolve_layout(tiny_family(family))
+    levels = space_levels([{"regions": ["ffn.gate@0%-50%", "ffn.up@0%-50%", "attn.gate@all", "all@0%-50%", "all@all", "full",
+                                        "mha+ffn@0-3"]}, {"roles": "each"}])
+    content = shown(levels, STRATEGIES["greedy"], layout, WORK)
+    assert [row["region"] for row in content["nodes"] if row["level"] == 0] == found
+    assert [note.split("'")[1] for note in content["notes"]] == left_out
+    assert all(row["region"].split("@")[0] in layout.roles for row in content["nodes"] if row["level"] == 1)
+    with pytest.raises(CofituneError, match="No region of the search space can be trained; the first one: Region 'attn.q_a@all'"):
+        shown(space_levels([{"roles": "attn.q_a", "layers": "all"}]), STRATEGIES["greedy"], layout)
+
+
+def test_of_experts_the_weights_that_a_token_meets_are_counted():
+    layout = resolve_layout(tiny_family("qwen3_moe"))
+    dense, sparse = (token_weights((cell for cell in layout.cells if cell.layer == layer and cell.role.startswith("ffn.")
+                                    and cell.role != "ffn.router"), layout) for layer in (0, 1))
+    assert (dense, sparse) == (3 * 64 * 96, 2 * 3 * 64 * 32)  # two of four experts
