@@ -19,9 +19,13 @@ from cofitune_fast.memory.abilities import (
     takes_tries,
     trie_ability,
 )
+from cofitune_fast.memory.cached_prefix import open_prefix
 from cofitune_fast.memory.gradient_release import GradientRelease
 from cofitune_fast.memory.host_states import HostMaskedAdamW
+from cofitune_fast.memory.prefix_cache import PlacedRow
+from cofitune_fast.memory.settings import MemorySettings
 from cofitune_fast.models.attention import longest_row, trie_attention
+from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.optim import MaskedAdamW
 from cofitune_fast.planning.planner import fake_model
 from cofitune_fast.regions import Region, resolve_layout
@@ -55,13 +59,17 @@ def ready(family):
     region = Region.from_cells(
         cell for cell in layout.cells if cell.layer >= low and not cell.shared and cell.role != "ffn.router")
     trained = region.apply(model)
+    return without_randomness(model).train(), region, trained
+
+
+def without_randomness(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or "jitter" in name):
                 setattr(module, name, 0.0)
-    return model.train(), region, trained
+    return model
 
 
 def resolved(family):
@@ -121,7 +129,7 @@ def test_features_are_on_where_they_are_proven_and_change_no_loss_and_no_gradien
     "llama", "gpt2", "gpt_neox", "falcon", "phi3", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_5_text", "nemotron_h",
     "lfm2", "gemma4_text"])
 def test_released_gradients_and_states_on_the_host_make_the_same_step(family):
-    model, region, trained = ready(family)
+    model, _, trained = ready(family)
     call, real = _padded_batch(model)
     before = [parameter.detach().clone() for _, parameter in trained]
 
@@ -155,6 +163,44 @@ def test_a_plan_knows_the_features_without_values(family):
     off = {name for name, ability in abilities(model, LAYER).items() if not ability}
     assert off == {name for name, families in OFF.items() if family in families} - (
         {"trie"} if family in BY_TRIAL else set())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "deepseek_v4", "nemotron_h", "gemma4_unified_text"])
+def test_states_come_back_from_the_disk_as_they_were(family):
+    if family not in FAMILIES:
+        pytest.skip("not in this release of transformers")
+    model, region = without_randomness(tiny_family(family)), Region.parse("all@2-3")
+    opened, reason = open_prefix(model, region, tensor_digests(model), MemorySettings(), tokens=100)
+    assert reason is None
+    call, real = _padded_batch(model)
+    rows = [PlacedRow(b"%016d" % index, row.nonzero().flatten() + 7 * index) for index, row in enumerate(real)]
+    ran, logits = [], []
+    block = next(module for module in resolve_layout(model).decoder_layer(1).modules() if not list(module.children()))
+    block.register_forward_hook(lambda *_: ran.append(1))
+    with opened, torch.no_grad():
+        for _ in range(2):
+            with opened.forward(call, rows) as given:
+                logits.append(model(**given, use_cache=False).logits[real])
+            times = ran.count(1)
+    assert times == 1  # in the first forward alone
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cache_belongs_to_the_positions_too():
+    model, region = without_randomness(tiny_family("gpt2")), Region.parse("all@2-3")
+
+    def folder():
+        opened, _ = open_prefix(model, region, tensor_digests(model), MemorySettings(), tokens=100)
+        with opened:
+            return opened.cache.store.folder
+
+    first = folder()
+    with torch.no_grad():
+        model.transformer.h[3].mlp.c_fc.weight.mul_(2)
+    assert folder() == first
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(2)
+    assert folder() != first
 
 
 # The trial ------------------------------------------------------------------------------------------------------------
