@@ -76,6 +76,12 @@ def frozen_prefix(model: nn.Module, region: Region) -> FrozenPrefix | None:
     return prefix if able.cut else None
 
 
+def why_not_cut(model: nn.Module, region: Region) -> str | None:
+    """The reason why the layers below `region` run with a graph; None if they do not."""
+    prefix = FrozenPrefix.of(model, region)
+    return None if prefix is None else prefix_abilities(model, prefix.layer).cut.why_not
+
+
 def trie_ability(model: nn.Module) -> Ability:
     """Whether rows that begin alike can be passed as a trie, see `models.attention`. Collective for a sharded model."""
     return _once(model, ("trie", _attention(model)), _trie_ability)

@@ -62,6 +62,11 @@ class FrozenPrefix:
         """Decoder layers of the prefix."""
         return list(self._below)
 
+    @property
+    def modules_above(self) -> list[nn.Module]:
+        """Decoder layers from the first trained one up."""
+        return list(self._above)
+
     def module_tree(self) -> list[nn.Module]:
         """All modules that can run before the first trained layer: those of the decoder without its upper layers."""
         above = {id(module) for layer in self._above for module in layer.modules()}

@@ -69,18 +69,20 @@ class PrefixCache:
     ) -> PrefixCache:
         """Open the cache of `prefix` in the common `folder`.
 
-        digests: digests of the frozen tensors of `model`, see FrozenProof. A cache is identified by the digests of its
-        prefix, the model's configuration, and the versions of torch and transformers.
+        digests: digests of the frozen tensors of `model`, see FrozenProof. A cache is identified by the digests of
+        all that lies outside of the layers above the prefix, the model's configuration, and the versions of torch and
+        transformers.
         limit: bytes that all caches in `folder` may take together.
         """
         embedding = model.get_input_embeddings().weight
         config = model.config.get_text_config()
-        below = {id(module) for module in (model.get_input_embeddings(), *prefix.modules)}
-        names = tuple(f"{normalize_name(name)}." for name, module in model.named_modules() if id(module) in below)
+        above = {id(module) for module in prefix.modules_above}
+        names = tuple(f"{normalize_name(name)}." for name, module in model.named_modules() if id(module) in above)
         settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_COMPUTED}
         about = {
             "format": _FORMAT, "layer": prefix.layer, "quantized": quantization(model),
-            "weights": combine_digests({name: digest for name, digest in digests.items() if name.startswith(names)}),
+            "weights": combine_digests({name: digest for name, digest in digests.items()
+                                        if not name.startswith(names)}),
             "settings": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
             "dtype": str(prefix.dtype).removeprefix("torch."), "attention": config._attn_implementation,
             "device": embedding.device.type, "torch": torch.__version__, "transformers": transformers.__version__,

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from ..data import Encoded
 from ..errors import CofituneError
 from ..memory import PeakMemory
-from ..memory.abilities import checkpoint_ability
+from ..memory.abilities import checkpoint_ability, why_not_cut
 from ..memory.cached_prefix import open_prefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.settings import MemorySettings
@@ -153,6 +153,8 @@ def train_region(
         callbacks=[*callbacks, *([interrupt] if interruptible else []),
                    *([EarlyStoppingCallback(patience)] if patience else [])],
     )
+    if (reason := why_not_cut(model, region)) is not None:
+        _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
         with PeakMemory() as peak:
             start = time.perf_counter()

@@ -48,6 +48,7 @@ def scored(model, digests=None, *, region=REGION, data=None, budget=BUDGET):
     """
     found, ran, original = [], [], answers.token_scores
     prefix = open_prefix(model, region, digests, MemorySettings(), tokens=1000)[0] if digests else None
+    answers.takes_tries(model, 2)  # its trial is not counted
     hook = model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: ran.append(1))
     answers.token_scores = lambda *arguments: (found.append(original(*arguments)), found[-1])[1]
     try:

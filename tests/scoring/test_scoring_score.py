@@ -146,6 +146,7 @@ def test_modes_are_restored(kind, tiny_model, tiny_tokenizer):
     tiny_model.model.layers[1].eval()
     tiny_model.config.use_cache = True
     before = {name: module.training for name, module in tiny_model.named_modules()}
+    scoring.takes_tries(tiny_model, 2)  # its trial is not counted
     seen = []
     hook = tiny_model.lm_head.register_forward_hook(
         lambda module, *_: seen.append((tiny_model.training, torch.is_grad_enabled()))
@@ -232,6 +233,7 @@ def test_rows_score_the_same_as_tries_and_padded(family, dtype, budget, tiny_tok
 
 
 def test_what_rows_share_is_computed_once(tiny_model, tiny_tokenizer):
+    scoring.takes_tries(tiny_model, 2)  # its trial is not counted
     seen = []
     hook = tiny_model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
     answer_scores(tiny_model, [Encoded([5, 6, 7, 8], 2), Encoded([5, 6, 7, 9], 3), Encoded([5, 6, 4], 1)], 0)
