@@ -16,7 +16,7 @@ from ..planning.fit import Choice, fit, longest_that_fits
 from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
-from ..regions import DEFAULT_REGION, Region
+from ..regions import DEFAULT_REGION, Region, resolve_layout
 from ..training import check_arguments
 from .app import AsJson, ConfigFile, command, emit
 from .planned import planned_settings, planned_storage
@@ -81,9 +81,10 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
 
 
 def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
-    config = planner.model.config.get_text_config()
+    layout = resolve_layout(planner.model)
+    widest = max(block.neurons for block in layout.blocks.values()) or layout.hidden_size
     return measure_rates(
-        config.hidden_size, config.intermediate_size, wanted.step().rows * wanted.length, planner.model.dtype,
+        layout.hidden_size, widest, wanted.step().rows * wanted.length, planner.model.dtype,
         flops=settings.plan.flops, bandwidth=settings.plan.bandwidth, transfer=settings.plan.transfer,
     )
 

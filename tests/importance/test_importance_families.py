@@ -180,7 +180,7 @@ def test_experts_come_back_as_they_were(family):
 def closed_units(real: RealGates, kinds) -> Importance:
     """Close some units in every layer, those of the last key-value head for attention; importance 1 for these."""
     # Layers that use the keys of a lower one have no key-value heads of their own.
-    groups = max(block.key_value_heads for block in real.layout.blocks.values())
+    groups = max(block.key_value_heads for block in real.layout.blocks.values()) or 1
     scores = {}
     for kind in UNITS:
         rows = []
@@ -214,8 +214,9 @@ def named(layout, values, name):
 def test_a_mask_covers_just_the_weights_that_a_closed_unit_cuts_off(family, kinds):
     model, batch = tiny_family(family), make_batch(tokens=40)  # every expert should see some
     for module in model.modules():  # a ReLU that is shut for all tokens would look like a closed unit
-        for name in {"act_fn", "activation_fn"} & module._modules.keys():
-            setattr(module, name, torch.nn.GELU())
+        for name, child in module.named_children():
+            if type(child).__name__ in ("ReLU", "ReLUSquaredActivation"):
+                setattr(module, name, torch.nn.GELU())
     real = RealGates(model, range(resolve_layout(model).num_layers))
     before = gradients(real, batch)
     importance = closed_units(real, kinds)
