@@ -23,6 +23,7 @@ from memory_use import adds
 
 from cofitune_fast.losses.chunked import hidden_loss
 from cofitune_fast.losses.objectives import CrossEntropy
+from cofitune_fast.models.head import Head
 from cofitune_fast.ops import log_sum_exp, scaled_softmax_
 
 VOCABULARIES = (32000, 49152, 151936)  # Llama 2, SmolLM2, Qwen2
@@ -39,6 +40,9 @@ def measure(tokens: int, hidden: int, vocabulary: int, device: torch.device, rou
     settled = settle_threads()
     states = torch.randn(tokens, hidden, device=device).bfloat16().requires_grad_()
     weight = torch.randn(vocabulary, hidden, device=device).mul_(hidden**-0.5).bfloat16()
+    linear = torch.nn.Linear(hidden, vocabulary, bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    head = Head(linear, vocabulary)
     logits = (states.detach() @ weight.T) * 3
     scales = torch.full((tokens,), 1 / tokens, device=device)
     targets = torch.randint(vocabulary, (tokens,), device=device)
@@ -56,7 +60,7 @@ def measure(tokens: int, hidden: int, vocabulary: int, device: torch.device, rou
         *(Side(f"ours, {name}", lambda name=name: ours(name), 3 * logits.nbytes, by_logits,
                before=lambda: work.copy_(logits)) for name in names),
         Side("torch", lambda: torch_gradient(logits, scales), part=by_logits, baseline=True),
-        Side("ours", lambda: hidden_loss(states, weight, None, CrossEntropy(targets), 1 / tokens).backward(),
+        Side("ours", lambda: hidden_loss(states, head, CrossEntropy(targets), 1 / tokens).backward(),
              part=by_states, before=lambda: setattr(states, "grad", None)),
         Side("autograd", autograd, part=by_states, before=lambda: setattr(states, "grad", None), baseline=True),
     ]

@@ -15,6 +15,7 @@ A name is a model type. After a colon stands a variant, where a model type has l
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -245,6 +246,17 @@ def _installed() -> list[str]:
 
 
 FAMILIES = _installed()  # those that the installed transformers has
+
+
+_STRUCTURES = {  # one family for each structure
+    "phi3", "gpt2", "gpt_neox", "falcon", "opt", "codegen", "gpt_bigcode:heads", "starcoder2", "glm4", "jetmoe",
+    "mixtral", "gpt_oss", "llama4_text", "deepseek_v3", "deepseek_v4", "axk2", "qwen3_5_text", "qwen3_next", "qwen3_5",
+    "nemotron_h", "lfm2_moe", "granitemoehybrid", "falcon_h1", "kimi_linear", "minimax", "gemma3n_text", "gemma4_text",
+    "gemma4", "modernbert-decoder", "longcat_flash", "hrm_text", "mamba", "recurrent_gemma", "rwkv", "xlstm", "zamba2",
+    "zaya", "ctrl",
+}
+CHOSEN = FAMILIES if os.environ.get("COFITUNE_TEST") == "full" else [name for name in FAMILIES if name in _STRUCTURES]
+"""Families that a test of every structure takes: all of them in `make test-full`."""
 
 
 def families_with(*tags: str) -> list[str]:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "memory": "errors files validation ops models optim regions",
     "scoring": "errors files yaml_text ops models data memory",
     "anchor": "errors files validation models data",
-    "losses": "errors ops",
+    "losses": "errors ops models",
     "training": "errors files models anchor data losses optim regions memory planning",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",

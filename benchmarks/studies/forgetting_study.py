@@ -157,6 +157,10 @@ STUDIES["short main"] = [
     {"method": "full-sft", "learning_rates": FULL[1:]}, anchored("upper half", "ffn@50%-100%", [6e-4, 1e-3]),
     {"method": "lora", "learning_rates": LORA[1:3]}, {"method": "full-anchor", "learning_rates": FULL[2:3]},
 ]
+STUDIES["short lean"] = [  # the rates that `short main` and the demo's study found best
+    {"method": "full-sft", "learning_rates": FULL[2:]}, anchored("upper half", "ffn@50%-100%", [6e-4]),
+    {"method": "lora", "learning_rates": LORA[2:3]},
+]
 STUDIES["upper half"] = [
     {"method": "full-sft", "learning_rates": FULL[1:2]}, anchored("upper half", "ffn@50%-100%", [6e-4]),
 ]

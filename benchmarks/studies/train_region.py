@@ -33,7 +33,7 @@ from transformers.utils import logging
 from cofitune_fast.data import collate, encode_examples, read_examples
 from cofitune_fast.files import write_json
 from cofitune_fast.memory import PeakMemory
-from cofitune_fast.memory.prefix import FrozenPrefix
+from cofitune_fast.memory.abilities import frozen_prefix
 from cofitune_fast.memory.prefix_cache import PrefixCache
 from cofitune_fast.memory.settings import MemorySettings
 from cofitune_fast.models import load_model
@@ -152,8 +152,8 @@ class Ours:
                 p.copy_(self.start[name])
         cache = None
         if cached is not None:
-            cache = PrefixCache.open(self.folder, self.model, FrozenPrefix.of(self.model, self.setup.region),
-                                     self.digests, 20 * 2**30)
+            prefix = frozen_prefix(self.model, self.setup.region)
+            cache = PrefixCache.open(self.folder, self.model, prefix, self.digests, 20 * 2**30)
         watch = Watch()
         trainer = CoFiTuneTrainer(
             self.model, self.setup.arguments("ours"), self.setup.region, KeyedRows(self.setup.rows),

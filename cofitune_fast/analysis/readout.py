@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
+from ..models.head import Head, final_norm
 from ..regions import Layout
 from .stream import Stream
 
@@ -25,15 +26,17 @@ class Readout:
         """Find the parts in `model`.
 
         Raises:
-            CofituneError: the model has no final norm beside its layers, or no linear head.
+            CofituneError: the model has no final norm before its head, or no head that `Head.of` can describe.
         """
         self.model_type = layout.model_type
-        self.norm = _final_norm(model, layout)
-        self.head = model.get_output_embeddings()
-        if not isinstance(self.head, nn.Linear):
-            raise CofituneError(f"Model type '{self.model_type}' has no linear language-model head; it cannot be "
+        norm, head = final_norm(model), Head.of(model)
+        if norm is None or norm is layout.decoder_layer(layout.num_layers - 1):
+            raise CofituneError(f"Model type '{self.model_type}' has no final norm before its head; it cannot be "
                                 "analysed.")
-        self.cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        if head is None:
+            raise CofituneError(f"The logits of model type '{self.model_type}' are not a scaled or capped linear "
+                                "function of its last states; it cannot be analysed.")
+        self.norm, self.head = norm, head
 
     @property
     def chunk(self) -> int:
@@ -42,18 +45,15 @@ class Readout:
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits of states [n, hidden]: float32 [n, vocabulary], computed in the model's dtype as in the model."""
-        logits = self.head(self.norm(states))
-        if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return logits.float()
+        return self.head.logits(self.norm(states)).float()
 
     def check(self, stream: Stream) -> None:
         """Raise CofituneError unless the last layer's reading equals the model's own logits at the first position."""
         own, read = stream.logits.float(), self.logits(stream.states[-1][:1])[0]
         if not torch.allclose(own, read, rtol=0.02, atol=0.02 * own.abs().max().item()):
             raise CofituneError(
-                f"Model type '{self.model_type}' does more to its last state than a norm, a linear head and a soft "
-                "cap; its layers cannot be read."
+                f"Model type '{self.model_type}' does more to its last state than a norm and its head; "
+                "its layers cannot be read."
             )
 
     def directions(self, states: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Readout:
             raise CofituneError(f"The final norm of model type '{self.model_type}' is not an RMS norm; contributions "
                                 "to its logits cannot be told apart.")
         weight = self.head.weight
-        return (weight[targets].float() - weight[rivals].float()) * gain * factor
+        return (weight[targets].float() - weight[rivals].float()) * self.head.scale * gain * factor
 
 
 @dataclass
@@ -122,12 +122,3 @@ def read_lens(readout: Readout, stream: Stream) -> Lens:
             columns.append((-likelihoods.gather(1, targets)[:, 0], rank, kl))
         parts.append(Lens(*(torch.stack(column, 1).cpu() for column in zip(*columns, strict=True)), rivals.cpu()))
     return Lens.join(parts)
-
-
-def _final_norm(model: nn.Module, layout: Layout) -> nn.Module:
-    first = layout.decoder_layer(0)
-    for module in model.modules():
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) and child[0] is first and hasattr(module, "norm"):
-                return module.norm
-    raise CofituneError(f"Model type '{layout.model_type}' has no final norm beside its layers; it cannot be analysed.")

@@ -16,10 +16,11 @@ from torch import nn
 
 from ..data import pad_token_id
 from ..data.formats import Message
+from ..data.turns import TurnEnd, configured_ends, turn_end
 from ..errors import CofituneError
-from .settings import AnchorSettings
+from .settings import AnchorSettings, AnchorThinking
 from .store import AnchorRow, file_for, read_or_make, with_distributions
-from .writing import Flaws, count_flaws, end_tokens, given_texts, start_token, write_texts
+from .writing import Flaws, count_flaws, count_unfinished, given_texts, start_token, thinking_for, write_texts
 
 _FORMAT = 1
 _TEXT = ("texts", "tokens", "temperature", "seed", "top_k")
@@ -33,6 +34,7 @@ class Anchor:
     Attributes:
         tail: mean probability of the tokens that are not in the rows' top k.
         flaws: numbers of texts that the base wrote empty or repeating itself.
+        unfinished: number of texts of `thinking: answer` whose thought does not end.
         seconds: what it took to write the texts and to compute the distributions, also where both come from the file;
             None if the file does not say.
     """
@@ -42,6 +44,7 @@ class Anchor:
     tail: float
     flaws: Flaws = field(default_factory=Flaws)
     seconds: float | None = None
+    unfinished: int = 0
 
     @property
     def tokens(self) -> int:
@@ -50,11 +53,15 @@ class Anchor:
 
     @property
     def note(self) -> str | None:
-        """A sentence about flawed texts; None if there are none."""
-        if not any(self.flaws):
-            return None
-        return (f"Of the anchor's {len(self.rows)} texts {self.flaws.empty} are empty and {self.flaws.repetitive} "
-                "repeat themselves; they hold little of the base's behaviour.")
+        """What is to be said about flawed texts and unfinished thoughts; None if there are none."""
+        sentences = []
+        if any(self.flaws):
+            sentences.append(f"Of the anchor's {len(self.rows)} texts {self.flaws.empty} are empty and "
+                             f"{self.flaws.repetitive} repeat themselves; they hold little of the base's behaviour.")
+        if self.unfinished:
+            sentences.append(f"In {self.unfinished} of the anchor's {len(self.rows)} texts the thought does not end "
+                             f"within anchor.thought_tokens ({self.settings.thought_tokens}); they hold no answer.")
+        return " ".join(sentences) or None
 
 
 def open_anchor(
@@ -70,7 +77,8 @@ def open_anchor(
         CofituneError: the prompts cannot be read, the model cannot generate, or less than half of what it wrote is of
             use.
     """
-    prompts = given = None
+    prompts = given = end = None
+    thinking: AnchorThinking = "template"
     about: dict[str, Any] = {"format": _FORMAT, "template": tokenizer.chat_template}
     if settings.source == "rows":
         given = given_texts(tokenizer, settings.read_rows(), texts=settings.texts, tokens=settings.tokens,
@@ -81,16 +89,27 @@ def open_anchor(
             prompts = settings.read_prompts(task_prompts)
         about |= {"prompts": prompts if prompts is not None else start_token(model, tokenizer),
                   **{name: getattr(settings, name) for name in _TEXT}}
+        generation = getattr(model, "generation_config", None)
+        end = turn_end(tokenizer, generation)
+        if prompts is None:
+            end = TurnEnd(end.tokens)
+        else:
+            # Only what differs from earlier versions, so that their files are still found where the texts are the same.
+            thinking = thinking_for(tokenizer, settings.thinking)
+            if thinking != "template":
+                about["thinking"] = [thinking, settings.thought_tokens] if thinking == "answer" else thinking
+            if end.text is not None or end.tokens != configured_ends(tokenizer, generation):
+                about["ends"] = [end.text, sorted(end.tokens)]
 
     def make() -> list[AnchorRow]:
         texts = given if given is not None else write_texts(
             model, tokenizer, prompts, texts=settings.texts, tokens=settings.tokens, temperature=settings.temperature,
-            seed=settings.seed,
+            seed=settings.seed, thinking=thinking, thought_tokens=settings.thought_tokens,
         )
         return with_distributions(model, texts, pad_token_id(tokenizer), settings.top_k, AnchorRow)
 
     rows, seconds = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
-    flaws = count_flaws(rows, end_tokens(model, tokenizer)) if given is None else Flaws()
+    flaws = count_flaws(rows, end, tokenizer) if end is not None else Flaws()
     if len(rows) - sum(flaws) < _LEAST_USABLE * len(rows):
         cure = "give anchor.prompts that the base answers, " if prompts is not None else ""
         raise CofituneError(
@@ -98,7 +117,8 @@ def open_anchor(
             f"repeat themselves, so there is too little to hold the model to; {cure}set anchor.source to rows, or "
             "anchor.weight to 0."
         )
-    return Anchor(rows, settings, _tail(rows), flaws, seconds)
+    unfinished = count_unfinished(rows, tokenizer) if thinking == "answer" else 0
+    return Anchor(rows, settings, _tail(rows), flaws, seconds, unfinished)
 
 
 def _tail(rows: Sequence[AnchorRow]) -> float:

@@ -16,7 +16,8 @@ from ..validation import check_choices
 
 AnchorLoss = Literal["kl", "reverse_kl", "ce"]
 AnchorSource = Literal["answers", "rows", "free"]
-LATER_DEFAULTS = {"loss": "kl", "source": "answers"}
+AnchorThinking = Literal["mixed", "template", "empty", "answer"]
+LATER_DEFAULTS = {"loss": "kl", "source": "answers", "thinking": "mixed", "thought_tokens": 512}
 """Fields that came later, with their defaults. Identities leave these out, so that earlier runs go on."""
 
 _SHIPPED = Path(__file__).with_name("prompts.txt")
@@ -44,6 +45,10 @@ class AnchorSettings:
             (after SA-SFT, arXiv 2602.20162). It can change without writing the texts anew.
         source: the texts are "answers" (of the base to the prompts), "rows" (the responses that the data file `prompts`
             gives, cut to `tokens`) or "free" (what the base writes after the beginning of a text, without a prompt).
+        thinking: where the answers of a model begin that thinks by its template's default: where the "template" lets
+            them, so that they are the first tokens of a thought; after an "empty" thought; "mixed" is both in turn; or
+            around the beginning of the "answer", after a whole thought of the base. No matter for other models.
+        thought_tokens: maximum number of tokens of a thought, with the thinking "answer".
 
     Raises:
         CofituneError: a value is out of range.
@@ -61,13 +66,15 @@ class AnchorSettings:
     seed: int = 0
     loss: AnchorLoss = "kl"
     source: AnchorSource = "answers"
+    thinking: AnchorThinking = "mixed"
+    thought_tokens: int = 512
 
     def __post_init__(self) -> None:
         check_choices(self, "anchor")
         if self.source == "rows" and self.prompts == "task":
             raise CofituneError("anchor.source is rows and anchor.prompts is task: the task's own rows are no anchor; "
                                 "set anchor.prompts to a data file of general rows.")
-        least = {"weight": 0.0, "rows": 1, "texts": 1, "tokens": 2, "top_k": 1}
+        least = {"weight": 0.0, "rows": 1, "texts": 1, "tokens": 2, "top_k": 1, "thought_tokens": 1}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise CofituneError(f"anchor.{name} is {getattr(self, name)}; it must be at least {bound:g}.")

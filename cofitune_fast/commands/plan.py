@@ -10,6 +10,7 @@ import typer
 
 from ..config import Config
 from ..errors import CofituneError
+from ..memory.abilities import abilities_line
 from ..memory.settings import parse_size
 from ..models.loading import plain_folder
 from ..planning.fit import Choice, fit, longest_that_fits
@@ -126,6 +127,8 @@ def _described(choice: Choice, planner: Planner, rates: Rates, settings: Config)
         lines.append(f"  {'':20}{_seconds(first):>12}   in the first epoch")
     if time.optimizer is None:
         lines.append("  The way to the host and the step there are not predicted; give --plan.transfer BYTES/S for it.")
+    content["speed"] = abilities_line(planner.model, planner.prefix_layers)
+    lines.append(f"  {content['speed']}")
     lines.append(f"  at {rates.flops / 1e12:.3g} TFLOP/s and {rates.bandwidth / 1e9:.3g} GB/s, {rates.source}")
     return content, "\n".join(lines)
 

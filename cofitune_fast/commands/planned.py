@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ..config import Config
 from ..errors import CofituneError
+from ..memory.abilities import prefix_abilities
 from ..models.loading import plain_folder
 from ..planning.plan import Settings
 from ..planning.planner import Planner, fake_model
@@ -48,7 +49,8 @@ def planned_settings(settings: Config, planner: Planner, storage: str) -> Settin
     training, memory = settings.training, settings.memory
     rows, micro_batches = (_count(training, key) for key in (
         "per_device_train_batch_size", "gradient_accumulation_steps"))
-    cached = memory.prefix_cache == "auto" and planner.prefix_layers > 0
+    below = planner.prefix_layers
+    cached = memory.prefix_cache == "auto" and below > 0 and bool(prefix_abilities(planner.model, below).cache)
     if memory.gradient_release != "off" and (micro_batches > 1 or memory.optimizer_states == "host"):
         raise CofituneError(
             "memory.gradient_release goes neither with training.gradient_accumulation_steps above 1 nor with "

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from ..config import Config, WorkersSection, load_config, parse_overrides
+from ..data.encode import PLAIN_FORMAT
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..memory.settings import parse_size
@@ -23,7 +24,7 @@ from ..search import Budget, Limits, Observer, Search, SearchSettings, named_str
 from ..search.executors import Executor, InProcess
 from ..training import check_arguments
 from ..trials import TrialData, TrialSetup, Workbench, run_job
-from .app import SILENT
+from .app import SILENT, console
 
 FULL_SFT = 1.0  # longest training of the default space, as a share of full fine-tuning's; other spaces are tried whole
 
@@ -46,7 +47,7 @@ def needed(settings: Config, key: str) -> Any:
 
 
 def make_workbench(settings: Config, region: str | None = None, device: str | None = None) -> Workbench:
-    """Load the base of a run.
+    """Load the base of a run; says so if its tokenizer has no chat template.
 
     Args:
         region: kept in full precision when model.quantize is set; defaults to the run's region, if any.
@@ -56,6 +57,8 @@ def make_workbench(settings: Config, region: str | None = None, device: str | No
     loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
                         keep=Region.parse(region).modules if region else ())
+    if not loaded.tokenizer.chat_template:
+        console.print(PLAIN_FORMAT, highlight=False)
     return Workbench(loaded, trial_data(settings))
 
 

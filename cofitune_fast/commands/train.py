@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from ..anchor import Anchor
+from ..anchor.writing import thinking_for
 from ..config import Config
 from ..display import duration
 from ..errors import CofituneError
@@ -154,7 +155,10 @@ def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | No
     if chosen.weight == 0:
         return None
     made = "of a data file, measured" if chosen.source == "rows" else "of the base, written"
-    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache", highlight=False)
+    thinking = thinking_for(bench.tokenizer, chosen.thinking) if chosen.source == "answers" else "template"
+    begun = {"mixed": ", half of them after an empty thought", "empty": ", after an empty thought",
+             "answer": ", around the end of a thought", "template": ""}[thinking]
+    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache{begun}", highlight=False)
     return bench.anchor(chosen)
 
 

@@ -12,6 +12,10 @@ import jinja2
 from ..errors import CofituneError
 from .formats import Example, Message
 
+PLAIN_FORMAT = ("The tokenizer has no chat template: a prompt is the texts of its messages, each followed by a line "
+                "break, and a response ends with the end-of-sequence token.")
+"""What is written for a model without a chat template, in one sentence to show."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -70,24 +74,24 @@ def encode_continuation(tokenizer: Any, text: str, continuation: str) -> list[in
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Encode a prompt up to the point where the model answers.
 
-    With a chat template this is the rendered template with its generation prompt. Without one it is the contents of the
-    messages, each followed by a newline. Raises CofituneError if the template refuses the messages.
+    With a chat template this is the rendered template with its generation prompt, else PLAIN_FORMAT. Raises
+    CofituneError if the template refuses the messages.
     """
-    return _prompt_ids(tokenizer, prompt_text(tokenizer, messages))
+    return text_ids(tokenizer, prompt_text(tokenizer, messages))
 
 
 def encode_example(example: Example, tokenizer: Any) -> Encoded:
     """Encode an example of any length. The response ends with the end-of-turn token.
 
     With a chat template the response is the text that the template writes after the generation prompt, up to the end
-    of the turn. Without one it is the response text and the end-of-sequence token.
+    of the turn. Without one it is PLAIN_FORMAT: the response text and the end-of-sequence token.
     """
     try:
         prompt = prompt_text(tokenizer, example.prompt)
         response = _response_text(tokenizer, example, prompt)
     except CofituneError as error:
         raise CofituneError(f"{example.where or 'An example'}: {error}") from None
-    prompt_ids = _prompt_ids(tokenizer, prompt)
+    prompt_ids = text_ids(tokenizer, prompt)
     response_ids = encode_continuation(tokenizer, prompt, response)
     return Encoded(prompt_ids + response_ids, len(prompt_ids), example.where)
 
@@ -133,11 +137,12 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
 def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
     """Render a prompt as the text that `encode_prompt` encodes."""
     if tokenizer.chat_template:
-        return _render(tokenizer, messages, add_generation_prompt=True)
+        return render(tokenizer, messages, add_generation_prompt=True)
     return "".join(message["content"] + "\n" for message in messages)
 
 
-def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Encode a rendered prompt, with the beginning of a text where the template does not write it."""
     if tokenizer.chat_template:  # a template writes the beginning-of-sequence token itself
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return encode_text(tokenizer, text)
@@ -148,7 +153,7 @@ def _response_text(tokenizer: Any, example: Example, prompt: str) -> str:
     if not tokenizer.chat_template:
         return example.response + _eos_token(tokenizer)
     content = example.response.strip()
-    full = _render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
+    full = render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
     if not full.startswith(prompt):
         # Some generation prompts write text that a finished turn lacks, such as the start of a thinking block.
         return content + end_of_turn(tokenizer, example.prompt)
@@ -164,7 +169,10 @@ def end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
     if not tokenizer.chat_template:
         return _eos_token(tokenizer)
     probe = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"
-    full = _render(tokenizer, [*prompt, {"role": "assistant", "content": probe}])
+    full = render(tokenizer, [*prompt, {"role": "assistant", "content": probe}])
+    if probe not in full:
+        raise CofituneError("the tokenizer's chat template leaves out the text of the assistant's turn; give the "
+                            "tokenizer a template that takes contents as text.")
     return full.rpartition(probe)[2].rstrip() or _eos_token(tokenizer)
 
 
@@ -174,7 +182,12 @@ def _eos_token(tokenizer: Any) -> str:
     return tokenizer.eos_token
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """Render messages by the chat template; options are its variables.
+
+    Raises:
+        CofituneError: the template refuses the messages.
+    """
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     except jinja2.TemplateError as error:

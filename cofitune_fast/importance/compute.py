@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CofituneError
+from ..models.head import Head
 from ..models.mode import evaluation_mode
 from ..regions import BaseInfo, Region, resolve_layout
 from .gates import collect
@@ -78,13 +79,13 @@ def compute_importance(
         info = BaseInfo.of(model)
         base = info.model, info.fingerprint
 
-    samples = 0
+    samples, head = 0, None
     seeds = torch.Generator().manual_seed(seed)
     with evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
         for number, raw in enumerate(batches, start=1):
             batch = _checked(raw, number, next(model.parameters()).device)
-            if number == 1:
-                chosen.check(model, batch)  # once, before any noise
+            if number == 1 and chosen.uses_head:
+                head = Head.of(model)
             for part in _samples(batch) if gates.one_sample else [batch]:
                 rows = {name: tensor.repeat_interleave(chosen.passes, 0) for name, tensor in part.items()}
                 gates.attention_mask = rows["attention_mask"]
@@ -92,7 +93,7 @@ def compute_importance(
                 noise = dropout_only(layout, dropout) if noisy else nullcontext()
                 its_seed = int(torch.randint(2**62, (), generator=seeds))
                 with noise, seeded(model, its_seed), torch.enable_grad():
-                    chosen.loss(model, rows).backward()
+                    chosen.loss(model, rows, head).backward()
                 gates.end_sample()
             samples += len(batch["input_ids"])
             if progress is not None:

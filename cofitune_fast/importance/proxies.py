@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import label_predictors
 from ..errors import CofituneError
-from ..models.head import head_weight, hidden_states, logits_at
+from ..models.head import Head, logits_at, states_at
 
 Batch = dict[str, Tensor]
 
@@ -22,18 +22,17 @@ class Proxy:
     """A loss for importance.
 
     passes: number of consecutive rows of a batch that are one sample, each with its own dropout (1: no dropout).
-    loss(model, batch) -> float32 scalar, differentiable by the activations.
-    check(model, batch): called once with the first batch, without noise; raises CofituneError if the loss would be
-        wrong for this model.
+    loss(model, batch, head) -> float32 scalar, differentiable by the activations. head: `Head.of(model)`, or None.
+    uses_head: True if the loss is faster with the model's head.
     """
 
     name: str
     passes: int
-    loss: Callable[[nn.Module, Batch], Tensor]
-    check: Callable[[nn.Module, Batch], None]
+    loss: Callable[[nn.Module, Batch, Head | None], Tensor]
+    uses_head: bool
 
 
-def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
+def kl_dropout(model: nn.Module, batch: Batch, head: Head | None) -> Tensor:
     """Sum over samples n of L_n, the mean over the sample's tokens of KL(first pass || second pass).
 
     Both passes get a gradient. batch: rows 2n and 2n + 1 are the same sample, and differ by dropout. All positions
@@ -42,17 +41,28 @@ def kl_dropout(model: nn.Module, batch: Batch) -> Tensor:
 
     The gradient shows which units carry the model's general knowledge, without data of the general domain.
     """
-    hidden = hidden_states(model, batch)
-    weight, softcap = head_weight(model)
     tokens = batch["attention_mask"].bool()
-    losses = [
-        ops.linear_kl(hidden[row][tokens[row]], hidden[row + 1][tokens[row]], weight, softcap=softcap)
-        for row in range(0, len(hidden), 2)
-    ]
+    counts = tokens.sum(1).tolist()
+    if head is None:
+        first, second = _pairs(logits_at(model, batch, tokens).float().log_softmax(-1), counts)
+        losses = [F.kl_div(q, p, reduction="sum", log_target=True) / len(p) for p, q in zip(first, second, strict=True)]
+    else:
+        call = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        first, second = _pairs(states_at(model, call, tokens.flatten().nonzero()[:, 0]), counts)
+        losses = [
+            ops.linear_kl(p, q, head.weight, bias=head.bias, scale=head.scale, softcap=head.softcap)
+            for p, q in zip(first, second, strict=True)
+        ]
     return torch.stack(losses).sum()
 
 
-def task_nll(model: nn.Module, batch: Batch) -> Tensor:
+def _pairs(rows: Tensor, counts: list[int]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Split [tokens, n] into rows of a batch; returns those with even numbers, and those with odd ones."""
+    parts = rows.split(counts)
+    return parts[::2], parts[1::2]
+
+
+def task_nll(model: nn.Module, batch: Batch, head: Head | None = None) -> Tensor:
     """Sum over samples of the mean NLL of the response tokens. It measures importance for the task itself.
 
     batch: also needs `labels` [rows, tokens], -100 outside the response.
@@ -68,26 +78,10 @@ def task_nll(model: nn.Module, batch: Batch) -> Tensor:
     return torch.stack([sample.mean() for sample in losses.split(counts)]).sum()
 
 
-def _check_head(model: nn.Module, batch: Batch) -> None:
-    """Check that the head as `kl_dropout` applies it gives the model's own logits. Some families also scale them."""
-    few = {name: batch[name][:1, :8] for name in ("input_ids", "attention_mask")}
-    with torch.no_grad():
-        hidden = hidden_states(model, few)
-        weight, softcap = head_weight(model)
-        ours = F.linear(hidden, weight).float()
-        ours = ours if softcap is None else softcap * torch.tanh(ours / softcap)
-        theirs = model(**few, use_cache=False).logits.float()
-    if not (ours - theirs).norm() <= 0.05 * theirs.norm():  # also true for NaN
-        raise CofituneError(
-            f"The logits of {type(model).__name__} are not its head weight times its hidden states, or are not finite "
-            "numbers, so the proxy kl_dropout cannot be computed; use proxy='task_nll' or mend the weights."
-        )
-
-
 PROXIES = {
     proxy.name: proxy
     for proxy in (
-        Proxy("kl_dropout", 2, kl_dropout, _check_head),
-        Proxy("task_nll", 1, task_nll, lambda model, batch: None),
+        Proxy("kl_dropout", 2, kl_dropout, True),
+        Proxy("task_nll", 1, task_nll, False),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..models.sharded import all_ranks
 from ..regions import Region
+from .abilities import prefix_abilities
 from .prefix import FrozenPrefix
 from .prefix_cache import PlacedRow, PrefixCache, why_not
 from .settings import MemorySettings, parse_size, prefix_cache_folder
@@ -48,9 +50,8 @@ class CachedPrefix:
         states = self.cache.states(rows, tuple(inputs.shape)) if reading is None else reading.result()
         # Each rank holds a part of every layer, so either all ranks run the prefix or none does.
         if all_ranks(states is not None):
-            rest = {name: tensor for name, tensor in call.items() if name != "input_ids"}
-            with self.prefix.replaced_by(states.to(inputs.device, non_blocking=True)) as substitute:
-                yield {**rest, **substitute}
+            with self.prefix.replaced_by(states.to(inputs.device, non_blocking=True)):
+                yield dict(call)
             return
         self.prefix.bring_back()  # the weights are on the host if every row was cached, but a row is damaged
         with self.prefix.keeping() as kept:
@@ -75,8 +76,12 @@ def open_prefix(
         return None, None
     if (reason := why_not(model, prefix, settings)) is not None:
         return None, reason
+    able = prefix_abilities(model, prefix.layer)
+    if not able.cache:
+        return None, able.cache.why_not
+    prefix.width, prefix.dtype = able.width, able.dtype
     limit = parse_size(memory.prefix_cache_limit, "memory.prefix_cache_limit")
-    wanted = tokens * model.config.get_text_config().hidden_size * next(model.parameters()).dtype.itemsize
+    wanted = tokens * math.prod(prefix.width) * prefix.dtype.itemsize
     if wanted > limit:
         return None, (f"these rows need {wanted / 2**30:.1f} GiB, and memory.prefix_cache_limit is "
                       f"{memory.prefix_cache_limit}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,8 +57,8 @@ class PrefixCache:
     token ids and has a checksum. States that are missing or damaged are computed again.
     """
 
-    def __init__(self, store: PrefixStore, device: torch.device):
-        self.store, self._device = store, device
+    def __init__(self, store: PrefixStore, device: torch.device, width: tuple[int, ...]):
+        self.store, self._device, self._width = store, device, width
         self._reader = ThreadPoolExecutor(1, "prefix-reader")
         self._writer = ThreadPoolExecutor(1, "prefix-writer")
         self._written: Future | None = None
@@ -81,19 +82,19 @@ class PrefixCache:
             "format": _FORMAT, "layer": prefix.layer, "quantized": quantization(model),
             "weights": combine_digests({name: digest for name, digest in digests.items() if name.startswith(names)}),
             "settings": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
-            "dtype": str(embedding.dtype).removeprefix("torch."), "attention": config._attn_implementation,
+            "dtype": str(prefix.dtype).removeprefix("torch."), "attention": config._attn_implementation,
             "device": embedding.device.type, "torch": torch.__version__, "transformers": transformers.__version__,
         }
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-        return cls(PrefixStore(Path(folder) / name, embedding.dtype, config.hidden_size, limit, about),
-                   embedding.device)
+        store = PrefixStore(Path(folder) / name, prefix.dtype, math.prod(prefix.width), limit, about)
+        return cls(store, embedding.device, prefix.width)
 
     def request(self, rows: Sequence[PlacedRow], shape: tuple[int, int]) -> Future[Tensor | None]:
         """Start reading the states of a batch of `shape` (batch, tokens). The result is that of `states`."""
         return self._reader.submit(self.states, rows, shape)
 
     def states(self, rows: Sequence[PlacedRow], shape: tuple[int, int]) -> Tensor | None:
-        """Read states [batch, tokens, hidden] to the host, zero at padding; None unless all rows are cached."""
+        """Read states [batch, tokens, *width] to the host, zero at padding; None unless all rows are cached."""
         if not self.store.has_all(row.key for row in rows):
             self.flush()  # the last batch may still be on its way to the disk
             if not self.store.has_all(row.key for row in rows):
@@ -109,13 +110,13 @@ class PrefixCache:
             if known is None or len(known) != len(row.places):
                 return None
             raw[row.places.numpy()] = known.view(torch.uint8).numpy()
-        return states.view(*shape, -1)
+        return states.view(*shape, *self._width)
 
     def keep(self, rows: Sequence[PlacedRow], states: Tensor) -> None:
-        """Store states [batch, tokens, hidden] of a forward, in the background."""
+        """Store states [batch, tokens, *width] of a forward, in the background."""
         if self.store.failure is not None:
             return
-        flat = states.detach().flatten(0, 1)
+        flat = states.detach().flatten(2).flatten(0, 1)
         new = {row.key: flat[row.places.to(flat.device)] for row in rows if row.key not in self.store}
         if self._written is not None:
             self._written.result()  # at most one batch waits in memory

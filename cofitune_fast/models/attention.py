@@ -7,7 +7,10 @@ gathers the rows as [rows, tokens], runs ordinary causal SDPA, and scatters each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,18 +20,45 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..errors import CofituneError
+
 NAME = "cofitune_rows"
 SHORT = 256  # tokens
 
 
-def takes_tries(model: nn.Module, longest: int) -> bool:
-    """True if rows of up to `longest` tokens can be passed as a trie, see `trie_attention`.
+_WINDOWS = re.compile(r"(sliding_|attention_|^)window(_size)?|attention_chunk_size|local_attention")
 
-    This needs SDPA, and no row may be longer than a sliding window.
+
+def takes_sdpa(model: nn.Module) -> bool:
+    """True if the model's attention is SDPA, which `trie_attention` stands in for."""
+    return model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
+
+
+def longest_row(model: nn.Module) -> float:
+    """Number of tokens that every attention of `model` sees at once: the shortest window of a layer, or infinity."""
+    config = model.config.get_text_config().to_dict()
+    return min((size for key, size in config.items() if _WINDOWS.fullmatch(key) and isinstance(size, int) and size > 0),
+               default=math.inf)
+
+
+def why_mixed_otherwise(layers: Iterable[nn.Module]) -> str | None:
+    """The reason why tokens in `layers` are mixed by more than transformers' attention functions; None if they are not.
+
+    Such a layer can take no trie.
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    return config._attn_implementation in ("sdpa", NAME) and (not window or longest <= window)
+    for index, layer in enumerate(layers):
+        modules = list(layer.modules())
+        if any(isinstance(module, nn.Conv1d) for module in modules):
+            return f"a convolution in layer {index} mixes its tokens"
+        if any(type(module).__name__.endswith("Indexer") for module in modules):
+            return f"layer {index} chooses the tokens that a token attends to"
+        if not any(_by_interface(module) for module in modules):
+            return f"layer {index} has its own code for attention"
+    return None
+
+
+def _by_interface(module: nn.Module) -> bool:
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__code__.co_names
 
 
 @contextmanager
@@ -57,6 +87,9 @@ def _attend(
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if rows is None:
         return attend(module, query, key, value, attention_mask, **options)
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise CofituneError(f"{type(module).__name__} makes a mask of its own, which a trie cannot have; set "
+                            "memory.packing to off.")
 
     def apart(states: Tensor) -> Tensor:
         tokens = states[0].transpose(0, 1).index_select(0, rows.flatten())

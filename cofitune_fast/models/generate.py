@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CofituneError
 from .sharded import is_sharded
@@ -40,3 +40,17 @@ def continue_prompts(
     finally:
         model.generation_config = own
     return output[:, length:].tolist()
+
+
+def wrote(tokenizer: Any, text: str, start: int) -> Callable[..., Tensor]:
+    """Make a stopping criterion for `generate`: a row stops once what it has after token `start` contains `text`.
+
+    transformers' own stop_strings would also match a text that begins in the prompt.
+    """
+    most = len(text.encode())  # tokens that `text` can have at most
+
+    def criterion(input_ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
+        return torch.tensor([text in tokenizer.decode(ids[start:][-most:]) for ids in input_ids],
+                            device=input_ids.device)
+
+    return criterion

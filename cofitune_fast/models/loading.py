@@ -109,6 +109,10 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
         if not (location / "config.json").is_file():
             raise CofituneError(f"{location} is not a model folder: it has no config.json; name a folder as "
                                 "save_pretrained writes it, a hub id or a .gguf file.")
+    elif location.is_file() and ".gguf." in location.name:
+        joined = location.name.partition(".gguf.")[0] + ".gguf"
+        raise CofituneError(f"{location} is one part of a GGUF file: join all parts in their order, as by "
+                            f"`cat {joined}.* > {joined}`, and name the joined file.")
     elif location.exists():
         raise CofituneError(f"{location} is a file, not a model folder, and does not end in .gguf.")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
@@ -140,6 +144,8 @@ def _converted_gguf(file: Path, dtype: str) -> Path:
     try:
         with _no_progress_bars(), atomic_folder(folder) as temporary:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            if tokenizer.bos_token and tokenizer.bos_token_id not in tokenizer("")["input_ids"] and _begins_texts(file):
+                tokenizer.add_bos_token = True  # transformers 5.5 reads the token, but not that it begins every text
             read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
             # transformers refuses to save a model read from GGUF, but saves one that is built from its config.
             config = type(read.config)(**{
@@ -158,6 +164,14 @@ def _converted_gguf(file: Path, dtype: str) -> Path:
             "that transformers does not read: fetch it anew or name an ordinary model folder."
         ) from error
     return folder
+
+
+def _begins_texts(file: Path) -> bool:
+    """True if a GGUF file asks for the beginning-of-sequence token before every text."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    return field is not None and bool(field.contents())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -70,8 +71,9 @@ def load_quantized(
     location: a full-precision checkpoint: a folder as `save_pretrained` writes it, or a hub id.
     method: "nf4" (4 bits, blocks of 64, scales quantised too: QLoRA, arXiv 2305.14314) or "int8" (8 bits, one scale per
         row: LLM.int8(), arXiv 2208.07339; activations above 6 are computed in 16 bits).
-    keep: full names of the modules that stay ordinary `nn.Linear`, or a function such as `Region.modules` that returns
-        them for the model on the meta device. Embeddings, norms and the head always stay.
+    keep: full names of the modules that stay as they are, or a function such as `Region.modules` that returns them for
+        the model on the meta device. Only `nn.Linear` and Conv1D are quantised, so embeddings, norms, fused experts
+        and the head always stay.
     dtype: the dtype of everything that is not quantised, and of the arithmetic: "auto" (the checkpoint's), a dtype or
         its name.
 
@@ -88,23 +90,30 @@ def load_quantized(
     plan = skeleton(location, dtype)
     if getattr(plan.config, "quantization_config", None) is not None:
         raise CofituneError(f"The checkpoint {location} is quantised already; name the full-precision base instead.")
-    linear = {name: module for name, module in plan.named_modules() if type(module) is nn.Linear}
+    modules = dict(plan.named_modules())
+    # bitsandbytes' layers replace these types and none derived from them; experts in one tensor stay as they are.
+    linear = {name: module for name, module in modules.items() if type(module) in (nn.Linear, Conv1D)}
     kept = set(keep(plan) if callable(keep) else keep)
-    if unknown := sorted(kept - linear.keys()):
-        raise CofituneError(f"The model {location} has no projection named {unknown[0]}; only these can be kept.")
-    kept |= {name for name, module in linear.items() if module is plan.get_output_embeddings()}
+    if unknown := sorted(kept - modules.keys()):
+        raise CofituneError(f"The model {location} has no module named {unknown[0]} that could be kept.")
+    head = {name for name, module in linear.items() if module is plan.get_output_embeddings()}
+    kept |= head
+    if not linear.keys() - head:
+        raise CofituneError(f"The layers of {location} hold no nn.Linear or Conv1D, and nothing else can be quantised.")
     if not (chosen := linear.keys() - kept):
         raise CofituneError(
             f"Nothing of the model {location} is left to quantise, as every projection is to be trained; train a "
             "smaller region or load the model unquantised."
         )
-    config = _config(method, dtype, sorted(kept))
+    config = _config(method, dtype, sorted(kept & linear.keys()))
     model = AutoModelForCausalLM.from_pretrained(
         location, dtype=dtype, device_map={"": device}, quantization_config=config,
         attn_implementation=attn_implementation,
     )
     layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     quantised = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
+    precise = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
+    chosen = {name for name in chosen if name in quantised or not any(part in name.split(".") for part in precise)}
     if wrong := sorted(quantised.keys() ^ chosen):
         raise CofituneError(
             f"The layers of {location} were not quantised as asked for ({wrong[0]}); use the versions of transformers "

@@ -169,16 +169,6 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def unshard(model: nn.Module) -> None:
-    """Gather the weights outside the decoder layers, for callers that run a part of the model on its own.
-
-    They stay gathered until the end of the next backward, the end of a call of the model without gradients, or
-    `reshard`. Collective.
-    """
-    if is_sharded(model):
-        model.unshard()
-
-
 def _reshard_where_no_backward_comes(model: nn.Module, inputs: Any, output: Any) -> None:
     if not torch.is_grad_enabled():
         model.reshard()

@@ -55,8 +55,8 @@ op.add("triton", _triton, triton.devices(), triton.load_error)
 
 
 def _by_chunks(
-    kl_rows: KlRows, hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, softcap: float | None,
-    chunk_tokens: int, need_gradients: bool,
+    kl_rows: KlRows, hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    scale: float, softcap: float | None, chunk_tokens: int, need_gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum of KL(p || q) over the tokens, and its gradients by both hidden states; these are empty if not needed."""
     tokens, dtype = hidden_p.shape[0], torch.promote_types(hidden_p.dtype, torch.float32)
@@ -69,21 +69,30 @@ def _by_chunks(
         hidden = torch.cat([hidden_p[rows], hidden_q[rows]])
         count = hidden.shape[0] // 2
         logits = buffer[: 2 * count]
-        to_logits(hidden, weight, logits)
+        to_logits(hidden, weight, logits, bias, scale)
         total += kl_rows(logits[:count], logits[count:], softcap, need_gradients).sum(dtype=torch.float64)
         if need_gradients:
-            grad_p[rows], grad_q[rows] = _to_hidden(logits, weight, hidden.dtype).split(count)
+            grad_p[rows], grad_q[rows] = _to_hidden(logits, weight, hidden.dtype).mul_(scale).split(count)
     return total.to(dtype), grad_p, grad_q
 
 
-def to_logits(hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor) -> None:
-    """Write hidden W^T into `logits`, with products and sums in the logits' dtype."""
+def to_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor, bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+) -> None:
+    """Write scale * (hidden W^T + bias) into `logits`, with products and sums in the logits' dtype."""
     if _mixes(weight, hidden.dtype):
         torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)
-        return
-    hidden = hidden.to(logits.dtype)
-    for rows, part in _slices(weight, logits.dtype):
-        torch.mm(hidden, part.T, out=logits[:, rows])
+        if scale != 1:
+            logits.mul_(scale)
+    else:
+        hidden = hidden.to(logits.dtype)
+        if scale != 1:
+            hidden = hidden * scale  # fewer numbers than the logits
+        for rows, part in _slices(weight, logits.dtype):
+            torch.mm(hidden, part.T, out=logits[:, rows])
+    if bias is not None:
+        logits.add_(bias.to(logits.dtype), alpha=scale)
 
 
 def _to_hidden(gradients: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -114,16 +123,16 @@ def _slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, t
 @torch.library.custom_op(
     "cofitune_fast::linear_kl",
     mutates_args=(),
-    schema="(Tensor hidden_p, Tensor hidden_q, Tensor weight, float? softcap, int chunk_tokens, bool need_gradients, "
-    "str backend) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor hidden_p, Tensor hidden_q, Tensor weight, Tensor? bias, float scale, float? softcap, "
+    "int chunk_tokens, bool need_gradients, str backend) -> (Tensor, Tensor, Tensor)",
 )
-def _linear_kl(hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients, backend):
+def _linear_kl(hidden_p, hidden_q, weight, bias, scale, softcap, chunk_tokens, need_gradients, backend):
     kl_rows = partial(op.run, backend, hidden_p.device)
-    return _by_chunks(kl_rows, hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients)
+    return _by_chunks(kl_rows, hidden_p, hidden_q, weight, bias, scale, softcap, chunk_tokens, need_gradients)
 
 
 @_linear_kl.register_fake
-def _(hidden_p, hidden_q, weight, softcap, chunk_tokens, need_gradients, backend):
+def _(hidden_p, hidden_q, weight, bias, scale, softcap, chunk_tokens, need_gradients, backend):
     total = hidden_p.new_empty((), dtype=torch.promote_types(hidden_p.dtype, torch.float32))
     grad_p, grad_q = (torch.empty_like(h) if need_gradients else h.new_empty(0) for h in (hidden_p, hidden_q))
     return total, grad_p, grad_q
@@ -136,21 +145,22 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_total, *_):
     if grad_total is None:
-        return (None,) * 7
+        return (None,) * 9
     grads = [(grad_total * saved).to(saved.dtype) for saved in ctx.saved_tensors]
-    return *grads, None, None, None, None, None
+    return *grads, *[None] * 7
 
 
 _linear_kl.register_autograd(_backward, setup_context=_setup_context)
 
 
 def linear_kl(
-    hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, *, softcap: float | None = None,
+    hidden_p: torch.Tensor, hidden_q: torch.Tensor, weight: torch.Tensor, *,
+    bias: torch.Tensor | None = None, scale: float = 1.0, softcap: float | None = None,
     chunk_tokens: int | None = None, reduction: str = "mean", backend: str = "auto",
 ) -> torch.Tensor:
-    """Compute KL(softmax(hidden_p W^T) || softmax(hidden_q W^T)) in nats, over N tokens.
+    """Compute KL(softmax(z_p) || softmax(z_q)) in nats, over N tokens, with z = scale * (hidden W^T + bias).
 
-    It can be differentiated once, by both hidden states but not by the weight. Both gradients are computed together
+    It can be differentiated once, by both hidden states but not by the head. Both gradients are computed together
     with the loss, so that at most `chunk_tokens` rows of logits exist at a time. Arithmetic is in float32 or better,
     with one exception: for bfloat16 on CUDA the gradients by the logits enter the last matrix product with 16
     significant bits.
@@ -162,7 +172,9 @@ def linear_kl(
     Args:
         hidden_p, hidden_q: [N, H], float32, bfloat16 (or float64), of one dtype.
         weight: the head [V, H], any of these dtypes; no gradient flows to it.
-        softcap: c of the final soft cap z = c tanh(raw / c) that some families (Gemma 2) put on the logits.
+        bias: of the head, [V], or None.
+        scale: factor on the logits, as in Granite and Cohere.
+        softcap: c of the final soft cap c tanh(z / c) that some families (Gemma 2) put on the logits z.
         chunk_tokens: rows of logits at a time; None: 2^23 / V, but at least one.
         reduction: "mean" over the N tokens, or "sum"; both are 0 without tokens.
         backend: "auto", "reference", "cpu", "triton" or "cuda". It computes divergences and gradients from the logits;
@@ -182,7 +194,12 @@ def linear_kl(
     require(weight.shape[1] == hidden_p.shape[1],
             f"{_NAME}: weight has {weight.shape[1]} columns, but the hidden states have {hidden_p.shape[1]}.")
     require(weight.shape[0] > 0, f"{_NAME}: weight has no rows; the vocabulary must have at least one token.")
-    one_device(_NAME, hidden_p=[hidden_p], hidden_q=[hidden_q], weight=[weight])
+    one_device(_NAME, hidden_p=[hidden_p], hidden_q=[hidden_q], weight=[weight], bias=[bias])
+    if bias is not None:
+        dtype_is(_NAME, "bias", bias, torch.float32, torch.bfloat16, torch.float64)
+        shape_is(_NAME, "bias", bias, weight.shape[:1])
+        bias = bias.detach()
+    require(math.isfinite(scale), f"{_NAME}: scale must be a finite number, not {scale}.")
     require(softcap is None or 0 < softcap < math.inf, f"{_NAME}: softcap must be positive or None, not {softcap}.")
     require(reduction in ("mean", "sum"), f"{_NAME}: reduction must be 'mean' or 'sum', not {reduction!r}.")
     if chunk_tokens is None:
@@ -193,5 +210,6 @@ def linear_kl(
                 f"{_NAME}: float64 has the reference only; use backend='auto' or 'reference', not {backend!r}.")
         backend = "reference"
     need_gradients = torch.is_grad_enabled() and (hidden_p.requires_grad or hidden_q.requires_grad)
-    total = _linear_kl(hidden_p, hidden_q, weight.detach(), softcap, chunk_tokens, need_gradients, backend)[0]
+    head = weight.detach(), bias, scale, softcap
+    total = _linear_kl(hidden_p, hidden_q, *head, chunk_tokens, need_gradients, backend)[0]
     return total / max(1, hidden_p.shape[0]) if reduction == "mean" else total

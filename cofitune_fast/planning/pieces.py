@@ -21,7 +21,7 @@ from torch._guards import detect_fake_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from ..losses.chunked import response_loss, takes_chunks
+from ..losses.chunked import chunked_head, response_loss
 from ..regions import resolve_layout
 from .follow import Piece, Step, follow
 from .quantized_layers import quantized_forward
@@ -62,7 +62,7 @@ class Pieces:
         self._flags = [tuple(p.requires_grad for p in layer.parameters()) for layer in self.layers]
         self.first = 0 if self.trains_embedding else next(i for i, flags in enumerate(self._flags) if any(flags))
         with self._with_stubs(lambda index, states, arguments: torch.empty_like(states)):
-            self.chunked = takes_chunks(model)
+            self.head = chunked_head(model)
 
     def surroundings(self, step: Step) -> Surroundings:
         return self._once(("surroundings", step.rows, step.length), lambda: self._surroundings(step))
@@ -172,7 +172,7 @@ class Pieces:
             entered.append(states.pop())
             counted.append(live)
             places = torch.zeros(step.responses, dtype=torch.long)
-            return response_loss(self.model, given[0], places, places, 1.0, chunked=self.chunked)
+            return response_loss(self.model, given[0], places, places, 1.0, head=self.head)
 
         with self._with_stubs(stub):
             return follow(self.model, run, [self._batch(step)], self._states(step), step)

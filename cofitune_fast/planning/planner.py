@@ -174,9 +174,9 @@ class Planner:
         cached = settings.prefix == "cached"
         start = pieces.first if cached else 0
         layers = {index: pieces.layer(index, step) for index in range(start, len(pieces.layers))}
-        # The input of the first layer that runs is the embeddings' output, or the states from the cache.
-        same_input = cached or not around.embeddings_apart
-        embeddings = 0 if cached or (same_input and layers[start].keeps_input) else around.states
+        # The embeddings' output is held until the end. It is the first layer's input unless the cache has that one.
+        same_input = not around.embeddings_apart
+        embeddings = 0 if same_input and layers[start].keeps_input and not cached else around.states
         holding = sum(around.shared.values()) + embeddings
 
         saved: list[tuple[int, Piece]] = []  # (activations after the part, the part) in the order of the forward

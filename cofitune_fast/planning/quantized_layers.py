@@ -31,7 +31,7 @@ def quantized_bytes(weight: Tensor, method: str) -> int:
 
 def is_quantizable(module: nn.Module) -> bool:
     """True for a linear layer without trained parameters. Callers pass the modules of decoder layers only."""
-    return isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters())
+    return type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters())
 
 
 @contextmanager

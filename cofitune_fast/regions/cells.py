@@ -61,7 +61,7 @@ class Cell:
     out: dimension of `parameter` along which its outputs lie: 0 for nn.Linear, 1 for GPT-2's Conv1D, and 1 or 2 for
         experts [experts, ...].
     block: name of the module that holds the attention, the mixer or the FFN.
-    shared: names of the other layers' modules that use the same tensor.
+    shared: the other layers that use the same tensor.
     """
 
     layer: int

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import CofituneError
-from ..models.fingerprint import PARTS, named_parameters, normalize_name
+from ..models.fingerprint import named_parameters, normalize_name
 from .cells import ROLES, Block, Cell, Part
 from .roles import Found, by_map, by_structure, kind_of, weights
 
@@ -132,46 +132,58 @@ def resolve_layout(model: nn.Module) -> Layout:
     layers, in_order = decoder_layers(inner, text)
     given: Mapping[str, Any] = getattr(inner, "cofitune_roles", None) or {}
 
-    names = {id(parameter): name for name, parameter in named_parameters(model)}
-    by_name = dict(named_parameters(model))
-    places = {id(module): name for name, module in _named_modules(model)}
+    parameters, modules = dict(named_parameters(model)), dict(_named_modules(model))
+    names = _Names({id(tensor): name for name, tensor in parameters.items()},
+                   {id(module): name for name, module in modules.items()}, _users(layers))
     found = [_found(layer, model_type, text, given) for layer in layers]
     if given:
-        _check_given(given, found, layers, model_type)
-    users: dict[str, set[int]] = {}
-    for index, layer in enumerate(layers):
-        for name, parameter in layer.named_parameters():
-            if PARTS not in name:
-                users.setdefault(names[id(parameter)], set()).add(index)
-
+        _check_given(given, layers, model_type)
     cells: list[Cell] = []
     blocks: dict[str, Block] = {}
     for index, projections in enumerate(found):
-        mine, parents = [], {}
-        for one in projections:
-            name = names[id(one.weight.tensor)]
-            bias_key = one.weight.bias
-            bias = names[id(one.weight.module._parameters[bias_key])] if bias_key else None
-            bias_part = None
-            if bias is not None and one.part is not None:
-                bias_part = Part(by_name[bias].dim() - 1, one.part.start, one.part.stop, one.part.period)
-            parent = layers[index].get_submodule(one.weight.parent)
-            block = places.get(id(parent), "")
-            parents[block] = parent
-            mine.append((one, Cell(index, one.role, name, one.part, one.weight.out, bias, bias_part, block,
-                                   tuple(sorted(users[name] - {index})))))
-        cells += [cell for _, cell in mine]
-        for block in dict.fromkeys(cell.block for _, cell in mine if cell.role != "ffn.router"):
-            of_block = [(one, cell) for one, cell in mine if cell.block == block and cell.role != "ffn.router"]
-            blocks[block] = _block(block, index, of_block, parents[block], text)
+        pairs = [(one, _cell(one, index, layers[index], names)) for one in projections]
+        cells += [cell for _, cell in pairs]
+        for name in dict.fromkeys(cell.block for _, cell in pairs if cell.role != "ffn.router"):
+            of_block = [(one, cell) for one, cell in pairs if cell.block == name and cell.role != "ffn.router"]
+            blocks[name] = _block(name, index, of_block, modules[name], text)
     if not cells:
         raise CofituneError(_unsupported(model_type, layers[0], 0))
     order = {role: place for place, role in enumerate(ROLES)}
     cells.sort(key=lambda cell: (cell.layer, order[cell.role]))
     return Layout(
-        model_type, len(layers), text.hidden_size, in_order, tuple(cells), blocks, layers,
-        dict(_named_modules(model)), by_name,
+        model_type, len(layers), text.hidden_size, in_order, tuple(cells), blocks, layers, modules, parameters,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of tensors and modules by id, and the layers that use a tensor."""
+
+    tensors: Mapping[int, str]
+    modules: Mapping[int, str]
+    users: Mapping[int, set[int]]
+
+
+def _users(layers: list[nn.Module]) -> dict[int, set[int]]:
+    users: dict[int, set[int]] = {}
+    for index, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            users.setdefault(id(parameter), set()).add(index)
+    return users
+
+
+def _cell(one: Found, layer: int, module: nn.Module, names: _Names) -> Cell:
+    weight, part = one.weight, one.part
+    bias = bias_part = None
+    if weight.bias is not None:
+        tensor = weight.module._parameters[weight.bias]
+        bias = names.tensors[id(tensor)]
+        if part is not None:
+            bias_part = Part(tensor.dim() - 1, part.start, part.stop, part.period)
+    block = names.modules[id(module.get_submodule(weight.parent))]
+    others = names.users[id(weight.tensor)] - {layer}
+    return Cell(layer, one.role, names.tensors[id(weight.tensor)], part, weight.out, bias, bias_part, block,
+                tuple(sorted(others)))
 
 
 def tensors_named(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -205,7 +217,7 @@ def _found(layer: nn.Module, model_type: str, text: Any, given: Mapping[str, Any
     return mapped + [one for one in structure if one.role not in given]
 
 
-def _check_given(given: Mapping[str, Any], found: list[list[Found]], layers: list[nn.Module], model_type: str) -> None:
+def _check_given(given: Mapping[str, Any], layers: list[nn.Module], model_type: str) -> None:
     present = {weight.path for layer in layers for weight in weights(layer)}
     for role, entries in given.items():
         for entry in [entries] if isinstance(entries, str) else entries:

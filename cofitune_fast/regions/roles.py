@@ -19,13 +19,14 @@ from ..models.fingerprint import PARTS
 from .cells import ROLES, Part
 
 # The names of a block's children tell what the block is.
-_QUERIES = {"q_proj", "q_b_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "Wq", "q", "kv_proj"}
+_QUERIES = {"q_proj", "q_b_proj", "q_gate_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "Wq", "q", "kv_proj"}
 _MIXERS = re.compile(r"in_proj.*|conv.*|linear_x|receptance|ssm.*")
 
 _ATTENTION = {
-    "q_proj": "attn.q", "q_b_proj": "attn.q", "q_a_proj": "attn.q_a", "q": "attn.q", "Wq": "attn.q",
-    "k_proj": "attn.k", "k": "attn.k", "Wk": "attn.k", "v_proj": "attn.v", "v": "attn.v", "Wv": "attn.v",
-    "kv_a_proj_with_mqa": "attn.kv_a", "kv_a_proj": "attn.kv_a",
+    "q_proj": "attn.q", "q_b_proj": "attn.q", "q_gate_proj": "attn.q", "q": "attn.q", "Wq": "attn.q",
+    "k_proj": "attn.k", "k": "attn.k", "Wk": "attn.k",
+    "v_proj": "attn.v", "v": "attn.v", "Wv": "attn.v", "v_proj_current": "attn.v", "v_proj_delayed": "attn.v",
+    "q_a_proj": "attn.q_a", "kv_a_proj_with_mqa": "attn.kv_a", "kv_a_proj": "attn.kv_a",
     "o_proj": "attn.o", "out_proj": "attn.o", "dense": "attn.o", "c_proj": "attn.o", "Wo": "attn.o",
     "o_b_proj": "attn.o", "gate_proj": "attn.gate", "g_proj": "attn.gate", "output_gate": "attn.gate",
     "ogate_preact": "attn.gate",
@@ -45,7 +46,6 @@ _FFN = {
 }  # fmt: skip
 _CHANNEL_MIX = {"key": "ffn.up", "receptance": "ffn.gate", "value": "ffn.down"}  # RWKV's feed-forward part
 _FUSED_QKV = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")
-_ROUTER = re.compile(r"(.*\.)?(router|gate\.wg|router\.layer|router\.gate|router\.classifier|shared_expert_gate)")
 _WITHOUT_ROLE = re.compile(r"(.*\.)?(indexer|compressor|altup|laurel|adapter_list|gate_up_proj_adapter_list)(\..*|)")
 
 
@@ -166,7 +166,7 @@ def _role(weight: Weight, siblings: Mapping[str, set[str]]) -> str | None:
     if _WITHOUT_ROLE.fullmatch(weight.path):
         return None
     around = siblings[weight.parent]
-    if _ROUTER.fullmatch(weight.path) or (weight.leaf == "gate" and "experts" in around):
+    if _routes(weight.path, siblings):
         return "ffn.router"
     if weight.parent.startswith("self_attention.experts"):  # JetMoE routes the attention's projections, too
         return {"input_linear": "attn.q", "output_linear": "attn.o"}.get(weight.leaf)
@@ -185,6 +185,13 @@ def _role(weight: Weight, siblings: Mapping[str, set[str]]) -> str | None:
     return role
 
 
+def _routes(path: str, siblings: Mapping[str, set[str]]) -> bool:
+    """True if a weight belongs to what chooses experts, which may be a small network."""
+    parts = path.split(".")
+    return "router" in parts or parts[-1] == "shared_expert_gate" or any(
+        part == "gate" and "experts" in siblings[".".join(parts[:place])] for place, part in enumerate(parts))
+
+
 def _split(
     weight: Weight, role: str, layer: nn.Module, everything: list[Weight], model_type: str, config: Any
 ) -> list[Found]:
@@ -200,6 +207,11 @@ def _split(
         keys, values = module.qk_nope_head_dim, module.v_head_dim
         return [Found(weight, "attn.k", Part(weight.out, 0, keys, keys + values)),
                 Found(weight, "attn.v", Part(weight.out, keys, keys + values, keys + values))]
+    if weight.leaf == "q_gate_proj":
+        module = layer.get_submodule(weight.parent)
+        queries, gates = module.qk_head_dim, module.v_head_dim
+        return [Found(weight, "attn.q", Part(weight.out, 0, queries, queries + gates)),
+                Found(weight, "attn.gate", Part(weight.out, queries, queries + gates, queries + gates))]
     if weight.leaf == "kv_proj":
         if model_type != "jetmoe":  # one projection that is both, as in DeepSeek V4
             return [Found(weight, "attn.kv_a")]

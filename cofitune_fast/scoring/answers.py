@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..data import Encoded, collate_trie, pad_rows, padded_places, plan_batches, plan_packs, row_predictors
 from ..errors import CofituneError
+from ..memory.abilities import takes_tries
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.prefix_cache import PlacedRow, row_keys
-from ..models.attention import takes_tries, trie_attention
+from ..models.attention import trie_attention
 from ..models.head import select_positions
 from ..models.mode import evaluation_mode
 from .results import ItemScore

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 
 from ..data import Example, encode_prompt, pad_token_id, plan_batches
-from ..data.encode import end_of_turn
 from ..data.formats import Message
+from ..data.turns import turn_end
 from ..errors import CofituneError
-from ..models.generate import continue_prompts
+from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
 from .ifeval import followed_instructions, known_instructions
 from .results import Score, score_of
@@ -72,9 +71,9 @@ def generate_texts(
 ) -> list[str]:
     """Generate the greedy response to each prompt, without end of turn and special tokens.
 
-    A response ends at the chat template's end of turn, at the end of sequence, after `max_new_tokens`, or at the
-    model's maximum length. Prompts of similar length are decoded together, padded on the left. The model's own
-    generation settings (penalties, temperature) are not used.
+    A response ends as `data.turns.turn_end` says, after `max_new_tokens`, or at the model's maximum length. Prompts of
+    similar length are decoded together, padded on the left. The model's own generation settings (penalties,
+    temperature) are not used.
     """
     encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -82,7 +81,7 @@ def generate_texts(
         if longest is not None and len(ids) >= longest:
             name = where[number] if where and where[number] else f"Prompt {number + 1}"
             raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
-    end, ends = _ends(model, tokenizer)
+    ends, end = turn_end(tokenizer, getattr(model, "generation_config", None))
     texts = [""] * len(encoded)
     with left_as_found(model, tokenizer):
         for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
@@ -92,36 +91,12 @@ def generate_texts(
                 do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends) or None,
                 pad_token_id=pad_token_id(tokenizer), use_cache=True,
             )
-            options = {} if end is None else {"stopping_criteria": [_wrote(tokenizer, end, max(map(len, batch)))]}
+            options = {} if end is None else {"stopping_criteria": [wrote(tokenizer, end, max(map(len, batch)))]}
             for index, ids in zip(indices, continue_prompts(model, batch, config, **options), strict=True):
                 stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:stop], skip_special_tokens=end is None)
                 texts[index] = text if end is None else text.partition(end)[0]
     return texts
-
-
-def _wrote(tokenizer: Any, end: str, start: int) -> Callable[..., Tensor]:
-    """Make a stopping criterion: a row stops once its text after token `start` contains `end`.
-
-    transformers' own stop_strings would also match a text that begins in the prompt.
-    """
-    most = len(end.encode())  # tokens that `end` can have at most
-
-    def criterion(input_ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
-        return torch.tensor([end in tokenizer.decode(ids[start:][-most:]) for ids in input_ids],
-                            device=input_ids.device)
-
-    return criterion
-
-
-def _ends(model: nn.Module, tokenizer: Any) -> tuple[str | None, set[int]]:
-    """The chat template's end of turn if it has more than one token, else None; and the tokens that end a response."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {own} if isinstance(own, int) else set(own or ())
-    end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
-    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-    ends |= {tokenizer.eos_token_id, *(ids if len(ids) == 1 else ())} - {None}
-    return (None if len(ids) == 1 else end), ends
 
 
 def most_new_tokens(task: Task) -> int:

@@ -84,9 +84,10 @@ REFUSED: dict[str, Rule] = {
     "greater_is_better": Rule("the best model is the one of the smallest loss; leave it out"),
     **dict.fromkeys(("push_to_hub", "hub_always_push", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"),
                     Rule(_HUB)),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config",
-                     "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
-                    Rule(_SHARDED)),
+    **dict.fromkeys(("deepspeed", "fsdp", "parallelism_config", "accelerator_config", "ddp_find_unused_parameters",
+                     "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"), Rule(_SHARDED)),
+    # Older releases of transformers 5, such as 5.5, fill in a dict of zeros even where FSDP is off.
+    "fsdp_config": Rule(_SHARDED, lambda value: not (any(value.values()) if isinstance(value, dict) else value)),
     **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _REENTRANT),
     "label_names": Rule(_OWN_ROWS),
     "train_sampling_strategy": Rule("rows of like length come together wherever that saves padding; leave it out",

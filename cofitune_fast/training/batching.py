@@ -24,8 +24,9 @@ from ..data import (
     row_predictors,
 )
 from ..errors import CofituneError
+from ..memory.abilities import takes_tries, trie_ability
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
-from ..models.attention import takes_tries
+from ..models.attention import longest_row
 from ..models.sharded import all_ranks
 
 
@@ -232,11 +233,11 @@ def run_batches(
         return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
                             drop_last=args.dataloader_drop_last, **ranks, **anchored)
 
-    possible = takes_tries(model, longest)
+    possible = packing != "off" and takes_tries(model, longest)
     if packing == "on" and not possible:
-        raise CofituneError("memory.packing is on, but this model's attention is not sdpa (it is "
-                            f"{model.config.get_text_config()._attn_implementation}) or its sliding window is shorter "
-                            "than the longest row; set it to auto.")
+        reason = trie_ability(model).why_not or (f"the longest row has {longest} tokens, and its attention sees "
+                                                 f"{longest_row(model)} at once")
+        raise CofituneError(f"memory.packing is on, which this model does not allow: {reason}; set it to auto.")
     at_random = batches(by_length=False)
     if packing == "on" or (packing == "auto" and possible
                            and all_ranks(packing_gain(data.rows, at_random.batches) >= 1.1)):

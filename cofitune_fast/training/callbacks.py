@@ -50,6 +50,18 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupted = True
 
 
+class EpochOfBatches(TrainerCallback):
+    """Tells the batch sampler which epoch begins: Trainer of transformers 5.5 does not in a run that is resumed."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.batches.set_epoch(int(state.epoch or 0))
+
+
 class SameOnAllRanks(TrainerCallback):
     """Makes all ranks follow a decision of one of them, because saving and stopping must be done together.
 

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from ..data import Encoded
 from ..errors import CofituneError
 from ..memory import PeakMemory
+from ..memory.abilities import checkpoint_ability
 from ..memory.cached_prefix import open_prefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.settings import MemorySettings
@@ -139,6 +140,10 @@ def train_region(
         if sentence is not None:
             _note(notes, sentence)
     evaluated = KeyedRows(eval_rows) if evaluates(training) else None
+    able = checkpoint_ability(model)
+    if arguments.gradient_checkpointing and not able:
+        arguments.gradient_checkpointing = False
+        _note(notes, f"Gradient checkpointing is off: {able.why_not}.")
     cache = _prefix_cache(model, region, [data, evaluated], arguments, options.memory, proof, notes)
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     patience = training.get(PATIENCE)

@@ -22,19 +22,20 @@ from ..anchor import Anchor
 from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
-from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, response_losses, takes_chunks
+from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
+from ..memory.abilities import frozen_prefix
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
-from ..memory.prefix import FrozenPrefix
 from ..memory.prefix_cache import PrefixCache
 from ..models.attention import trie_attention
+from ..models.head import Head
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
-from .callbacks import FrozenPart, SameOnAllRanks
+from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks
 from .checkpoint import load_training_state, save_training_state, set_random_states
 from .mean import Mean
 from .options import TrainOptions
@@ -104,7 +105,7 @@ class CoFiTuneTrainer(Trainer):
         self._held_tokens: int | None = None  # of all micro-batches of the step
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
-        self.prefix = FrozenPrefix.of(model, region)
+        self.prefix = frozen_prefix(model, region)
         data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
         self.anchor = data.anchor
         if options.reference is not None and not any(getattr(row, "held", None) for row in data.rows):
@@ -116,7 +117,7 @@ class CoFiTuneTrainer(Trainer):
             refuse_accumulation(args.gradient_accumulation_steps)
         if args.world_size > 1:
             check_sharded(model, args, options.memory)
-        self.chunked: bool | None = None
+        self.head: Head | None = None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         super().__init__(
             model=model,
@@ -128,6 +129,7 @@ class CoFiTuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(FrozenPart(self.prefix, self.settle_head))
+        self.add_callback(EpochOfBatches(self.batches))
         self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
     def get_train_dataloader(self) -> DataLoader:
@@ -153,6 +155,8 @@ class CoFiTuneTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        # In transformers 5.5 accelerate would divide by the micro-batches a loss that Trainer has divided already.
+        self.accelerator.gradient_accumulation_steps = 1
         if self.args.world_size > 1:  # FSDP2 already shards the model, so accelerate must not wrap it in DDP
             prepare_model = self.accelerator.prepare_model
             self.accelerator.prepare_model = lambda model, **options: prepare_model(
@@ -184,17 +188,12 @@ class CoFiTuneTrainer(Trainer):
             yield
 
     def settle_head(self) -> None:
-        """Find out whether the model's head allows the loss in chunks.
+        """Find out whether the model's head allows the loss in chunks; `head` stays None where it does not.
 
         Call it inside `_free_prefix`, with the model on its device.
         """
-        if self.prefix is None:
-            self.chunked = takes_chunks(self.model)
-            return
-        weight = self.model.get_input_embeddings().weight
-        states = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        with self.prefix.replaced_by(states) as one_token:  # the weights of the layers below may be on the host
-            self.chunked = takes_chunks(self.model, one_token)
+        with self.prefix.skipped() if self.prefix is not None and self.prefix.is_parked else nullcontext():
+            self.head = chunked_head(self.model)
 
     def _park_prefix(self) -> None:
         """Fill the prefix cache with all rows; if it then holds them all, move the prefix's weights to the host."""
@@ -309,7 +308,7 @@ class CoFiTuneTrainer(Trainer):
                 terms.append(Term(inputs["reference_predictors"], divergence, reference.weight * world_size() / held))
                 means.append((self.reference_kl, reference.weight))
         with self._forward(inputs) as call:
-            losses = response_losses(model, call, terms, chunked=self.chunked, liger=self.release is None)
+            losses = response_losses(model, call, terms, head=self.head, liger=self.release is None)
         for (mean, weight), term in zip(means, losses[1:], strict=True):
             mean.add(term.detach() * (steps / weight))
         loss = sum(losses)
@@ -331,14 +330,14 @@ class CoFiTuneTrainer(Trainer):
             self._move_model_to_device(model, self.args.device)
         model.eval()
         with nullcontext() if training else self._free_prefix():
-            if self.chunked is None:
+            if self.head is None:  # no training has come before
                 self.settle_head()
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 targets = inputs["labels"][0, 1:]
                 terms = [Term(inputs["predictors"], CrossEntropy(targets), 1.0)]
                 with self._forward(inputs) as call:
-                    (loss,) = response_losses(model, call, terms, chunked=self.chunked, liger=True)
+                    (loss,) = response_losses(model, call, terms, head=self.head, liger=True)
                 losses, tokens = losses + loss.item(), tokens + len(targets)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         mean = total(losses) / total(tokens)

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
-from ..anchor.writing import given_texts
-from ..data import Encoded, batches, encode_examples, encode_prompt, pad_token_id, read_examples
+from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
+from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
 from ..data.formats import Example, Message
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
@@ -324,12 +323,14 @@ class Workbench:
                                seed=settings.seed)
             responses = sum(len(row.input_ids) - row.response_start for row in rows)
             return sum(len(row.input_ids) for row in rows), responses
-        lengths = [1]
-        if settings.source == "answers":
-            prompts = settings.read_prompts(self._anchor_prompts(settings))[: settings.texts]
-            lengths = [len(encode_prompt(self.tokenizer, messages)) for messages in prompts]
-        responses = settings.texts * settings.tokens
-        return sum(islice(cycle(lengths), settings.texts)) + responses, responses
+        written = responses = settings.texts * settings.tokens
+        if settings.source == "free":
+            return settings.texts + written, responses
+        prompts = settings.read_prompts(self._anchor_prompts(settings))
+        encoded = prompts_of_texts(self.tokenizer, prompts, settings.texts, settings.thinking)
+        if thinking_for(self.tokenizer, settings.thinking) == "answer":
+            written = settings.texts * (settings.thought_tokens + settings.tokens // 2)
+        return sum(map(len, encoded)) + written, responses
 
     def _anchor_prompts(self, settings: AnchorSettings) -> list[list[Message]] | None:
         if settings.prompts != "task" or settings.source != "answers":

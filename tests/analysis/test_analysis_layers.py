@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from head_cases import make_model
 from tiny import make_tiny_model
 
 from cofitune_fast.analysis.direct import direct_contributions
@@ -77,7 +80,8 @@ def test_what_the_modules_wrote_adds_up_to_the_last_state(family):
 def test_the_contributions_add_up_to_the_lead_over_the_rival(family):
     model = shaken(family)
     readout, stream = read(model)
-    readout.cap, cap = None, readout.cap  # contributions are to the logits before the soft cap
+    cap = readout.head.softcap
+    readout.head = dataclasses.replace(readout.head, softcap=None)  # contributions are to the logits before the cap
     assert (cap is not None) == (family == "gemma2")
     with torch.no_grad():
         logits = readout.logits(stream.states[-1])
@@ -135,7 +139,18 @@ def test_states_that_do_not_add_up_are_refused():
         read(model)
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+@torch.no_grad()
+def test_a_scale_of_the_logits_is_read_and_counts_in_the_contributions():
+    model = make_model("granite")
+    readout, stream = read(model)
+    readout.check(stream)
+    own_logits, _ = own(model)
+    rivals = torch.arange(len(stream.targets)) * 7 + 3
+    lead = own_logits.gather(1, stream.targets[:, None]) - own_logits.gather(1, rivals[:, None])
+    torch.testing.assert_close(direct_contributions(readout, stream, rivals).sum(1, keepdim=True), lead, **CLOSE)
+
+
+def test_a_last_reading_that_is_not_the_models_own_is_refused():
     model = shaken("llama")
     readout, stream = read(model)
     stream.logits = stream.logits * 0.5

@@ -135,7 +135,7 @@ def test_the_region_may_be_named_by_a_function_and_everything_may_be_quantised(t
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("nf5",), "Unknown quantisation 'nf5'; choose one of int8, nf4"),
-    (("nf4", ["model.layers.9.mlp.up_proj"]), "no projection named model.layers.9.mlp.up_proj"),
+    (("nf4", ["model.layers.9.mlp.up_proj"]), "no module named model.layers.9.mlp.up_proj"),
     (("nf4", lambda m: [n for n, x in m.named_modules() if type(x) is nn.Linear]), "Nothing of the model .* is left"),
 ])
 def test_refusals(arguments, message, tmp_path):

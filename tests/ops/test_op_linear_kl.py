@@ -14,8 +14,8 @@ from cofitune_fast.ops import linear_kl
 module = importlib.import_module("cofitune_fast.ops.linear_kl")
 
 
-def full_logits(hidden_p, hidden_q, weight, softcap):
-    z_p, z_q = hidden_p @ weight.T, hidden_q @ weight.T
+def full_logits(hidden_p, hidden_q, weight, softcap, bias=0, scale=1):
+    z_p, z_q = (scale * (hidden @ weight.T + bias) for hidden in (hidden_p, hidden_q))
     if softcap is not None:
         z_p, z_q = softcap * torch.tanh(z_p / softcap), softcap * torch.tanh(z_q / softcap)
     return torch.nn.functional.kl_div(z_q.log_softmax(-1), z_p.log_softmax(-1), reduction="batchmean", log_target=True)
@@ -44,17 +44,24 @@ def test_loss_and_both_gradients_are_those_of_the_full_logits(dtype, backend, ch
     check(dtype, backend, chunk_tokens, softcap)
 
 
+@pairwise({"dtype": [torch.float32, torch.bfloat16, torch.float64], "scale": [1.0, 1 / 3], "softcap": [None, 2.0],
+           "has_bias": [True, False]})
+def test_a_bias_and_a_scale_come_before_the_cap(dtype, scale, softcap, has_bias):
+    bias = torch.randn(29, generator=torch.Generator().manual_seed(1)).to(dtype) if has_bias else None
+    check(dtype, "auto", 3, softcap, bias, scale)
+
+
 @pairwise({"chunk_tokens": CHUNKS, "softcap": [None, 2.0]})
 def test_in_float64_they_are_so_to_ten_digits(chunk_tokens, softcap):
     check(torch.float64, "reference", chunk_tokens, softcap)
 
 
-def check(dtype, backend, chunk_tokens, softcap):
+def check(dtype, backend, chunk_tokens, softcap, bias=None, scale=1.0):
     p, q, weight = inputs(dtype)
-    loss = linear_kl(p, q, weight, softcap=softcap, chunk_tokens=chunk_tokens, backend=backend)
+    loss = linear_kl(p, q, weight, bias=bias, scale=scale, softcap=softcap, chunk_tokens=chunk_tokens, backend=backend)
     grads = torch.autograd.grad(loss * 3, (p, q))
     p64, q64 = (h.detach().double().requires_grad_() for h in (p, q))
-    expected = full_logits(p64, q64, weight.double(), softcap)
+    expected = full_logits(p64, q64, weight.double(), softcap, 0 if bias is None else bias.double(), scale)
     expected_grads = torch.autograd.grad(expected * 3, (p64, q64))
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(loss.double(), expected, **TOLERANCE[torch.promote_types(dtype, torch.float32)])
@@ -192,4 +199,4 @@ def test_neither_threads_nor_the_instruction_set_change_a_bit(isa):
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_the_library_op_keeps_its_schema(backend):
     p, q, weight = inputs(torch.float32)
-    torch.library.opcheck(torch.ops.cofitune_fast.linear_kl.default, (p, q, weight, 2.0, 3, True, backend))
+    torch.library.opcheck(torch.ops.cofitune_fast.linear_kl.default, (p, q, weight, None, 1.0, 2.0, 3, True, backend))

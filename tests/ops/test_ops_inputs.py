@@ -169,6 +169,8 @@ def test_unit_importance(change, words):
     ({"weight": torch.zeros(7, 5)}, r"weight has 5 columns, but the hidden states have 4"),
     ({"weight": torch.zeros(7, 4, device="meta")}, r"hidden_p\[0\] is on cpu and weight\[0\] is on meta"),
     ({"weight": torch.zeros(0, 4)}, r"weight has no rows; the vocabulary must have at least one token"),
+    ({"bias": torch.zeros(4)}, r"bias must have shape \[7\], but its shape is \[4\]"),
+    ({"scale": float("nan")}, r"scale must be a finite number, not nan"),
     ({"softcap": 0.0}, r"softcap must be positive or None, not 0.0"),
     ({"softcap": float("inf")}, r"softcap must be positive or None, not inf"),
     ({"chunk_tokens": 0}, r"chunk_tokens must be at least 1, not 0"),

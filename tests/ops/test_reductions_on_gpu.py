@@ -58,16 +58,18 @@ def test_unit_importance(backend, per, unit_size, dtype):
 
 @pytest.mark.parametrize("head", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize("softcap, scale", [(None, 1.0), (20.0, 1 / 3)])
 @pytest.mark.parametrize("chunk_tokens", [50, None])
 @backends("linear_kl")
-def test_linear_kl(backend, chunk_tokens, softcap, dtype, head):
+def test_linear_kl(backend, chunk_tokens, softcap, scale, dtype, head):
     hidden = [normal(130, 64, dtype=dtype, seed=seed) for seed in (0, 1)]
     weight = normal(5003, 64, dtype=head, seed=2) * 0.2
     inputs = [[h.to(device).requires_grad_() for h in hidden] for device in ("cpu", "cuda")]
-    options = {"softcap": softcap, "reduction": "sum"}
-    expected = linear_kl(*inputs[0], weight, backend="reference", **options)
-    ours = linear_kl(*inputs[1], weight.cuda(), chunk_tokens=chunk_tokens, backend=backend, **options)
+    bias = None if scale == 1 else normal(5003, dtype=head, seed=3)
+    options = {"scale": scale, "softcap": softcap, "reduction": "sum"}
+    expected = linear_kl(*inputs[0], weight, bias=bias, backend="reference", **options)
+    ours = linear_kl(*inputs[1], weight.cuda(), bias=bias if bias is None else bias.cuda(), chunk_tokens=chunk_tokens,
+                     backend=backend, **options)
     torch.testing.assert_close(ours.cpu(), expected, rtol=1e-5, atol=1e-6)
     tolerance = {"rtol": 2**-7, "atol": 1e-4} if dtype == torch.bfloat16 else TOLERANCE["sum"]
     for grad, exact in zip(torch.autograd.grad(ours, inputs[1]), torch.autograd.grad(expected, inputs[0]), strict=True):

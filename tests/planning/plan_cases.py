@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cofitune_fast.losses.chunked import response_loss, takes_chunks
+from cofitune_fast.losses.chunked import chunked_head, response_loss
 from cofitune_fast.memory.gradient_hooks import backward
 from cofitune_fast.memory.prefix import FrozenPrefix
 
@@ -27,7 +27,7 @@ class TrainingStep:
     def __init__(self, model, region, batch, *, checkpointing=False, release="off", cached=False):
         self.model, self.batch, self.release, self.cached = model, batch, release, cached
         self.trained = [parameter for _, parameter in region.apply(model)]
-        self.chunked = takes_chunks(model)
+        self.head = chunked_head(model)
         self.prefix = FrozenPrefix.of(model, region)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -40,12 +40,11 @@ class TrainingStep:
         inputs, places, targets = self.batch
         self.model.train()
         if not self.cached:
-            return response_loss(self.model, inputs, places, targets, 1.0, chunked=self.chunked)
+            return response_loss(self.model, inputs, places, targets, 1.0, head=self.head)
         states = torch.empty(*inputs["input_ids"].shape, self.model.config.hidden_size, dtype=self.model.dtype)
-        with self.prefix.replaced_by(states) as given:
+        with self.prefix.replaced_by(states):
             del states
-            given["attention_mask"] = inputs["attention_mask"]
-            return response_loss(self.model, given, places, targets, 1.0, chunked=self.chunked)
+            return response_loss(self.model, inputs, places, targets, 1.0, head=self.head)
 
     def __call__(self):
         loss = self.forward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import make_tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from cofitune_fast.planning.plan import Settings
 from cofitune_fast.planning.planner import Planner, fake_model
@@ -21,6 +22,14 @@ def plan(region, **changes):
     return Planner(fake_model(config, torch.float32), Region.parse(region)).plan(settings)
 
 
+def rotary_products():
+    """FLOPs of the rotary table, which older releases of transformers, such as 5.5, make by a matrix product."""
+    model = make_tiny_model()
+    with FlopCounterMode(display=False) as counter:
+        model.model.rotary_emb(torch.zeros(1), torch.arange(SETTINGS.length)[None])
+    return counter.get_total_flops()
+
+
 def products(region_layers, frozen_above, below, *, first_attention_backward=False):
     """FLOPs of a step that trains up and down of `region_layers` layers: 2 per weight and token for each of forward,
     input gradient and weight gradient; attention 4 per pair of places and channel forward, 2.5 times that backward."""
@@ -30,6 +39,7 @@ def products(region_layers, frozen_above, below, *, first_attention_backward=Fal
     whole = attention + 3 * ffn + pairs * 5 // 2  # input gradients of a layer
     head = 2 * SETTINGS.batch_size * SETTINGS.response_length * HIDDEN * VOCABULARY
     first = 2 * ffn + ffn  # weight gradients of up and down, input gradient of down; nothing goes on below
+    forward += rotary_products()
     return forward + 2 * head + first + (region_layers - 1) * (whole + 2 * ffn) + frozen_above * whole
 
 

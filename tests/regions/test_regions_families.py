@@ -1,16 +1,23 @@
-"""Every family: a region trains its own bytes and no others, and what it learnt survives delta, merge and reload."""
+"""Every structure: a region trains its own bytes and no others, and what it learnt survives delta, merge and reload."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, FAMILY_TABLE, tiny_family
+from families import CHOSEN, FAMILY_TABLE, tiny_family
 from transformers import AutoModelForCausalLM
 
 from cofitune_fast.models.fingerprint import named_parameters
 from cofitune_fast.optim import MaskedAdamW
 from cofitune_fast.regions import (
-    BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta, whole_name,
+    BaseInfo,
+    FrozenProof,
+    Region,
+    load_delta,
+    merge,
+    resolve_layout,
+    save_delta,
+    whole_name,
 )
 
 IDS = torch.tensor([[5, 9, 7, 33, 60, 8], [4, 4, 90, 12, 6, 30]])
@@ -32,7 +39,7 @@ def step(model, pairs, masks=None):
         model.zero_grad()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_train_save_load_merge(family, tmp_path):
     model = tiny_family(family)
     layout = resolve_layout(model)

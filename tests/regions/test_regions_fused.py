@@ -51,7 +51,8 @@ def attentions(layout: Layout) -> int:
 
 @pytest.mark.parametrize("family", present(
     "phi3", "gpt2", "gpt_neox", "bloom", "falcon", "mpt", "gpt_bigcode", "codegen", "persimmon",
-    "qwen3_5_text", "qwen3_next", "deepseek_v3", "minicpm3", "falcon:one-key", "falcon:heads", "gpt_bigcode:heads",
+    "qwen3_5_text", "qwen3_next", "axk2", "deepseek_v3", "minicpm3", "falcon:one-key", "falcon:heads",
+    "gpt_bigcode:heads",
 ))
 def test_queries_keys_and_values(family):
     """A query moves no attention where there is one key; a key moves later tokens only; a value moves its own, too."""

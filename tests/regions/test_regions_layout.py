@@ -95,6 +95,15 @@ def test_a_layer_may_lack_roles():
     assert kinds == {("mix.in", "mix.out", *ffn), ("attn.q", "attn.k", "attn.v", "attn.gate", "attn.o", *ffn)}
 
 
+@pytest.mark.parametrize("family", sorted({"qwen2_moe", "zaya", "gemma4_text:experts"} & set(OTHER_FAMILIES)))
+def test_what_chooses_experts_is_no_part_of_the_ffn(family):
+    layout = resolve_layout(tiny_family(family))
+    routers = {cell.parameter for cell in layout.cells if cell.role == "ffn.router"}
+    assert routers and all("gate" in name or "router" in name for name in routers)
+    trained = {cell.parameter for cell in Region.parse("all@all").cells(layout)}
+    assert not trained & routers and not any(".router" in name or ".gate." in name for name in trained)
+
+
 def test_biases_belong_to_their_cells():
     layout = resolve_layout(make_tiny_model("qwen2"))
     biased = [cell for cell in layout.cells if cell.layer == 1 and layout.bias(cell) is not None]

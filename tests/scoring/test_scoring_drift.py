@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from head_cases import FAMILIES, change_logits, make_model
 from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded
@@ -65,6 +66,35 @@ def test_drift_is_the_kl_of_the_full_distributions(monkeypatch, family, parts):
     assert [item.kl for item in kept.drift(model).items] == [0.0] * len(ROWS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_head_gives_the_drift_of_the_models_logits(family):
+    model = make_model(family)
+    base = copy.deepcopy(model)
+    kept = base_states(model, ROWS, 0)
+    other = changed(model, "layers.1", "h.1", "lm_head")
+    put(model, other)
+    wanted = [kl for kl, _ in reference(base, other)]
+    assert [item.kl for item in kept.drift(model).items] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert min(wanted) > 1e-4
+
+
+@torch.no_grad()
+def test_logits_that_no_head_describes_are_kept_themselves():
+    def masked(model):  # as Chameleon masks the tokens of images
+        return change_logits(model, lambda logits: logits.index_fill(-1, torch.tensor([9]), -1e4))
+
+    model = masked(make_tiny_model())
+    base, other = masked(make_tiny_model()), masked(changed(make_tiny_model(), "layers.2"))
+    kept = base_states(model, ROWS, 0)
+    assert kept.head is None and kept.drift(model).value == 0
+    put(model, other)
+    wanted = [kl for kl, _ in reference(base, other)]
+    assert [item.kl for item in kept.drift(model).items] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    with pytest.raises(CofituneError, match="the base's none that could be described"):
+        kept.drift(make_tiny_model())
+
+
 @torch.no_grad()
 def test_the_error_is_that_of_the_ratio_over_rows():
     model = make_tiny_model()
@@ -83,7 +113,7 @@ def test_bfloat16_states_take_two_bytes_a_number():
     kept = base_states(model, ROWS, 0)
     tokens = sum(len(row.input_ids) - row.response_start for row in ROWS)
     assert sum(states.numel() * states.element_size() for states in kept.states) == tokens * 32 * 2
-    assert kept.head.dtype == torch.bfloat16
+    assert kept.head.weight.dtype == torch.bfloat16
     assert kept.drift(model).value == 0
     put(model, changed(model, "layers.2"))
     assert kept.drift(model).value > 0
@@ -95,7 +125,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(CofituneError, match=r"on 1 row\(s\); a standard error needs at least 2"):
         base_states(model, ROWS[:1], 0)
     kept = base_states(model, ROWS, 0)
-    with pytest.raises(CofituneError, match=r"has the shape \[300, 32\] and the soft cap None, the base's \[260, 32\]"):
+    with pytest.raises(CofituneError, match=r"is shape \[300, 32\], no bias, .* the base's shape \[260, 32\], no bias"):
         kept.drift(make_tiny_model(vocab_size=300))
     model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
     with pytest.raises(CofituneError, match="drift from the base is not finite"):

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.losses.chunked import response_loss
+from cofitune_fast.losses.chunked import chunked_head, response_loss
 from cofitune_fast.memory.prefix import FrozenPrefix
 from cofitune_fast.memory.prefix_store import INDEX, STATES, PrefixStore
 from cofitune_fast.memory.settings import prefix_cache_folder
@@ -142,13 +142,13 @@ def test_with_its_weights_on_the_host_the_prefix_is_cached_before_the_first_step
 def test_packed_and_padded_batches_give_the_same_gradients(family):
     model = make_tiny_model(family).train()
     params = [parameter for _, parameter in REGION.apply(model)]
-    data = KeyedRows(alike(6))
+    data, head = KeyedRows(alike(6)), chunked_head(model)
     found = []
     for packed in (False, True):
         batch = TrainingCollator(0, packed)([data[index] for index in range(6)])
         targets = batch["labels"][0, 1:]
         with trie_attention(model):
-            loss = response_loss(model, _call(batch), batch["predictors"], targets, 1 / len(targets), chunked=True)
+            loss = response_loss(model, _call(batch), batch["predictors"], targets, 1 / len(targets), head=head)
         found.append((loss.detach(), torch.autograd.grad(loss, params), batch["input_ids"].numel(), len(targets)))
     (loss, gradients, tokens, count), packed = found
     torch.testing.assert_close(packed[0], loss, rtol=1e-5, atol=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, HIDDEN, VOCABULARY, tiny_family
+from families import CHOSEN, HIDDEN, VOCABULARY, tiny_family
 
 NO_TEXT = ("vision", "visual", "image", "projector", "connector")  # parts of a wrapper that text does not reach
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_a_tiny_model_of_each_family_has_a_gradient_at_every_text_parameter(family):
     model = tiny_family(family)
     assert model.get_input_embeddings().weight.shape == (VOCABULARY, HIDDEN)

@@ -1,0 +1,314 @@
+"""What saves time and memory with a model, and what does not: decided by its structure, and by a trial of the model.
+
+The structure says no where that is certain. Where it does not, a few tokens go through the model plainly and with the
+feature, and the logits are compared. So a family that nobody has tried before keeps its correct results, and loses at
+most speed. A model without values, as in a plan, is decided by structure alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..errors import CofituneError
+from ..models.attention import longest_row, takes_sdpa, trie_attention, why_mixed_otherwise
+from ..models.mode import evaluation_mode
+from ..models.sharded import all_ranks, is_sharded, reshard
+from ..regions import Layout, Region, resolve_layout
+from .prefix import FrozenPrefix, learn_outputs
+
+HANDED_ON = ("prev_topk_indices", "prev_router_hidden_states", "block_states")
+"""Arguments by which a layer gets more from the layers below than their states."""
+
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
+COARSE = 0.05
+"""Bounds on the relative difference of logits that are summed in another order: by dtype, and for all other dtypes."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether a feature is used with a model. why_not: None if it is, else the reason in words."""
+
+    why_not: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.why_not is None
+
+
+@dataclass(frozen=True)
+class PrefixAbilities:
+    """What can be done with the layers below a layer.
+
+    cut: they can run without a graph. cache: their output can be stored, and then they need not run.
+    width, dtype: of the states of one token at the layer's input; the width is mostly (hidden,).
+    """
+
+    cut: Ability
+    cache: Ability
+    width: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def prefix_abilities(model: nn.Module, layer: int) -> PrefixAbilities:
+    """What can be done with the layers of `model` below `layer`. Collective for a sharded model."""
+    return _once(model, ("prefix", layer), lambda inner: _prefix_abilities(inner, layer))
+
+
+def frozen_prefix(model: nn.Module, region: Region) -> FrozenPrefix | None:
+    """The layers below `region`; None if the embeddings are trained too, or if the layers cannot be cut off.
+
+    Collective for a sharded model.
+    """
+    prefix = FrozenPrefix.of(model, region)
+    if prefix is None:
+        return None
+    able = prefix_abilities(model, prefix.layer)
+    prefix.width, prefix.dtype = able.width, able.dtype
+    return prefix if able.cut else None
+
+
+def trie_ability(model: nn.Module) -> Ability:
+    """Whether rows that begin alike can be passed as a trie, see `models.attention`. Collective for a sharded model."""
+    return _once(model, ("trie", _attention(model)), _trie_ability)
+
+
+def takes_tries(model: nn.Module, longest: int) -> bool:
+    """True if rows of up to `longest` tokens can be passed as a trie. Collective for a sharded model."""
+    return longest <= longest_row(_inner(model)) and bool(trie_ability(model))
+
+
+def checkpoint_ability(model: nn.Module) -> Ability:
+    """Whether the activations of the model's layers can be computed again in the backward."""
+    inner = _inner(model)
+    able = inner.supports_gradient_checkpointing and any(
+        hasattr(module, "gradient_checkpointing") for module in inner.modules())
+    return Ability(None if able else f"transformers has none for {type(inner).__name__}")
+
+
+def abilities(model: nn.Module, layer: int | None = None) -> dict[str, Ability]:
+    """Feature -> whether it is used with `model`, for a region whose lowest layer is `layer` (default: the middle)."""
+    if layer is None:
+        layer = resolve_layout(model).num_layers // 2
+    prefix = prefix_abilities(model, layer)
+    return {"prefix cut": prefix.cut, "prefix cache": prefix.cache, "trie": trie_ability(model),
+            "gradient checkpointing": checkpoint_ability(model)}
+
+
+def abilities_line(model: nn.Module, layer: int | None = None) -> str:
+    """One line that names the features that are used with `model`, and the others with the reason; see `abilities`."""
+    found = abilities(model, layer)
+    line = "speed: " + (", ".join(name for name, ability in found.items() if ability) or "none")
+    off = [f"{name} ({ability.why_not})" for name, ability in found.items() if not ability]
+    return line + (f" | off: {'; '.join(off)}" if off else "")
+
+
+# By structure ---------------------------------------------------------------------------------------------------------
+
+
+def _prefix_by_structure(layout: Layout, layer: int) -> tuple[Ability, Ability]:
+    if not layout.in_order:
+        return (never := Ability("its layers run more than once")), never
+    if layer == 0:
+        return Ability(), Ability("no layer lies below the region")
+    for index in range(layer):
+        if any(getattr(module, "store_full_length_kv", False) for module in layout.decoder_layer(index).modules()):
+            return Ability(), Ability(f"later layers read the keys and values of layer {index}")
+    for index in range(layer, layout.num_layers):
+        arguments = inspect.signature(layout.decoder_layer(index).forward).parameters
+        if handed := [name for name in HANDED_ON if name in arguments]:
+            return Ability(), Ability(f"layer {index} gets {handed[0]} from the layers below, beside their states")
+    return Ability(), Ability()
+
+
+def _trie_by_structure(model: nn.Module) -> Ability:
+    layout = resolve_layout(model)
+    if any(block.kind == "mixer" for block in layout.blocks.values()):
+        return Ability("linear attention, Mamba or convolution mixes its tokens")
+    if not takes_sdpa(model):
+        return Ability(f"its attention is {_attention(model)}, not sdpa")
+    return Ability(why_mixed_otherwise(layout.decoder_layer(index) for index in range(layout.num_layers)))
+
+
+# By trial -------------------------------------------------------------------------------------------------------------
+
+
+class _Failed(Exception):
+    """Says in words why a feature is off."""
+
+
+def _prefix_abilities(model: nn.Module, layer: int) -> PrefixAbilities:
+    layout = resolve_layout(model)
+    cut, cache = _prefix_by_structure(layout, layer)
+    form: Any = (layout.hidden_size,), model.get_input_embeddings().weight.dtype
+    if not cut or layer == 0 or not _has_values(model):
+        return PrefixAbilities(cut, cache, *form)
+    call, real = _padded_batch(model)
+    order: list[int] = []
+    kept: list[Tensor] = []
+
+    def plain() -> Tensor:
+        order.clear()
+        with _recording(layout, order), FrozenPrefix(model, layer) as prefix, prefix.keeping() as states:
+            logits = _logits(model, call)
+        kept[:] = states
+        return logits[real]
+
+    def cut_off() -> Tensor:
+        logits = plain()
+        if order != list(range(layout.num_layers)):
+            raise _Failed("its layers do not run once each and in order")
+        return logits
+
+    def skipped(expected: Tensor) -> None:
+        if kept[0].shape[:2] != real.shape:
+            raise _Failed("its layers hand on more than one state per token")
+        with FrozenPrefix(model, layer) as prefix, prefix.replaced_by(kept[0]):
+            found = _logits(model, call)[real]
+        # The same kernels run on the same numbers, so only kernels that differ from run to run may differ.
+        if not torch.equal(found, expected) and _apart(found, expected) > 4 * _apart(plain(), expected):
+            raise _Failed("the layers above need more than the states of those below")
+
+    cut, logits = _tried(model, "the prefix cut", cut_off)
+    if not cut:
+        return PrefixAbilities(cut, cut, *form)
+    if cache:
+        cache, _ = _tried(model, "the prefix cache", lambda: skipped(logits))
+        form = (tuple(kept[0].shape[2:]), kept[0].dtype) if cache else form
+    return PrefixAbilities(cut, cache, *form)
+
+
+def _trie_ability(model: nn.Module) -> Ability:
+    ability = _trie_by_structure(model)
+    if not ability or not _has_values(model):
+        return ability
+    call, real = _padded_batch(model)
+    trie = _trie(call, real)
+    bound = ROUNDING.get(model.get_input_embeddings().weight.dtype, COARSE)
+
+    def as_trie() -> None:
+        expected = _logits(model, call)[real].double()
+        with trie_attention(model):
+            found = _logits(model, trie)[0][trie["rows"]][real].double()
+        apart = (found - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+        # Rounding may send single tokens to other experts.
+        if not apart.quantile(0.75).item() <= bound:
+            raise _Failed("it gives another result than padded rows")
+
+    return _tried(model, "rows as a trie", as_trie)[0]
+
+
+def _tried(model: nn.Module, feature: str, trial: Callable[[], Any]) -> tuple[Ability, Any]:
+    """Return whether `trial` runs to its end, and what it returns. The log says if not."""
+    result, reason = None, None
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            result = trial()
+        except _Failed as failed:
+            reason = str(failed)
+        except CofituneError as error:
+            reason = str(error).partition(";")[0]
+        except Exception as error:  # whatever a family's own code raises
+            reason = f"its trial raised {type(error).__name__}"
+        finally:
+            reshard(model)
+    if is_sharded(model) and not all_ranks(reason is None):
+        reason = reason or "its trial failed on another rank"
+    if reason is not None:
+        logging.getLogger("cofitune_fast").warning(
+            "For this %s model %s is off: %s.", model.config.get_text_config().model_type, feature, reason)
+    return Ability(reason), result
+
+
+def _logits(model: nn.Module, call: dict[str, Tensor]) -> Tensor:
+    return model(**call, use_cache=False).logits
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return (one.double() - other.double()).abs().max().item()
+
+
+@contextmanager
+def _recording(layout: Layout, order: list[int]) -> Iterator[None]:
+    """Context that notes in `order` the numbers of the layers as they run, and the forms of their outputs."""
+
+    def note(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            order.append(index)
+            learn_outputs(layer, output)
+
+        return hook
+
+    handles = [layout.decoder_layer(index).register_forward_hook(note(index)) for index in range(layout.num_layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _padded_batch(model: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Return three rows that begin alike, as the model takes them, and bool [3, 7], which is True at their tokens.
+
+    No random number is drawn, as the training after it would then be another one.
+    """
+    text = model.config.get_text_config()
+    special = {value for config in (model.config, text) for name, value in config.to_dict().items()
+               if name.endswith(("token_id", "token_index"))}
+    usable = [token for token in range(min(250, text.vocab_size)) if token not in special]
+    ids = [usable[(37 * place + 11) % len(usable)] for place in range(13)]
+    device = model.get_input_embeddings().weight.device
+    rows = torch.tensor([ids[:7], [*ids[:3], *ids[7:9], 0, 0], [*ids[:2], *ids[9:], 0]], device=device)
+    real = torch.arange(7, device=device) < torch.tensor([[7], [5], [6]], device=device)
+    return {"input_ids": rows, "attention_mask": real.long()}, real
+
+
+def _trie(call: dict[str, Tensor], real: Tensor) -> dict[str, Tensor]:
+    """The rows of `_padded_batch` as a trie, see `trie_attention`."""
+    places: dict[tuple[int, ...], int] = {}
+    rows = []
+    for ids, length in zip(call["input_ids"].tolist(), real.sum(1).tolist(), strict=True):
+        path = [places.setdefault(tuple(ids[:end]), len(places)) for end in range(1, length + 1)]
+        rows.append(path + [path[-1]] * (real.shape[1] - length))
+    flat = [place for row in rows for place in row]
+    trie = {
+        "input_ids": [[beginning[-1] for beginning in places]],
+        "position_ids": [[len(beginning) - 1 for beginning in places]],
+        "rows": rows,
+        "owners": [flat.index(place) for place in places.values()],
+    }
+    tensors = {name: torch.tensor(value, device=real.device) for name, value in trie.items()}
+    return {**tensors, "attention_mask": torch.zeros(1, 1, 1, 1, device=real.device)}
+
+
+# Bookkeeping ----------------------------------------------------------------------------------------------------------
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def _once(model: nn.Module, key: Any, find: Callable[[Any], Any]) -> Any:
+    known = _KNOWN.setdefault(_inner(model), {})
+    if key not in known:
+        known[key] = find(_inner(model))
+    return known[key]
+
+
+def _inner(model: nn.Module) -> Any:
+    return getattr(model, "module", model)  # out of DistributedDataParallel
+
+
+def _attention(model: nn.Module) -> str | None:
+    return _inner(model).config.get_text_config()._attn_implementation
+
+
+def _has_values(model: nn.Module) -> bool:
+    return not any(parameter.is_meta or isinstance(parameter.data, FakeTensor) for parameter in model.parameters())

@@ -1,0 +1,75 @@
+"""What ends a turn is one answer, for whoever writes, generates and trains."""
+
+import pytest
+from tiny import CHATML, make_tiny_model
+
+from cofitune_fast.anchor import writing
+from cofitune_fast.data import Example, encode_example
+from cofitune_fast.data.turns import TurnEnd, tokens_with, turn_end
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.scoring import generate_texts, generation
+
+USER = [{"role": "user", "content": "hi"}]
+IM_END, CONFIGURED, EOS = 2, 7, 0
+
+
+@pytest.fixture
+def parted(tiny_tokenizer):
+    """A model whose template, generation configuration and tokenizer each name another end."""
+    model = make_tiny_model()
+    model.generation_config.eos_token_id = CONFIGURED
+    tiny_tokenizer.eos_token = "<pad>"
+    return model, tiny_tokenizer
+
+
+def test_all_three_ends_stop_the_anchor_and_generation_and_training_ends_with_one(parted, monkeypatch):
+    model, tokenizer = parted
+    assert turn_end(tokenizer, model.generation_config) == TurnEnd(frozenset({IM_END, CONFIGURED, EOS}))
+    assert encode_example(Example(USER, "a"), tokenizer).input_ids[-1] == IM_END
+    a, asked = tokenizer("a")["input_ids"], []
+    responses = [[*a, end, *a, EOS] for end in (IM_END, CONFIGURED, EOS)]
+
+    def scripted(model, prompts, config, **options):
+        asked.append(config.eos_token_id)
+        return responses
+
+    for module in (writing, generation):
+        monkeypatch.setattr(module, "continue_prompts", scripted)
+    written = writing.write_texts(model, tokenizer, [USER], texts=3, tokens=5, temperature=1.0, seed=0)
+    assert [row.input_ids[row.response_start :] for row in written] == [response[:2] for response in responses]
+    assert generate_texts(model, tokenizer, [USER] * 3, max_new_tokens=5) == ["a"] * 3
+    assert asked == [sorted({IM_END, CONFIGURED, EOS})] * 2
+
+
+def test_an_end_of_several_tokens_ends_an_anchors_text(parted):
+    model, tokenizer = parted
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", ":::").replace("assistant\n", "assistant:")
+    end = turn_end(tokenizer, model.generation_config)
+    assert end == TurnEnd(frozenset({CONFIGURED, EOS}), ":::")
+    # the tiny model with its tied head repeats the last token of the prompt
+    (row,) = writing.write_texts(model, tokenizer, [USER], texts=1, tokens=40, temperature=0.01, seed=0)
+    assert tokenizer.decode(row.input_ids[row.response_start :]) == ":::"
+    assert writing.count_flaws([row], end, tokenizer) == (1, 0)
+    assert end.places(tokenizer, tokenizer("ab::: c")["input_ids"]) == (2, 5)
+    assert end.places(tokenizer, tokenizer("ab:: c")["input_ids"]) == (6, 6)
+
+
+def test_a_token_that_is_no_text_begins_the_end(parted):
+    _, tokenizer = parted
+    tokenizer.chat_template = CHATML.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endfor %}{{ eos_token }}")
+    assert turn_end(tokenizer, None) == TurnEnd(frozenset({IM_END, EOS}))
+
+
+def test_without_a_template_and_with_one_that_drops_answers(parted):
+    model, tokenizer = parted
+    tokenizer.chat_template = CHATML.replace("{{ message['content'] }}", "")
+    with pytest.raises(CofituneError, match="chat template leaves out the text of the assistant's turn; give"):
+        turn_end(tokenizer, None)
+    tokenizer.chat_template = None
+    assert turn_end(tokenizer, model.generation_config) == TurnEnd(frozenset({CONFIGURED, EOS}))
+
+
+def test_how_many_tokens_hold_a_text(tiny_tokenizer):
+    ids = tiny_tokenizer("xé</a>b</a>")["input_ids"]  # é is two tokens
+    assert tokens_with(tiny_tokenizer, ids, "</a>") == 7
+    assert tokens_with(tiny_tokenizer, ids, "</b>") is None
