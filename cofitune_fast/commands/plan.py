@@ -83,9 +83,9 @@ def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any
 
 def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
     layout = resolve_layout(planner.model)
-    largest = max(layout.whole(cell).numel() for cell in layout.cells if layout.whole(cell).dim() == 2)
+    widest = max(block.neurons for block in layout.blocks.values()) or layout.hidden_size
     return measure_rates(
-        layout.hidden_size, max(1, largest // layout.hidden_size), wanted.step().rows * wanted.length, planner.model.dtype,
+        layout.hidden_size, widest, wanted.step().rows * wanted.length, planner.model.dtype,
         flops=settings.plan.flops, bandwidth=settings.plan.bandwidth, transfer=settings.plan.transfer,
     )
 

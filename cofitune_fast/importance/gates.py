@@ -17,7 +17,7 @@ the batch, so one sample is fed at a time. An expert that no token of a sample i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,10 +109,17 @@ def _needs_one_sample(layout: Layout, cells: Sequence[Cell]) -> bool:
 def _hook(gates: Gates, module: nn.Module, kind: str, scores: Tensor) -> Any:
     watch = partial(_watch, gates, scores, gates._sum_for(scores) if gates.one_sample else None)
     if kind != OUTPUT:
-        return module.register_forward_pre_hook(lambda _, inputs: watch(inputs[0], inputs[0].detach()))
+        return module.register_forward_pre_hook(partial(_watch_input, watch))
     # First of all hooks, as the gate is on the module's own output, before other hooks change it. The values are
     # copied, as Llama 4 adds the experts' output to the shared expert's in place.
     return module.register_forward_hook(lambda _, inputs, output: watch(output, output.detach().clone()), prepend=True)
+
+
+def _watch_input(watch: Callable[[Tensor, Tensor], None], _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Watch a view of the input, which has no other use, so its gradient comes through this module alone."""
+    y = inputs[0].view_as(inputs[0])
+    watch(y, y.detach())
+    return y, *inputs[1:]
 
 
 def _watch(gates: Gates, scores: Tensor, sums: Tensor | None, y: Tensor, value: Tensor) -> None:

@@ -87,7 +87,8 @@ class Importance:
             if isinstance(scores, Tensor):
                 yield kind, scores
             else:
-                yield from ((f"{kind}.{layer}", row) for layer, row in zip(self.layers, scores, strict=True))
+                # Copies, as safetensors takes no tensors that share memory.
+                yield from ((f"{kind}.{layer}", row.clone()) for layer, row in zip(self.layers, scores, strict=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Importance:

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import tiny_family
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.importance import Importance, Preset, compute_importance
+from cofitune_fast.importance import Importance, Preset, compute_importance, import_authors_importance
 from cofitune_fast.importance.gates import collect
 from cofitune_fast.importance.names import HEAD, NEURON, OUTPUT, UNITS, unit_count, units_of
 from cofitune_fast.importance.noise import dropout_only, seeded
@@ -180,7 +182,7 @@ def test_experts_come_back_as_they_were(family):
 def closed_units(real: RealGates, kinds) -> Importance:
     """Close some units in every layer, those of the last key-value head for attention; importance 1 for these."""
     # Layers that use the keys of a lower one have no key-value heads of their own.
-    groups = max(block.key_value_heads for block in real.layout.blocks.values())
+    groups = max(block.key_value_heads for block in real.layout.blocks.values()) or 1
     scores = {}
     for kind in UNITS:
         rows = []
@@ -214,8 +216,9 @@ def named(layout, values, name):
 def test_a_mask_covers_just_the_weights_that_a_closed_unit_cuts_off(family, kinds):
     model, batch = tiny_family(family), make_batch(tokens=40)  # every expert should see some
     for module in model.modules():  # a ReLU that is shut for all tokens would look like a closed unit
-        for name in {"act_fn", "activation_fn"} & module._modules.keys():
-            setattr(module, name, torch.nn.GELU())
+        for name, child in module.named_children():
+            if type(child).__name__ in ("ReLU", "ReLUSquaredActivation"):
+                setattr(module, name, torch.nn.GELU())
     real = RealGates(model, range(resolve_layout(model).num_layers))
     before = gradients(real, batch)
     importance = closed_units(real, kinds)
@@ -280,6 +283,46 @@ def test_layers_that_differ_are_normalised_and_saved_one_by_one(tmp_path):
         torch.testing.assert_close(row, own * (1 - own))
     once, twice = importance.masks(model, "all@all", "rank"), importance.masks(model, "all@all", "rank", also=[loaded])
     assert once and all(torch.equal(mask, twice[name]) for name, mask in once.items())
+
+
+def test_a_file_that_lacks_a_layer_is_damaged(tmp_path):
+    path = tmp_path / "importance.safetensors"
+    ragged = Importance({NEURON: (torch.ones(2), torch.ones(3))}, (0, 1))
+    ragged.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata, first = file.metadata(), file.get_tensor("ffn.neuron.0")
+    save_file({"ffn.neuron.0": first}, path, metadata)
+    with pytest.raises(CofituneError, match=r"is damaged .*ffn\.neuron\.1"):
+        Importance.load(path)
+    save_file({f"ffn.neuron.{layer}": first.clone() for layer in (0, 1, 7)}, path, metadata)
+    with pytest.raises(CofituneError, match="holds 1 tensors that are no scores of its layers"):
+        Importance.load(path)
+
+
+def test_the_authors_files_are_for_layers_that_are_alike(tmp_path):
+    with pytest.raises(CofituneError, match="the layers of this nemotron_h model have 0, "):
+        import_authors_importance(tmp_path, resolve_layout(tiny_family("nemotron_h")))
+
+
+def test_parts_that_train_change_no_importance_and_no_mask():
+    model, batch = tiny_family("phi3"), make_batch()
+    importance = compute_importance(model, [batch], proxy="task_nll", base=BASE)
+    region = Region.parse("attn.q+ffn.up@all")
+    masks = importance.masks(model, region, "rank")
+    names = {name for name, _ in region.apply(model)}
+    again = compute_importance(model, [batch], proxy="task_nll", base=BASE)
+    assert all(torch.equal(scores, again.scores[kind]) for kind, scores in importance.scores.items())
+    assert masks.keys() == again.masks(model, region, "rank").keys() == names
+
+
+def test_a_block_that_layers_share_is_masked_where_it_matters_most():
+    model = tiny_family("zamba2")
+    importance = compute_importance(model, [make_batch()], proxy="task_nll", base=BASE)
+    cell = resolve_layout(model).at(1, "ffn.down")[0]
+    assert cell.shared == (3,)
+    mask = importance.masks(model, "full", "rank")[cell.parameter]
+    ranks = importance.normalized("rank")[NEURON]
+    torch.testing.assert_close(mask[0], 1 - torch.maximum(ranks[1], ranks[3]))
 
 
 def test_what_cannot_be_measured_is_refused():
