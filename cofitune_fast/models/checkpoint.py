@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..errors import CofituneError
+from .auto import auto_class
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
 
 Roles = Mapping[str, str | list[str]]
@@ -44,7 +45,7 @@ def checkpoint_digests(
     }
     files = _tensor_files(location)
     if not wanted.keys() <= files.keys():
-        digests = tensor_digests(AutoModelForCausalLM.from_pretrained(location, dtype=dtype))
+        digests = tensor_digests(auto_class(AutoConfig.from_pretrained(location)).from_pretrained(location, dtype=dtype))
         return {name: digests[name] for name in wanted}
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=4) as pool:
         opened = {
@@ -88,7 +89,8 @@ def with_roles(model: PreTrainedModel, roles: Roles | None) -> PreTrainedModel:
 def skeleton(location: str | Path, dtype: torch.dtype, roles: Roles | None = None) -> PreTrainedModel:
     """Build the model at `location` on the meta device: modules, names, shapes and dtypes, but no weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location), dtype=dtype)
+        config = AutoConfig.from_pretrained(location)
+        model = auto_class(config).from_config(config, dtype=dtype)
     model.tie_weights()
     return with_roles(model, roles)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
 from ..files import atomic_folder
+from .auto import auto_class
 from .checkpoint import Roles, with_roles
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
@@ -85,7 +86,7 @@ def load_model(
         with _no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(location)
             if quantize == "none":
-                model = AutoModelForCausalLM.from_pretrained(
+                model = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
                     location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
                 )
                 model = shard(model.eval(), device) if sharded else model.to(device)

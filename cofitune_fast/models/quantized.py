@@ -7,6 +7,7 @@ quantizer answers that the model is trainable: no trained weight is quantised.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +15,14 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CofituneError
+from .auto import auto_class
 from .checkpoint import Roles, checkpoint_digests, checkpoint_dtype, skeleton, with_roles
 
 Quantize = Literal["none", "int8", "nf4"]
@@ -108,14 +110,15 @@ def load_quantized(
             "smaller region or load the model unquantised."
         )
     config = _config(method, dtype, sorted(kept & linear.keys()))
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class(plan.config).from_pretrained(
         location, dtype=dtype, device_map={"": device}, quantization_config=config,
         attn_implementation=attn_implementation,
     )
     layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     quantised = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
     precise = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
-    chosen = {name for name in chosen if name in quantised or not any(part in name.split(".") for part in precise)}
+    chosen = {name for name in chosen if name in quantised or not any(
+        re.search(rf"(^|\.){part}($|\.)", name) for part in precise)}
     if wrong := sorted(quantised.keys() ^ chosen):
         raise CofituneError(
             f"The layers of {location} were not quantised as asked for ({wrong[0]}); use the versions of transformers "
@@ -126,9 +129,22 @@ def load_quantized(
             # With this flag the first forward in eval mode on a CPU with AVX512-BF16 repacks the weight for a product
             # without a backward: gradients would silently be wrong, and the weight could not be dequantised any more.
             module.support_avx512bf16_for_cpu = False
+    _check_forward(model, location)
     digests = checkpoint_digests(location, dtype, {f"{name}.weight" for name in quantised})
     model.hf_quantizer = (_Nf4Quantizer if method == "nf4" else _Int8Quantizer)(config, digests)
     return with_roles(model, roles).eval()
+
+
+@torch.no_grad()
+def _check_forward(model: PreTrainedModel, location: str | Path) -> None:
+    """Refuse a family whose code reads a projection's weight itself, which does not work if the weight is packed."""
+    try:
+        model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except Exception as error:
+        raise CofituneError(
+            f"The model {location} does not run with quantised projections ({type(error).__name__}), as its code reads "
+            "their weights itself; load it unquantised."
+        ) from None
 
 
 def _config(method: str, dtype: torch.dtype, skipped: list[str]) -> BitsAndBytesConfig:

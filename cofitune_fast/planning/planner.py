@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
+from ..models.auto import auto_class
 from ..models.checkpoint import Roles, with_roles
 from ..models.fingerprint import PARTS as TRAINED_PARTS
 from ..models.fingerprint import named_parameters
@@ -59,7 +60,7 @@ def fake_model(
             raise CofituneError(f"No model configuration at {source}: {str(error).splitlines()[0]}") from None
     try:
         with FakeTensorMode(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(
+            model = auto_class(source).from_config(
                 source, dtype=dtype, **({"attn_implementation": "eager"} if attention == "eager" else {}))
             model.tie_weights()
     except ValueError:
