@@ -84,8 +84,9 @@ def _rates(settings: Config, planner: Planner, wanted: Settings) -> Rates:
     layout = resolve_layout(planner.model)
     largest = max(layout.whole(cell).numel() for cell in layout.cells if layout.whole(cell).dim() == 2)
     return measure_rates(
-        layout.hidden_size, max(1, largest // layout.hidden_size), wanted.step().rows * wanted.length, planner.model.dtype,
-        flops=settings.plan.flops, bandwidth=settings.plan.bandwidth, transfer=settings.plan.transfer,
+        layout.hidden_size, max(1, largest // layout.hidden_size), wanted.step().rows * wanted.length,
+        planner.model.dtype, flops=settings.plan.flops, bandwidth=settings.plan.bandwidth,
+        transfer=settings.plan.transfer,
     )
 
 

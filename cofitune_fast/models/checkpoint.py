@@ -16,7 +16,6 @@ from transformers.utils import cached_file
 from ..errors import CofituneError
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
 
-
 Roles = Mapping[str, str | list[str]]
 """Role -> weights of a layer that have it, as `regions.roles.by_map` reads them."""
 

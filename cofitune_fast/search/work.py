@@ -11,7 +11,6 @@ from ..regions import Cell, Layout
 from ..trials import TrialSetup, Workbench
 from .budget import Work
 
-
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_topk", "moe_top_k", "moe_k")
 
 
