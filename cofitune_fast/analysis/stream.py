@@ -51,6 +51,7 @@ def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> S
         CofituneError: the states are not the sum of the embedding and the outputs of attention and FFN, as with scaled
             residuals or adapters; or they are not finite.
     """
+    writers = [_writers(layout, layer) for layer in range(layout.num_layers)]
     device = model.get_input_embeddings().weight.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     mask, targets = label_predictors(batch["labels"])
@@ -60,9 +61,19 @@ def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> S
     first[tuple(places[0])] = True
 
     def keep(store: list[Tensor]) -> Callable[[Any], None]:
-        return lambda value: store.append((value[0] if isinstance(value, tuple) else value)[mask])
+        def taken(value: Any) -> None:
+            states = value[0] if isinstance(value, tuple) else value
+            if states.numel() != mask.numel() * states.shape[-1]:
+                raise CofituneError(
+                    f"The states of model type '{layout.model_type}' have the shape {list(states.shape)} and not one "
+                    "vector per token; this model cannot be analysed."
+                )
+            store.append(states.reshape(*mask.shape, -1)[mask])  # experts return [tokens, hidden]
 
-    with _hooks(layout, keep(stream.states), keep(stream.attention), keep(stream.ffn)), select_positions(model, first):
+        return taken
+
+    hooks = _hooks(layout, writers, keep(stream.states), keep(stream.attention), keep(stream.ffn))
+    with hooks, select_positions(model, first):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     stream.logits = output.logits[0, 0]
     if not (stream.logits.isfinite().all() and stream.states[-1].isfinite().all()):
@@ -78,7 +89,8 @@ def read_stream(model: nn.Module, layout: Layout, batch: dict[str, Tensor]) -> S
 
 @contextmanager
 def _hooks(
-    layout: Layout, state: Callable[[Any], None], attention: Callable[[Any], None], ffn: Callable[[Any], None]
+    layout: Layout, writers: list[tuple[nn.Module, nn.Module]], state: Callable[[Any], None],
+    attention: Callable[[Any], None], ffn: Callable[[Any], None],
 ) -> Iterator[None]:
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         state(args[0] if args else kwargs["hidden_states"])
@@ -88,8 +100,7 @@ def _hooks(
 
     handles = [layout.decoder_layer(0).register_forward_pre_hook(before, with_kwargs=True)]
     for layer in range(layout.num_layers):
-        writers = _writers(layout, layer)
-        for module, store in zip((*writers, layout.decoder_layer(layer)), (attention, ffn, state), strict=True):
+        for module, store in zip((*writers[layer], layout.decoder_layer(layer)), (attention, ffn, state), strict=True):
             handles.append(module.register_forward_hook(after(store)))
     try:
         yield
@@ -99,9 +110,21 @@ def _hooks(
 
 
 def _writers(layout: Layout, layer: int) -> tuple[nn.Module, nn.Module]:
-    """Modules whose outputs are added to the residual: attention and FFN, or the norms after them (Gemma 2, 3)."""
+    """Modules whose outputs are added to the residual: attention or other mixer and FFN, or the norms after them.
+
+    The norms are those of Gemma 2 and 3.
+
+    Raises:
+        CofituneError: the layer has no single mixer and FFN, or runs more than once.
+    """
     block = layout.decoder_layer(layer)
     behind_ffn = getattr(block, "post_feedforward_layernorm", None)
     if behind_ffn is not None:
         return block.post_attention_layernorm, behind_ffn
-    return layout.attention(layer), layout.ffn(layer)
+    mixer, ffn = layout.attention(layer), layout.ffn(layer)
+    if mixer is None or ffn is None or not layout.in_order:
+        raise CofituneError(
+            f"The layers of model type '{layout.model_type}' are not residual + attention + FFN, each once (as layer "
+            f"{layer}); this model cannot be analysed."
+        )
+    return mixer, ffn

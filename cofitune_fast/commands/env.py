@@ -63,8 +63,8 @@ def model_lines(model: dict[str, Any]) -> list[str]:
     again = "" if model["in_order"] else ", which run more than once"
     lines = [f"{model['model']}: model type {model['model_type']}, {model['layers']} layers{again}"]
     for kind in model["kinds"]:
-        lines += ["", f"layer{'' if kind['layers'].isdigit() else 's'} {kind['layers']}", *(f"  {role:12}{', '.join(weights)}"
-                                                   for role, weights in kind["roles"].items())]
+        lines += ["", f"layer{'' if kind['layers'].isdigit() else 's'} {kind['layers']}"]
+        lines += [f"  {role:12}{', '.join(weights)}" for role, weights in kind["roles"].items()]
         if kind["no_role"]:
             lines.append(f"  {'no role':12}{', '.join(kind['no_role'])}; frozen unless the region is full")
     together: dict[str, list[str]] = {}

@@ -76,8 +76,9 @@ class LoraAdapter:
         for cell in cells:
             if not isinstance(layout.module(cell), nn.Linear | Conv1D):
                 raise CofituneError(
-                    f"LoRA cannot be put on {cell.parameter}, which is the weight of a {type(layout.module(cell)).__name__} "
-                    "and not of a linear layer; name other roles in lora.targets, such as mha@all."
+                    f"LoRA cannot be put on {cell.parameter}, which is the weight of a "
+                    f"{type(layout.module(cell)).__name__} and not of a linear layer; name other roles in "
+                    "lora.targets, such as mha@all."
                 )
         return cells
 

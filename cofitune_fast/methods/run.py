@@ -146,9 +146,9 @@ def what_is_trained(recipe: Recipe, layout: Layout, seed: int) -> Trainable:
 def random_half(layout: Layout, seed: int) -> Region:
     """Draw a random half of each layer's matrices (after Hui et al., HFT, arXiv 2404.18466, section 3).
 
-    These are half of the roles of the token mixer, such as two of q, k, v and o, and half of those of the FFN. Of an odd
-    number of roles, half of the layers have one more. Unlike HFT, embeddings and norms stay frozen, and so does a weight
-    that serves several layers.
+    These are half of the roles of the token mixer, such as two of q, k, v and o, and half of those of the FFN. Of an
+    odd number of roles, half of the layers have one more. Unlike HFT, embeddings and norms stay frozen, and so does a
+    weight that serves several layers.
     """
     draw = random.Random(f"{seed} random half")
     more = set(draw.sample(range(layout.num_layers), layout.num_layers // 2))

@@ -45,7 +45,8 @@ def checkpoint_digests(
     }
     files = _tensor_files(location)
     if not wanted.keys() <= files.keys():
-        digests = tensor_digests(auto_class(AutoConfig.from_pretrained(location)).from_pretrained(location, dtype=dtype))
+        model = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(location, dtype=dtype)
+        digests = tensor_digests(model)
         return {name: digests[name] for name in wanted}
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=4) as pool:
         opened = {

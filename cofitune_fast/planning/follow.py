@@ -64,8 +64,9 @@ class Piece:
 
 
 def follow(
-    module: nn.Module, run: Callable[[list[Tensor], list, LiveBytes], Tensor | tuple[Tensor, ...]], given: list, like: Tensor, step: Step,
-    shared: Sequence[tuple[int, weakref.ref]] = (), *, grad_input: bool = True, graph: bool = True,
+    module: nn.Module, run: Callable[[list[Tensor], list, LiveBytes], Tensor | tuple[Tensor, ...]], given: list,
+    like: Tensor, step: Step, shared: Sequence[tuple[int, weakref.ref]] = (), *, grad_input: bool = True,
+    graph: bool = True,
 ) -> Piece:
     """Run a part forward and backward, with an input and an output gradient that nothing else references.
 

@@ -118,8 +118,8 @@ class Pieces:
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise CofituneError(
-                    f"The memory of a {self._model_type} model cannot be planned, as its forward does not run on tensors "
-                    f"without values ({reason})."
+                    f"The memory of a {self._model_type} model cannot be planned, as its forward does not run on "
+                    f"tensors without values ({reason})."
                 ) from error
         return self._measured[key]
 

@@ -6,8 +6,8 @@ item) of these texts:
     layers   a range (`25%-50%`, `8-15`, `all`), or relative to the parent: `parent` (the same), `halves`, `thirds`
     roles    roles (`ffn.up+ffn.down`, `mha`, `all`), or relative to the parent: `parent` (the same), `each` (singly)
 
-Below the first level, roles that the parent lacks are left out, and in every level regions whose roles the model lacks. Or a level lists whole `regions`, such as
-`ffn@40%-75%` or `full`, which are tried as they are.
+Below the first level, roles that the parent lacks are left out. In every level, regions whose roles the model lacks are
+left out. Or a level lists whole `regions`, such as `ffn@40%-75%` or `full`, which are tried as they are.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def children(
     else:
         if parent is not None and parent.region.is_full:
             parent = replace(parent, roles="all")
-        pairs = [(roles, layers) for layers in _layers(level, parent, num_layers) for roles in _roles(level, parent, present)]
+        pairs = [(roles, layers) for layers in _layers(level, parent, num_layers)
+                 for roles in _roles(level, parent, present)]
     found: dict[str, Candidate] = {}
     for roles, layers in pairs:
         candidate = Candidate(number, roles, layers, identity, factor)

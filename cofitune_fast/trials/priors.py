@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data import Encoded, collate, label_predictors
 from ..errors import CofituneError
+from ..models.fingerprint import named_parameters
 from ..models.head import logits_at, select_positions
 from ..models.mode import evaluation_mode
 from ..regions import Region
@@ -41,18 +42,25 @@ def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequenc
     To first order, one step of Adam, which moves each parameter by about the rate, lowers the loss by this much. It
     takes one backward through the whole model on 32 training rows.
     """
-    model, sums = bench.model, {}
+    model, sums, parts = bench.model, {}, {}
+    for cell in bench.layout.cells:
+        for name, whole, part in ((cell.name, cell.parameter, cell.part), (cell.bias_name, cell.bias, cell.bias_part)):
+            if part is not None:
+                parts.setdefault(whole, {})[name] = part
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 
     def add(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
-            sums[name] = sums.get(name, 0.0) + parameter.grad.float().abs().sum().item()
+            sizes = parameter.grad.float().abs()
+            sums[name] = sums.get(name, 0.0) + sizes.sum().item()
+            for trained, part in parts.get(name, {}).items():
+                sums[trained] = sums.get(trained, 0.0) + part.of(sizes).sum().item()
             parameter.grad = None  # keep at most one gradient in memory
 
         return hook
 
-    handles = [parameter.register_post_accumulate_grad_hook(add(name)) for name, parameter in model.named_parameters()]
+    handles = [parameter.register_post_accumulate_grad_hook(add(name)) for name, parameter in named_parameters(model)]
     groups = _batches(bench)
     try:
         with evaluation_mode(model):
@@ -63,7 +71,7 @@ def first_order_gain(bench: Workbench, regions: Sequence[Region], rates: Sequenc
             handle.remove()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    return [rate * sum(sums[name] for name, _ in region.parameters(model)) / len(groups)
+    return [rate * sum(sums.get(name, 0.0) for name, _ in region.parameters(model)) / len(groups)
             for region, rate in zip(regions, rates, strict=True)]
 
 
@@ -109,13 +117,13 @@ def spare_rank(bench: Workbench, regions: Sequence[Region], rates: Sequence[floa
     def spare(name: str, weight: Tensor) -> float:
         if name not in known:
             values = torch.linalg.svdvals(weight.detach().float())
-            shares = values / values.sum()
-            known[name] = 1 - torch.special.entr(shares).sum().exp().item() / len(values)
+            shares = values / values.sum(-1, keepdim=True)
+            known[name] = 1 - torch.special.entr(shares).sum(-1).exp().mean().item() / values.shape[-1]
         return known[name]
 
     result = []
     for region in regions:
-        spares = [spare(name, weight) for name, weight in region.parameters(bench.model) if weight.dim() == 2]
+        spares = [spare(name, weight) for name, weight in region.parameters(bench.model) if weight.dim() > 1]
         result.append(sum(spares) / len(spares))
     return result
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from families import tiny_family
 from head_cases import make_model
 from tiny import make_tiny_model
 
@@ -164,3 +165,25 @@ def test_a_final_norm_that_is_no_rms_norm_is_refused():
     readout.norm = torch.nn.LayerNorm(32)
     with torch.no_grad(), pytest.raises(CofituneError, match="not an RMS norm"):
         readout.directions(stream.states[-1], stream.targets, stream.targets - 1)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_moe", "phi3"])
+@torch.no_grad()
+def test_mixers_and_experts_write_to_the_stream_as_attention_and_ffn_do(family):
+    model = tiny_family(family)
+    readout, stream = read(model)
+    logits, states = own(model)
+    for mine, theirs in zip(stream.states[:-1], states[:-1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(readout.logits(stream.states[-1]), logits, **CLOSE)
+
+
+@pytest.mark.parametrize("family", [
+    "nemotron_h", "gemma3n_text", "zamba2", "hrm_text", "gpt_neox", "granite", "falcon_h1", "lfm2",
+])
+def test_what_is_not_a_sum_of_attention_and_ffn_is_refused(family):
+    model = tiny_family(family)
+    with pytest.raises(CofituneError, match=f"odel type '{family}'.*cannot be (analysed|told apart|read)"):
+        readout, stream = read(model)
+        readout.check(stream)
+        direct_contributions(readout, stream, stream.targets)

@@ -178,3 +178,18 @@ def test_weights_that_are_not_numbers_are_named(tiny_model, tiny_tokenizer, task
         tiny_model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(CofituneError, match="not finite"):
         analyze(tiny_model, tiny_tokenizer, task, [], BaseInfo.of(tiny_model, "tiny"))
+
+
+def test_the_change_of_a_part_of_a_fused_projection_is_its_roles():
+    from families import tiny_family
+
+    from cofitune_fast.regions import Region, resolve_layout, tensors_named
+
+    model = tiny_family("phi3")
+    layout, (name,) = resolve_layout(model), [name for name, _ in Region.parse("attn.k@2").parameters(model)]
+    before = {name: tensors_named(model, [name])[name].detach().clone()}
+    with torch.no_grad():
+        tensors_named(model, [name])[name].mul_(1.5)
+    change = weight_change(model, layout, before)
+    assert change["relative"]["attn.k"] == pytest.approx([0, 0, 0.5, 0]) and change["share"]["attn.k"] == [0, 0, 1.0, 0]
+    assert all(set(change["relative"][role]) == {0.0} for role in layout.roles if role != "attn.k")

@@ -114,7 +114,7 @@ def test_the_seed_draws_the_first_matrices_and_leaves_the_global_one_alone(model
 
 
 @pytest.mark.parametrize(("family", "targets", "message"), [
-    ("phi3", "attn.q@0", r"a part of a projection, such as model.layers.0.self_attn.qkv_proj.weight\[attn.q\]; name all"),
+    ("phi3", "attn.q@0", r"a part of a projection, such as model.layers.0.self_attn.qkv_proj.weight\[attn.q\]; name"),
     ("qwen3_moe", "ffn@1", "on model.layers.1.mlp.experts.gate_up_proj, which is the weight of a Qwen3MoeExperts"),
     ("gpt2", "ffn.gate@0", "ffn.gate, which this gpt2 model lacks"),
 ])

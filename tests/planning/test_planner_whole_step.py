@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import tiny_family
 from plan_cases import TrainingStep, make_batch
 from tiny import make_tiny_model
 from torch._guards import detect_fake_mode
 from transformers import LlamaConfig
 
+from cofitune_fast.errors import CofituneError
+from cofitune_fast.models.fingerprint import named_parameters
 from cofitune_fast.planning.plan import Settings
 from cofitune_fast.planning.planner import Planner, fake_model
 from cofitune_fast.planning.quantized_layers import quantized_forward
@@ -74,6 +77,37 @@ def test_the_peak_is_that_of_a_real_step(family, region, dtype, variant):
     region, chosen = Region.parse(region), settings(dtype, variant)
     planned = beyond_weights_and_states(Planner(fake_model(model.config, dtype), region), chosen)
     assert planned == pytest.approx(real_peak(model, region, chosen), rel=0.02)
+
+
+@pytest.mark.parametrize(("family", "region", "variant"), [
+    ("phi3", "attn.k@1", "release"),  # a part of a fused projection
+    ("gpt2", "full", "plain"),  # Conv1D, and positions that are trained
+    ("qwen3_5_text", "all@1-2", "plain"),  # layers of two kinds
+    ("nemotron_h", "all@0-1", "checkpointing"),
+    ("gpt_oss", "ffn.up@1", "plain"),  # every second column of the experts
+    ("gemma3n_text", "all@2", "plain"),  # keys and values of lower layers, and states [inputs, rows, length, hidden]
+    ("bloom", "ffn@1-2", "plain"),  # layers that return tuples
+])
+def test_the_peak_of_every_structure(family, region, variant):
+    model = tiny_family(family)
+    region, chosen = Region.parse(region), settings(torch.float32, variant)
+    planner = Planner(fake_model(model.config, torch.float32), region)
+    assert beyond_weights_and_states(planner, chosen) == pytest.approx(real_peak(model, region, chosen), rel=0.05)
+    plan = planner.plan(chosen)  # the weights of a part are not counted a second time
+    weights = sum(tensor.nbytes for _, tensor in named_parameters(model)) + sum(b.nbytes for b in model.buffers())
+    assert plan.parts["frozen_weights"] + plan.parts["region_weights"] == weights
+    assert (plan.trained_parameters, plan.total_parameters) == (
+        region.count(model), sum(parameter.numel() for _, parameter in named_parameters(model)))
+
+
+@pytest.mark.parametrize(("family", "message"), [
+    ("jetmoe", "The memory of a jetmoe model cannot be planned, as its forward does not run on tensors without values"),
+    ("hrm_text", "Model type 'hrm_text' runs its layers more than once, so its memory cannot be planned"),
+])
+def test_a_family_that_cannot_be_planned_is_said_in_a_sentence(family, message):
+    with pytest.raises(CofituneError, match=message):
+        Planner(fake_model(tiny_family(family).config, torch.float32), Region.parse("ffn@1")).plan(
+            settings(torch.float32, "plain"))
 
 
 def test_without_padding_there_is_no_mask_and_a_step_takes_less():

@@ -34,7 +34,8 @@ def work(model, **changes):
     per_layer = [token_weights((cell for cell in layout.cells if cell.layer == layer), layout)
                  for layer in range(layout.num_layers)]
     return Work(**{**dict(
-        layer_parameters=tuple(per_layer), head_parameters=model.get_input_embeddings().weight.numel(), tokens=LENGTH, responses=LENGTH, epochs=1.0,
+        layer_parameters=tuple(per_layer), head_parameters=model.get_input_embeddings().weight.numel(),
+        tokens=LENGTH, responses=LENGTH, epochs=1.0,
         full_epochs=1.0, scored_tokens=LENGTH, scored_responses=LENGTH,
     ), **changes})
 
