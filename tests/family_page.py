@@ -85,14 +85,16 @@ class Trial:
         where = str(self.folder / "model")
         command = ["train", "--model", where, "--data.train", str(self.folder / "rows.jsonl"),
                    "--region", str(self.region), "--training.learning_rate", "0.01",
-                   "--training.per_device_train_batch_size", "8", "--output", str(self.folder / "run")]
+                   "--training.per_device_train_batch_size", "8"]
         told = None
         try:
-            cofitune(*command, "--anchor.texts", "4", "--anchor.tokens", "4")
+            run = self.folder / "run"
+            cofitune(*command, "--output", str(run), "--anchor.texts", "4", "--anchor.tokens", "4")
         except Exception as error:  # some random models write one token only; transformers' xLSTM does not write
-            cofitune(*command, "--anchor.weight", "0")
+            run = self.folder / "run-without-anchor"
+            cofitune(*command, "--output", str(run), "--anchor.weight", "0")
             told = None if "repeat themselves" in str(error) else "without an anchor"
-        cofitune("merge", "--model", where, "--delta", str(self.folder / "run" / "delta"),
+        cofitune("merge", "--model", where, "--delta", str(run / "delta"),
                  "--output", str(self.folder / "merged"))
         before, after = (dict(load_model(self.folder / name).model.named_parameters()) for name in ("model", "merged"))
         changed = {name for name in before if not torch.equal(before[name], after[name])}
