@@ -23,7 +23,7 @@ from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
 from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, response_losses, takes_chunks
-from ..memory.abilities import frozen_prefix
+from ..memory.abilities import frozen_prefix, prefix_abilities
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
@@ -188,7 +188,8 @@ class CoFiTuneTrainer(Trainer):
 
         Call it inside `_free_prefix`, with the model on its device.
         """
-        with self.prefix.skipped() if self.prefix is not None and self.prefix.is_parked else nullcontext():
+        skips = self.prefix is not None and prefix_abilities(self.model, self.prefix.layer).cache
+        with self.prefix.skipped() if skips else nullcontext():  # the weights of the layers below may be on the host
             self.chunked = takes_chunks(self.model)
 
     def _park_prefix(self) -> None:
