@@ -10,6 +10,7 @@ import typer
 
 from ..config import ModelSection
 from ..environment import environment
+from ..memory.abilities import abilities_line
 from ..models.checkpoint import skeleton
 from ..models.loading import plain_folder
 from ..ops import backends, native
@@ -53,9 +54,12 @@ def env(context: typer.Context, config: ConfigFile = None, as_json: AsJson = Fal
 
 
 def describe_model(section: ModelSection) -> dict[str, Any]:
-    """Describe a model from its configuration alone: `layout_summary`, with the model's path."""
+    """Describe a model from its configuration alone: `layout_summary`, its path, and what saves time and memory with it
+    as far as its structure tells.
+    """
     location = plain_folder(section.path, section.gguf_file)
-    return {"model": section.path, **layout_summary(skeleton(location, torch.bfloat16, section.roles))}
+    model = skeleton(location, torch.bfloat16, section.roles)
+    return {"model": section.path, **layout_summary(model), "speed": abilities_line(model)}
 
 
 def model_lines(model: dict[str, Any]) -> list[str]:
@@ -72,7 +76,7 @@ def model_lines(model: dict[str, Any]) -> list[str]:
         together.setdefault(", ".join(map(str, layers)), []).append(name)
     for layers, names in together.items():
         lines += ["", f"shared by the layers {layers}, so that only the region full trains it: {', '.join(names)}"]
-    return lines
+    return [*lines, "", model["speed"]]
 
 
 def _version(package: str) -> str | None:

@@ -169,10 +169,6 @@ class FrozenPrefix:
         device = self._embedding.weight.device
         return self.replaced_by(torch.zeros(1, 1, *self.width, dtype=self.dtype, device=device))
 
-    @property
-    def is_parked(self) -> bool:
-        return bool(self._parked)
-
     def park(self) -> None:
         """Move the weights of the prefix's layers to the host. Until `bring_back` only `replaced_by` works."""
         for parameter in (parameter for layer in self._below for parameter in layer.parameters()):

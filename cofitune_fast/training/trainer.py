@@ -23,7 +23,7 @@ from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
 from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
-from ..memory.abilities import frozen_prefix
+from ..memory.abilities import frozen_prefix, prefix_abilities
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
@@ -192,7 +192,8 @@ class CoFiTuneTrainer(Trainer):
 
         Call it inside `_free_prefix`, with the model on its device.
         """
-        with self.prefix.skipped() if self.prefix is not None and self.prefix.is_parked else nullcontext():
+        skips = self.prefix is not None and prefix_abilities(self.model, self.prefix.layer).cache
+        with self.prefix.skipped() if skips else nullcontext():  # the weights of the layers below may be on the host
             self.head = chunked_head(self.model)
 
     def _park_prefix(self) -> None:

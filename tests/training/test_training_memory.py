@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.losses.chunked import chunked_head, response_loss
+from cofitune_fast.memory.abilities import frozen_prefix, takes_tries
 from cofitune_fast.memory.prefix import FrozenPrefix
 from cofitune_fast.memory.prefix_store import INDEX, STATES, PrefixStore
 from cofitune_fast.memory.settings import prefix_cache_folder
@@ -47,6 +48,14 @@ def trajectory(folder, memory=None, model=None, training=None, data=None, region
     return losses.values, state(model), result
 
 
+def tried_model():
+    """A model whose speed features have been tried, so that a test counts other forwards alone."""
+    model = make_tiny_model()
+    frozen_prefix(model, REGION)
+    takes_tries(model, 2)
+    return model
+
+
 def assert_same(one, other):
     assert one[0] == other[0] and len(one[0]) > 2
     for name, tensor in one[1].items():
@@ -64,7 +73,7 @@ def test_the_cache_does_not_change_a_bit_in_its_first_run_nor_in_later_ones(tmp_
 
 
 def test_from_the_second_epoch_on_the_layers_below_do_not_run(tmp_path):
-    model, ran = make_tiny_model(), []
+    model, ran = tried_model(), []
     model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: ran.append(1))
     trajectory(tmp_path / "a", model=model, training={"num_train_epochs": 3})
     assert len(ran) == 3  # three batches, once
@@ -130,7 +139,7 @@ def test_with_its_weights_on_the_host_the_prefix_is_cached_before_the_first_step
     park, bring_back = FrozenPrefix.park, FrozenPrefix.bring_back
     monkeypatch.setattr(FrozenPrefix, "park", lambda self: (parked.append("park"), park(self)))
     monkeypatch.setattr(FrozenPrefix, "bring_back", lambda self: (parked.append("back"), bring_back(self)))
-    model, ran = make_tiny_model(), []
+    model, ran = tried_model(), []
     model.model.layers[2].self_attn.register_forward_pre_hook(lambda *_: ran.append(torch.is_grad_enabled()))
     assert_same(trajectory(tmp_path / "b", {"prefix_weights": "host"}, model=model), plain)
     assert parked == ["park", "back"]
@@ -183,7 +192,7 @@ def test_packing_is_chosen_where_it_saves_tokens_and_refused_where_it_cannot_be(
     together = [[0, 1, 2, 3, 4, 5]]
     assert packing_gain(alike(6), together) > 2
     assert packing_gain(rows(6), together) < 1.6
-    with pytest.raises(CofituneError, match=r"memory\.packing is on, but .* sliding window"):
+    with pytest.raises(CofituneError, match=r"memory\.packing is on, which .* sees 8 at once"):
         trajectory(tmp_path, {"packing": "on"}, model=make_tiny_model("mistral", sliding_window=8))
 
 
