@@ -192,6 +192,8 @@ def study(steps: int, seed: int, modes: list[str]) -> list[dict[str, Any]]:
     thoughts = toy.write([toy.prompt(text, True) for text in held_out], 150)
     answers = toy.write([toy.prompt(text, False) for text in held_out], 60)
     ended = sum(toy.thought_length(row) < len(row.input_ids) - row.response_start for row in thoughts)
+    if not ended:
+        raise SystemExit("No thought of the base ends, so there is no answer to look at; give it more --steps.")
     for row in (thoughts[0], answers[0]):
         print("the base wrote:", repr(toy.tokenizer.decode(row.input_ids[row.response_start:])), flush=True)
     before = [toy.logits(row) for row in thoughts], [toy.logits(row) for row in answers]
