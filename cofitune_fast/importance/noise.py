@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import CofituneError
 from ..regions import Layout
 
 
@@ -19,12 +19,11 @@ def dropout_only(layout: Layout, p: float) -> Iterator[None]:
     """Context in which every layer drops outputs of its FFN and attention probabilities with probability p.
 
     The authors' code has dropout at the same places. The output of an FFN is that of `ffn.down`, or of all experts
-    together. The model must be in eval mode, so that no other dropout is active: only the training flag of each
-    attention module is set, and not the flags of its children. Layers below the lowest gate have dropout too, as the
-    two passes should differ in the whole model.
-
-    Raises CofituneError if a layer lacks one of the two, or its attention has no `attention_dropout` that is a number.
-    Everything is restored on exit.
+    together. Where attention has no `attention_dropout`, and where another mixer is in its place, the mixer's output is
+    dropped in place of the probabilities, and a log line says so. The model must be in eval mode, so that no other
+    dropout is active: only the training flag of each attention module is set, and not the flags of its children. Layers
+    below the lowest gate have dropout too, as the two passes should differ in the whole model. On exit everything is
+    restored.
     """
 
     def drop(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
@@ -32,23 +31,24 @@ def dropout_only(layout: Layout, p: float) -> Iterator[None]:
             return F.dropout(output[0], p, training=True), *output[1:]
         return F.dropout(output, p, training=True)
 
+    others = []
     with ExitStack() as stack:
         for layer in range(layout.num_layers):
-            ffn, attention = _ffn(layout, layer), layout.attention(layer)
-            if ffn is None or attention is None:
-                raise CofituneError(
-                    f"Layer {layer} has no {'feed-forward part' if ffn is None else 'single attention'}, so the "
-                    "dropout of the proxy kl_dropout cannot be set there; use proxy='task_nll'."
-                )
-            if not isinstance(getattr(attention, "attention_dropout", None), (int, float)):
-                raise CofituneError(
-                    f"{type(attention).__name__} of layer {layer} has no attribute `attention_dropout` that is a "
-                    "number, so the dropout of the proxy kl_dropout cannot be set there; use proxy='task_nll'."
-                )
-            stack.callback(ffn.register_forward_hook(drop).remove)
-            stack.callback(setattr, attention, "attention_dropout", attention.attention_dropout)
-            stack.callback(setattr, attention, "training", attention.training)
-            attention.attention_dropout, attention.training = p, True  # type: ignore[assignment]
+            if (ffn := _ffn(layout, layer)) is not None:
+                stack.callback(ffn.register_forward_hook(drop).remove)
+            attention = layout.attention(layer)
+            if isinstance(getattr(attention, "attention_dropout", None), (int, float)):
+                stack.callback(setattr, attention, "attention_dropout", attention.attention_dropout)
+                stack.callback(setattr, attention, "training", attention.training)
+                attention.attention_dropout, attention.training = p, True  # type: ignore[union-attr,assignment]
+                continue
+            mixers = {block.name for block in layout.blocks.values() if block.layer == layer and block.kind != "ffn"}
+            for name in mixers:
+                stack.callback(layout.module_named(name).register_forward_hook(drop).remove)
+            others += [layer] * bool(mixers)
+        if others:
+            logging.getLogger("cofitune_fast").info(
+                "Attention probabilities of %d layers cannot be dropped; the output of their mixers is.", len(others))
         yield
 
 

@@ -24,7 +24,7 @@ from ..models.attention import longest_row, takes_sdpa, trie_attention, why_mixe
 from ..models.mode import evaluation_mode
 from ..models.sharded import all_ranks, is_sharded, reshard
 from ..regions import Layout, Region, resolve_layout
-from .prefix import FrozenPrefix, learn_outputs
+from .prefix import FrozenPrefix, learn_outputs, randomness
 
 HANDED_ON = ("prev_topk_indices", "prev_router_hidden_states", "block_states")
 """Arguments by which a layer gets more from the layers below than their states."""
@@ -105,7 +105,10 @@ def abilities(model: nn.Module, layer: int | None = None) -> dict[str, Ability]:
     if layer is None:
         layer = resolve_layout(model).num_layers // 2
     prefix = prefix_abilities(model, layer)
-    return {"prefix cut": prefix.cut, "prefix cache": prefix.cache, "trie": trie_ability(model),
+    cache, source = prefix.cache, randomness(model, FrozenPrefix(model, layer))
+    if cache and source is not None:
+        cache = Ability(f"the frozen layers are random in training: {source}")
+    return {"prefix cut": prefix.cut, "prefix cache": cache, "trie": trie_ability(model),
             "gradient checkpointing": checkpoint_ability(model)}
 
 
@@ -303,6 +306,8 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 def _once(model: nn.Module, key: Any, find: Callable[[Any], Any]) -> Any:
     known = _KNOWN.setdefault(_inner(model), {})
+    first = next(_inner(model).parameters())
+    key = (key, first.dtype, first.device)  # a model may be moved between two runs
     if key not in known:
         known[key] = find(_inner(model))
     return known[key]

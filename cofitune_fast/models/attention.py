@@ -52,13 +52,20 @@ def why_mixed_otherwise(layers: Iterable[nn.Module]) -> str | None:
             return f"a convolution in layer {index} mixes its tokens"
         if any(type(module).__name__.endswith("Indexer") for module in modules):
             return f"layer {index} chooses the tokens that a token attends to"
-        if not any(_by_interface(module) for module in modules):
+        attentions = [module for module in modules if _by_interface(module)]
+        if not attentions:
             return f"layer {index} has its own code for attention"
+        if any("arange" in _code(module).co_names for module in attentions):
+            return f"the attention of layer {index} counts the places of tokens by itself"
     return None
 
 
 def _by_interface(module: nn.Module) -> bool:
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__code__.co_names
+    return "ALL_ATTENTION_FUNCTIONS" in _code(module).co_names
+
+
+def _code(module: nn.Module) -> Any:
+    return inspect.unwrap(type(module).forward).__code__
 
 
 @contextmanager

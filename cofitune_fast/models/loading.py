@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +86,10 @@ def load_model(
         with _no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(location)
             if quantize == "none":
-                model = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
-                    location, dtype=DTYPES[dtype], attn_implementation=attn_implementation
+                model, found = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
+                    location, dtype=DTYPES[dtype], attn_implementation=attn_implementation, output_loading_info=True
                 )
+                _refuse_missing(source, found["missing_keys"])
                 model = shard(model.eval(), device) if sharded else model.to(device)
             else:
                 model = load_quantized(
@@ -178,6 +179,15 @@ def _begins_texts(file: Path) -> bool:
 
     field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
     return field is not None and bool(field.contents())
+
+
+def _refuse_missing(source: str, missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks weights, which would be random and other ones each time it is loaded."""
+    if missing:
+        raise CofituneError(
+            f"The model {source} lacks {len(missing)} of its weights, such as {min(missing)}; it is damaged, or a "
+            "checkpoint of another kind of model."
+        )
 
 
 @contextmanager

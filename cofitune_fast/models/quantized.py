@@ -129,7 +129,7 @@ def load_quantized(
             # With this flag the first forward in eval mode on a CPU with AVX512-BF16 repacks the weight for a product
             # without a backward: gradients would silently be wrong, and the weight could not be dequantised any more.
             module.support_avx512bf16_for_cpu = False
-    _check_forward(model, location)
+        _check_forward(model, location)  # not with int8, whose first forward moves the scales
     digests = checkpoint_digests(location, dtype, {f"{name}.weight" for name in quantised})
     model.hf_quantizer = (_Nf4Quantizer if method == "nf4" else _Int8Quantizer)(config, digests)
     return with_roles(model, roles).eval()

@@ -32,8 +32,8 @@ from ..models.loading import LoadedModel, dtype_name, load_model
 from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
 from .card import model_card
 from .cells import Part
-from .frozen import rest_digests
-from .layout import resolve_layout, tensors_named
+from .frozen import parts_of, rest_digests
+from .layout import tensors_named
 from .region import Region
 
 TENSORS, INFO, CARD = "delta.safetensors", "cofitune.json", "README.md"
@@ -106,11 +106,11 @@ def save_delta(
     tensors = {name: whole_on_rank_0(parameter) for name, parameter in region.parameters(model)}
     frozen = ""
     if base is None:
-        base, frozen = BaseInfo(_model_name(model), "", dtype_name(model)), _frozen_fingerprint(model, tensors)
+        frozen = _frozen_fingerprint(model, tensors, parts_of(model, tensors))
+        base = BaseInfo(_model_name(model), "", dtype_name(model))
     if writes(model):
-        layout = resolve_layout(model) if any(name.endswith("]") for name in tensors) else None
-        parts = {name: place for name in tensors if layout is not None and (place := layout.part(name)) is not None}
-        described = {name: {"parameter": parameter, **part.as_json()} for name, (parameter, part) in parts.items()}
+        described = {name: {"parameter": parameter, **part.as_json()}
+                     for name, (parameter, part) in parts_of(model, tensors).items()}
         _save(path, region, tensors, described, base, frozen, settings, scores)
     if is_sharded(model):
         barrier()
@@ -205,10 +205,18 @@ def load_delta(
     return replaced if keep_base else None
 
 
-def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy back the tensors that load_delta(..., keep_base=True) has replaced."""
+def restore(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], parts: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Copy back the tensors that load_delta(..., keep_base=True) has replaced.
+
+    parts: the delta's `DeltaInfo.parts`; without them names of parts are those of the model's layout.
+    """
     reshard(model)  # an error in a forward may have left gathered copies, which would hide the restored weights
-    for name, target in tensors_named(model, tensors).items():
+    parts = parts or {}
+    targets: dict[str, torch.Tensor] = tensors_named(model, [name for name in tensors if name not in parts])
+    targets |= _views(model, {name: parts[name] for name in tensors if name in parts})
+    for name, target in targets.items():
         copy_whole(target, tensors[name])
 
 
@@ -258,7 +266,7 @@ def merge(
                 tokenizer.save_pretrained(building)
     finally:
         if replaced is not None:
-            restore(base, replaced)
+            restore(base, replaced, info.parts)
     return out
 
 
@@ -267,7 +275,7 @@ def _targets(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str, t
     targets: dict[str, torch.Tensor] = dict(named_parameters(model))
     for name, place in info.parts.items():
         try:
-            targets[name] = Part.from_json(place).of(targets[place["parameter"]].detach())
+            targets |= _views(model, {name: place})
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise CofituneError(
                 f"The delta {path} does not fit this model: it holds {name}, which the model lacks ({error})."
@@ -275,11 +283,21 @@ def _targets(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str, t
     return targets
 
 
+def _views(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    tensors = dict(named_parameters(model)) if parts else {}
+    return {name: Part.from_json(place).of(tensors[place["parameter"]].detach()) for name, place in parts.items()}
+
+
 def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str | None) -> None:
     if info.base.fingerprint:
         expected, found = info.base.fingerprint, known or base_fingerprint(model)
     else:
-        expected, found = info.frozen_fingerprint, _frozen_fingerprint(model, info.parameters)
+        try:
+            places = {name: (place["parameter"], Part.from_json(place)) for name, place in info.parts.items()}
+            found = _frozen_fingerprint(model, info.parameters, places)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
+            found = ""  # it lacks a tensor of the delta
+        expected = info.frozen_fingerprint
     if found != expected:
         raise CofituneError(
             f"The delta {path} belongs to the base {info.base.model} ({expected[:12]}, {info.base.dtype}), but the "
@@ -288,9 +306,11 @@ def _check_base(model: nn.Module, info: DeltaInfo, path: str | Path, known: str 
         )
 
 
-def _frozen_fingerprint(model: nn.Module, trained: Collection[str]) -> str:
+def _frozen_fingerprint(
+    model: nn.Module, trained: Collection[str], parts: Mapping[str, tuple[str, Part]]
+) -> str:
     digests = {name: digest for name, digest in base_digests(model).items() if name not in trained}
-    return combine_digests({**digests, **rest_digests(model, dict(named_parameters(model)), trained)})
+    return combine_digests({**digests, **rest_digests(dict(named_parameters(model)), parts)})
 
 
 @contextmanager

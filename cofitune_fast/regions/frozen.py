@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CofituneError
 from ..models.fingerprint import digest_all, named_tensors, tensor_digest
-from .cells import whole_name
+from .cells import Part, whole_name
 from .layout import resolve_layout
 
 
@@ -60,38 +60,35 @@ class FrozenProof:
                 f"{len(changed)} of {len(self.digests)} frozen tensors changed during training: {_listed(changed)}; "
                 "do not use this result, and look for what writes to them."
             )
-        trained = sum(view.nbytes for views in _trained_parts(model, self.trained, tensors).values() for view in views)
+        trained = sum(part.of(tensors[name]).nbytes for name, part in parts_of(model, self.trained).values())
         return FrozenSummary(len(frozen), sum(tensor.nbytes for tensor in frozen.values()) - trained)
 
 
 def _frozen_digests(model: nn.Module, tensors: Mapping[str, Tensor], trained: frozenset[str]) -> dict[str, str]:
-    parts = rest_digests(model, tensors, trained)
-    whole = {name: tensor for name, tensor in tensors.items() if name not in trained and name not in parts}
-    return {**digest_all(whole), **parts}
+    parts = parts_of(model, trained)
+    rest = rest_digests(tensors, parts)
+    whole = {name: tensor for name, tensor in tensors.items() if name not in trained and name not in rest}
+    return {**digest_all(whole), **rest}
 
 
-def rest_digests(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str]) -> dict[str, str]:
+def parts_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, Part]]:
+    """Name -> (tensor, part), for those of the names that stand for parts in `model`."""
+    names = [name for name in names if name.endswith("]")]
+    layout = resolve_layout(model) if names else None
+    found = {name: layout.part(name) for name in names} if layout is not None else {}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def rest_digests(tensors: Mapping[str, Tensor], parts: Mapping[str, tuple[str, Part]]) -> dict[str, str]:
     """Digests of the tensors that are trained in part, with zeros in place of the trained parts."""
     digests = {}
-    for name, _ in _trained_parts(model, trained, tensors).items():
+    for name in dict.fromkeys(tensor for tensor, _ in parts.values()):
         rest = tensors[name].detach().clone()
-        for view in _trained_parts(model, trained, {name: rest})[name]:
-            view.zero_()
+        for tensor, part in parts.values():
+            if tensor == name:
+                part.of(rest).zero_()
         digests[name] = tensor_digest(rest)
     return digests
-
-
-def _trained_parts(model: nn.Module, trained: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Tensor -> views of its trained parts, for the tensors that are trained in part."""
-    names = [name for name in trained if name.endswith("]") and whole_name(name) in tensors]
-    if not names:
-        return {}
-    layout = resolve_layout(model)
-    views: dict[str, list[Tensor]] = {}
-    for name in names:
-        if (found := layout.part(name)) is not None:
-            views.setdefault(found[0], []).append(found[1].of(tensors[found[0]].detach()))
-    return views
 
 
 def _listed(names: list[str], most: int = 5) -> str:

@@ -137,7 +137,7 @@ def resolve_layout(model: nn.Module) -> Layout:
                    {id(module): name for name, module in modules.items()}, _users(layers))
     found = [_found(layer, model_type, text, given) for layer in layers]
     if given:
-        _check_given(given, layers, model_type)
+        _check_given(given, found, layers, model_type)
     cells: list[Cell] = []
     blocks: dict[str, Block] = {}
     for index, projections in enumerate(found):
@@ -212,12 +212,15 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _found(layer: nn.Module, model_type: str, text: Any, given: Mapping[str, Any]) -> list[Found]:
-    mapped = list(by_map(layer, given))
+    mapped = list(by_map(layer, given)) if given else []
     structure = by_structure(layer, model_type, text, leave_out={one.weight.path for one in mapped})
     return mapped + [one for one in structure if one.role not in given]
 
 
-def _check_given(given: Mapping[str, Any], layers: list[nn.Module], model_type: str) -> None:
+def _check_given(
+    given: Mapping[str, Any], found: list[list[Found]], layers: list[nn.Module], model_type: str
+) -> None:
+    """Refuse a map that names what no layer has, or gives a weight's rows to two roles, or the FFN other widths."""
     present = {weight.path for layer in layers for weight in weights(layer)}
     for role, entries in given.items():
         for entry in [entries] if isinstance(entries, str) else entries:
@@ -226,6 +229,26 @@ def _check_given(given: Mapping[str, Any], layers: list[nn.Module], model_type: 
                 raise CofituneError(
                     f"model.roles.{role} names {path}, which no layer of this {model_type} model has; layer 0 has "
                     f"{', '.join(_paths(layers[0]))}."
+                )
+    for projections in found:
+        taken: dict[str, torch.Tensor] = {}
+        named: set[tuple[str, str]] = set()
+        widths = {one.weight.inputs for one in projections if one.role == "ffn.down"}
+        for one in projections:
+            path = one.weight.path
+            rows = taken.setdefault(path, torch.zeros(one.weight.outputs, dtype=torch.bool))
+            mine = rows if one.part is None else Part(0, one.part.start, one.part.stop, one.part.period).of(rows)
+            if mine.any() or (path, one.role) in named:
+                raise CofituneError(
+                    f"model.roles gives rows of {path} to {one.role}, but they have a role already; rows of a weight "
+                    "may have one role, and a role one range of rows in a weight."
+                )
+            mine.fill_(True)
+            named.add((path, one.role))
+            if one.role in given and one.role in ("ffn.gate", "ffn.up") and widths and one.outputs not in widths:
+                raise CofituneError(
+                    f"model.roles.{one.role} names {path} with {one.outputs} outputs, but ffn.down of the layer takes "
+                    f"{' or '.join(map(str, sorted(widths)))}."
                 )
 
 
@@ -320,9 +343,9 @@ def _paths(layer: nn.Module) -> list[str]:
 
 def _unsupported(model_type: str, layer: nn.Module, index: int) -> str:
     paths = _paths(layer)
-    skeleton = ", ".join(f'{role}: "{path}"' for role, path in zip(("ffn.up", "ffn.down"), paths, strict=False))
     return (
         f"Model type '{model_type}': layer {index} holds {', '.join(paths) or 'no matrix'}, none of which has a role "
-        f"that is known by its name; say the roles in the config, such as model.roles: {{{skeleton}}}."
+        "that is known by its name; say the roles in the config, such as model.roles: {ffn.up: PLACE, ffn.down: PLACE} "
+        "with these names as places."
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..models.fingerprint import PARTS
 from .cells import Part
@@ -36,8 +37,9 @@ class _Parts(nn.Module):
         for part, name in self.places[key]:
             leaf: Any = self._parameters[name]
             view = part.of(whole.detach())
-            # A move of the model to another device or dtype moves the two apart.
-            if leaf.device != view.device or leaf.dtype != view.dtype or leaf.data_ptr() != view.data_ptr():
+            moved = (leaf.device, leaf.dtype) != (view.device, view.dtype)
+            # A move of the model to another device or dtype moves the two apart. Fake tensors have no address.
+            if moved or (not isinstance(view, FakeTensor) and leaf.data_ptr() != view.data_ptr()):
                 leaf.data = view
             found.append((part, leaf))
         return found

@@ -190,8 +190,21 @@ class Region:
         return "full" if self.is_full else ";".join(f"{roles}@{layers}" for roles, layers in self._terms())
 
     def _terms(self) -> list[tuple[str, LayerSet]]:
-        """(text of the roles, layers) pairs. Roles with equal layers share a pair, and whole groups have their name."""
-        return [(_roles_text(roles), layers) for roles, layers in self._together()]
+        """(text of the roles, layers) pairs. A group whose roles all have some layers in common stands for these, and
+        roles and groups with equal layers share a pair."""
+        left, named = dict(self.layers), []
+        for group, members in GROUPS.items():
+            sets = [left[role] for role in members if role in left]
+            shared = next((one for one in sets if all(one | other == other for other in sets)), None)
+            if len(sets) == len(members) and shared is not None:
+                named.append((ROLES.index(members[0]), group, shared))
+                left = {role: layers for role, layers in left.items() if role not in members or layers != shared}
+        named += [(ROLES.index(role), role, layers) for role, layers in left.items()]
+        together: dict[LayerSet, list[str]] = {}
+        for _, name, layers in sorted(named, key=lambda entry: (entry[0], entry[1] not in GROUPS)):
+            together.setdefault(layers, []).append(name)
+        return [("+".join(["all", *names[2:]] if names[:2] == list(GROUPS) else names), layers)
+                for layers, names in together.items()]
 
     def _together(self) -> list[tuple[list[str], LayerSet]]:
         """(roles, layers) pairs, one for each set of layers."""
@@ -211,17 +224,16 @@ class Region:
         """
         if self.is_full:
             return list(layout.cells)
-        chosen = set()
-        for roles, layers in self._together():
-            by_group = {role for members in GROUPS.values() if set(members) <= set(roles) for role in members}
-            for role in roles:
-                if role not in layout.roles and role not in by_group:
-                    raise CofituneError(
-                        f"Region '{self}' trains {role}, which this {layout.model_type} model lacks; "
-                        f"it has {', '.join(layout.roles)}."
-                    )
-            numbers = layers.indices(layout.num_layers, str(self))
-            chosen.update((layer, role) for layer in numbers for role in roles)
+        chosen = {(layer, role) for role, layers in self.layers
+                  for layer in layers.indices(layout.num_layers, str(self))}
+        for layer in {layer for layer, _ in chosen}:
+            roles = {role for role in ROLES if (layer, role) in chosen}
+            by_group = {role for members in GROUPS.values() if roles >= set(members) for role in members}
+            if unknown := roles - by_group - set(layout.roles):
+                raise CofituneError(
+                    f"Region '{self}' trains {min(unknown, key=ROLES.index)}, which this {layout.model_type} model "
+                    f"lacks; it has {', '.join(layout.roles)}."
+                )
         cells = [cell for cell in layout.cells if (cell.layer, cell.role) in chosen]
         if not cells:
             held = {cell.role for cell in layout.cells if cell.layer in {layer for layer, _ in chosen}}
@@ -247,7 +259,9 @@ class Region:
                 by_tensor.setdefault(cell.bias, []).append((cell.role, cell.bias_part))
         trained = []
         for parameter, owned in by_tensor.items():
-            if sum(part.size for _, part in owned if part is not None) in (0, owned[0][1] and owned[0][1].period):
+            shape = layout.tensor(parameter, None).shape
+            covered = [part.size * (shape[part.dim] // part.period) / shape[part.dim] for _, part in owned if part]
+            if not covered or sum(covered) == 1:  # parts do not overlap
                 trained.append(_Trained(parameter, parameter))
             else:
                 trained += [_Trained(part_name(parameter, role), parameter, role, part) for role, part in owned]

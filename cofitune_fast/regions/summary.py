@@ -47,6 +47,7 @@ def _kind(layout: Layout, layer: int) -> dict[str, Any]:
                for name, weight in layout.decoder_layer(layer).named_parameters() if weight.dim() > 1}
     cells = [cell for cell in layout.cells if cell.layer == layer]
     with_role = {id(layout.whole(cell)) for cell in cells}
+    with_role |= {id(layout.tensor(cell.bias, None)) for cell in cells if cell.bias is not None}
     return {
         "layers": None,
         "roles": {role: [weights.get(id(layout.whole(cell)), cell.parameter) + _part(cell.part)

@@ -133,8 +133,14 @@ class Search:
 
     @staticmethod
     def reference_size(bench: Workbench) -> int:
-        """Return the number of parameters to which the configured learning rate belongs: that of the default region."""
-        return Region.parse(DEFAULT_REGION).count(bench.model)
+        """Return the number of parameters to which the configured learning rate belongs: that of the default region, or
+        of all roles in its layers where a model has none of its roles there."""
+        region = Region.parse(DEFAULT_REGION)
+        layers = {layer for _, at in region.layers for layer in at.indices(bench.layout.num_layers, str(region))}
+        lacking = not any(cell.layer in layers and cell.role in dict(region.layers) for cell in bench.layout.cells)
+        if lacking:
+            region = Region(tuple((role, region.layers[0][1]) for role in bench.layout.roles))
+        return region.count(bench.model)
 
     def _count(self, candidate: Candidate) -> int:
         return candidate.region.count(self.bench.model)

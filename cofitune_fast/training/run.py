@@ -24,7 +24,7 @@ from ..memory.settings import MemorySettings
 from ..models.sharded import all_ranks, broadcast_object, is_sharded
 from ..optim.sharding import local
 from ..planning.out_of_memory import is_out_of_memory
-from ..regions import BaseInfo, FrozenProof, Trainable
+from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
 from .arguments import PATIENCE, check_precision, evaluates, training_arguments
 from .batching import KeyedRows
 from .callbacks import StopOnInterrupt
@@ -176,6 +176,7 @@ def train_region(
         model.eval()
         for _, parameter in trainer.trained:
             parameter.grad = None
+        detach_parts(model)
         if cache is not None:
             cache.close()
             if cache.store.failure is not None:

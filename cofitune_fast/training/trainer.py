@@ -32,7 +32,7 @@ from ..models.attention import trie_attention
 from ..models.head import Head
 from ..models.sharded import barrier, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
-from ..regions import BaseInfo, Trainable, load_delta, save_delta
+from ..regions import BaseInfo, Trainable, load_delta, save_delta, whole_name
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
 from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks
@@ -213,9 +213,9 @@ class CoFiTuneTrainer(Trainer):
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
             groups = [
-                {"params": [pair for pair in self.trained if pair[0] in decayed],
+                {"params": [pair for pair in self.trained if whole_name(pair[0]) in decayed],
                  "weight_decay": self.args.weight_decay},
-                {"params": [pair for pair in self.trained if pair[0] not in decayed], "weight_decay": 0.0},
+                {"params": [pair for pair in self.trained if whole_name(pair[0]) not in decayed], "weight_decay": 0.0},
             ]
             options = self.options
             kind = HostMaskedAdamW if options.memory.optimizer_states == "host" else MaskedAdamW

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.importance import compute_importance
-from cofitune_fast.importance.noise import dropout_only
+from cofitune_fast.importance.noise import dropout_only, seeded
 from cofitune_fast.models.fingerprint import fingerprint
 from cofitune_fast.regions import resolve_layout
 
@@ -251,10 +251,18 @@ def test_logits_that_no_head_describes_are_taken_from_the_model():
         torch.testing.assert_close(scores, theirs.scores[kind], rtol=1e-3, atol=1e-3 * scores.max().item())
 
 
-def test_attention_without_a_dropout_attribute_is_refused():
-    model = make_tiny_model()
-    del model.model.layers[3].self_attn.attention_dropout
-    before = state_of(model)
-    with pytest.raises(CofituneError, match="no attribute `attention_dropout`"):
-        compute_importance(model, make_batches())
-    assert state_of(model) == before
+def test_attention_without_a_dropout_attribute_has_its_output_dropped(caplog):
+    model, plain = make_tiny_model(), make_tiny_model()
+    for layer in model.model.layers:
+        del layer.self_attn.attention_dropout
+    layout, outputs = resolve_layout(model), []
+    batch = make_batches()[0]
+    with caplog.at_level("INFO", "cofitune_fast"), torch.no_grad():
+        with dropout_only(layout, 0.5), seeded(model, 0):
+            attention = model.model.layers[3].self_attn
+            attention.register_forward_hook(lambda _, inputs, output: outputs.append(output[0]))
+            model(input_ids=batch["input_ids"])
+        model(input_ids=batch["input_ids"])
+    assert "probabilities of 4 layers cannot be dropped" in caplog.text
+    assert 0.4 < (outputs[0] == 0).float().mean() < 0.6 and not (outputs[1] == 0).any()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))

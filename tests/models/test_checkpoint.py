@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_model
+from transformers import AutoModelForCausalLM
 
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.models import checkpoint, load_model
+from cofitune_fast.models import load_model
 from cofitune_fast.models.checkpoint import checkpoint_digests, checkpoint_dtype, checkpoint_fingerprint, skeleton
 from cofitune_fast.models.fingerprint import fingerprint, tensor_digests
 
@@ -18,7 +19,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 @pytest.fixture
 def streamed(monkeypatch):
     """Loading the model fails, so that what passes was read tensor by tensor."""
-    monkeypatch.setattr(checkpoint.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

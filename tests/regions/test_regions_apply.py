@@ -102,6 +102,16 @@ def test_role_the_model_lacks(tiny_model):
     assert [cell.role for cell in Region.parse("ffn@1").cells(gateless)] == ["ffn.up", "ffn.down"]
 
 
+@pytest.mark.parametrize(("family", "region", "count"), [
+    ("llama", "mha@1;attn.q@3", 5), ("llama", "mha@0-1;attn.o@all", 10), ("llama", "all@0;attn.q@1", 8),
+    ("gpt2", "ffn@1;ffn.up@2", 3), ("mamba2", "mha@1;mix.out@3", 3),
+])
+def test_a_group_beside_one_of_its_roles(family, region, count):
+    cells = Region.parse(region).cells(resolve_layout(tiny_family(family)))
+    assert len(cells) == count
+    assert Region.parse(str(Region.parse(region))).cells(resolve_layout(tiny_family(family))) == cells
+
+
 def test_region_that_selects_nothing():
     layout = resolve_layout(tiny_family("mamba2"))
     with pytest.raises(CofituneError, match=r"Region 'ffn@1-2' selects nothing in this mamba2 .*hold mix.in, mix.out"):

@@ -206,6 +206,22 @@ def test_foreign_safetensors(saved):
         read_delta(saved[0])
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["base recorded", "base not recorded"])
+def test_a_delta_of_parts_needs_no_map_of_roles_to_be_read(tmp_path, recorded):
+    roles = {"attn.q": "self_attn.q_proj[0:4/8]", "attn.gate": "self_attn.q_proj[4:8/8]"}
+    model = make_tiny_model()
+    model.cofitune_roles = roles
+    base = BaseInfo.of(model) if recorded else None
+    for _, part in Region.parse("attn.gate@1").apply(model):
+        part.data.add_(1.0)
+    save_delta(model, "attn.gate@1", tmp_path / "delta", base=base)
+    stranger, before = make_tiny_model(), fingerprint(make_tiny_model())
+    merge(stranger, tmp_path / "delta", tmp_path / "merged")
+    assert fingerprint(stranger) == before
+    load_delta(stranger, tmp_path / "delta")
+    assert fingerprint(stranger) == fingerprint(model)
+
+
 def test_newer_format_and_broken_description(saved):
     rewritten(saved[0], format=3)
     with pytest.raises(CofituneError, match="has the format 3, this version reads 1 and 2; update"):

@@ -180,7 +180,7 @@ def test_nothing_with_a_known_name(tiny_model):
     for layer in tiny_model.model.layers:
         layer.first, layer.second = nn.Linear(32, 48), nn.Linear(48, 32)
         del layer.self_attn, layer.mlp
-    with pytest.raises(CofituneError, match=r"layer 0 holds first, second, none .*roles: \{ffn\.up: \"first\""):
+    with pytest.raises(CofituneError, match=r"layer 0 holds first, second, none .*roles: \{ffn\.up: PLACE, "):
         resolve_layout(tiny_model)
     tiny_model.cofitune_roles = {"ffn.up": "first", "ffn.down": "second"}
     assert resolve_layout(tiny_model).roles == ("ffn.up", "ffn.down")
@@ -193,9 +193,9 @@ def test_a_fused_projection_of_an_unknown_family(tiny_model):
         del attention.q_proj, attention.k_proj, attention.v_proj
     with pytest.raises(CofituneError, match=r"'llama': self_attn\.qkv_proj holds queries, keys and values together"):
         resolve_layout(tiny_model)
-    tiny_model.cofitune_roles = {"attn.q": "self_attn.qkv_proj[0:32]", "attn.v": "self_attn.qkv_proj[12:16/16]"}
+    tiny_model.cofitune_roles = {"attn.q": "self_attn.qkv_proj[0:8/16]", "attn.v": "self_attn.qkv_proj[12:16/16]"}
     found = roles_of(tiny_model, 1)
-    assert found["attn.q"] == "self_attn.qkv_proj[0:32/64]" and found["attn.v"] == "self_attn.qkv_proj[12:16/16]"
+    assert found["attn.q"] == "self_attn.qkv_proj[0:8/16]" and found["attn.v"] == "self_attn.qkv_proj[12:16/16]"
     assert "attn.k" not in found and found["ffn.down"] == "mlp.down_proj"
 
 
@@ -205,6 +205,10 @@ def test_a_fused_projection_of_an_unknown_family(tiny_model):
     ({"ffn.up": "mlp.up_proj[0:60]"}, r"is 'mlp\.up_proj\[0:60\]', but mlp\.up_proj has 48 rows"),
     ({"ffn.up": "mlp.up_proj[0:3/5]"}, "has 48 rows"),
     ({"ffn.up": "mlp.up_proj[:3]"}, "write a weight's place in its layer"),
+    ({"attn.q": "self_attn.q_proj[0:16]", "attn.k": "self_attn.q_proj[8:24]"}, r"rows of self_attn\.q_proj to attn"),
+    ({"attn.q": ["self_attn.q_proj[0:8]", "self_attn.q_proj[16:24]"]}, "a role one range of rows in a weight"),
+    ({"attn.q": "self_attn.q_proj[0:16]", "attn.gate": "self_attn.q_proj"}, "but they have a role already"),
+    ({"ffn.up": "self_attn.q_proj"}, r"names self_attn\.q_proj with 32 outputs, but ffn\.down of the layer takes 48"),
 ])
 def test_a_role_map_that_does_not_fit(tiny_model, roles, words):
     tiny_model.cofitune_roles = roles

@@ -6,11 +6,12 @@ import signal
 
 import pytest
 import torch
+from families import tiny_family
 from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded, collate
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.models.fingerprint import tensor_digests
+from cofitune_fast.models.fingerprint import named_parameters, tensor_digests
 from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import BaseInfo, Region, read_delta
 from cofitune_fast.training import LossNotFinite, TrainOptions, train_region
@@ -45,28 +46,30 @@ def state(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_one_step_is_what_plain_torch_does(tmp_path):
+@pytest.mark.parametrize(("family", "region"), [("llama", str(REGION)), ("phi3", "attn.k+ffn.up@2;attn.o@1")])
+def test_one_step_is_what_plain_torch_does(tmp_path, family, region):
     """One batch, one step: cross entropy of the response tokens, clip, AdamW, by the book.
 
     eps is large enough that the last bits of tiny gradients, which Adam would blow up to a whole step, do not show.
     """
-    model, data = make_tiny_model(), rows(4)
-    expected = make_tiny_model()
-    params = [p for _, p in REGION.apply(expected)]
+    make = make_tiny_model if family == "llama" else tiny_family
+    model, expected, data = make(family), make(family), rows(4)
+    params = [p for _, p in Region.parse(region).apply(expected)]
     batch = collate(data, 0)
     logits = expected(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     loss.backward()
     torch.nn.utils.clip_grad_norm_(params, 0.05)
-    torch.optim.AdamW(params, lr=1e-2, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1).step()
-    result = run(model, tmp_path, data=data, training={
+    torch.optim.AdamW(params, lr=1e-2, betas=(0.9, 0.95), eps=1e-4, weight_decay=1.0).step()
+    result = run(model, tmp_path, Region.parse(region), data=data, training={
         "adam_epsilon": 1e-4,
-        "weight_decay": 0.1, "max_grad_norm": 0.05, "lr_scheduler_type": "constant", "warmup_steps": 0,
+        "weight_decay": 1.0, "max_grad_norm": 0.05, "lr_scheduler_type": "constant", "warmup_steps": 0,
     })
     assert result.steps == 1
     assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    theirs = dict(named_parameters(expected))
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter, dict(expected.named_parameters())[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameter, theirs[name], rtol=1e-5, atol=1e-6)
 
 
 def test_only_the_region_moves_and_the_result_says_so(tmp_path, tiny_model):
