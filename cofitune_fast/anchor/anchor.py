@@ -53,7 +53,7 @@ class Anchor:
 
     @property
     def note(self) -> str | None:
-        """What is to be said about flawed texts and unfinished thoughts; None if there are none."""
+        """Sentence about flawed texts and unfinished thoughts; None if there are none."""
         sentences = []
         if any(self.flaws):
             sentences.append(f"Of the anchor's {len(self.rows)} texts {self.flaws.empty} are empty and "

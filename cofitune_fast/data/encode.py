@@ -14,7 +14,7 @@ from .formats import Example, Message
 
 PLAIN_FORMAT = ("The tokenizer has no chat template: a prompt is the texts of its messages, each followed by a line "
                 "break, and a response ends with the end-of-sequence token.")
-"""What is written for a model without a chat template, in one sentence to show."""
+"""Sentence that says how rows are written for a model without a chat template."""
 
 
 @dataclass(frozen=True)

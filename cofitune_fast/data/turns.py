@@ -13,7 +13,7 @@ GREETING: list[Message] = [{"role": "user", "content": "Hello"}]
 
 
 class TurnEnd(NamedTuple):
-    """What ends a response.
+    """Tokens and texts that end a response.
 
     Attributes:
         tokens: ids of the tokens that end it.

@@ -1,4 +1,4 @@
-"""What saves time and memory with a model, and what does not: decided by its structure, and by a trial of the model.
+"""Features that save time and memory with a model: decided by its structure, and by a trial of the model.
 
 The structure says no where that is certain. Where it does not, a few tokens go through the model plainly and with the
 feature, and the logits are compared. So a family that nobody has tried before keeps its correct results, and loses at
@@ -46,7 +46,7 @@ class Ability:
 
 @dataclass(frozen=True)
 class PrefixAbilities:
-    """What can be done with the layers below a layer.
+    """Features for the layers below a layer.
 
     cut: they can run without a graph. cache: their output can be stored, and then they need not run.
     width, dtype: of the states of one token at the layer's input; the width is mostly (hidden,).
@@ -59,7 +59,7 @@ class PrefixAbilities:
 
 
 def prefix_abilities(model: nn.Module, layer: int) -> PrefixAbilities:
-    """What can be done with the layers of `model` below `layer`. Collective for a sharded model."""
+    """Decide what can be done with the layers of `model` below `layer`. Collective for a sharded model."""
     return _once(model, ("prefix", layer), lambda inner: _prefix_abilities(inner, layer))
 
 

@@ -43,7 +43,7 @@ def walk(
 
 
 def trained_cells(region: Region, layout: Layout) -> tuple[bool, frozenset[tuple[int, str]]]:
-    """What a region trains in a model: regions for which it is equal are one node.
+    """Key of what a region trains in a model: regions for which it is equal are one node.
 
     Raises:
         CofituneError: as `Region.cells`.

@@ -167,7 +167,7 @@ def test_a_final_norm_that_is_no_rms_norm_is_refused():
         readout.directions(stream.states[-1], stream.targets, stream.targets - 1)
 
 
-@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_moe", "phi3"])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_moe", "phi3", "lfm2", "granite"])
 @torch.no_grad()
 def test_mixers_and_experts_write_to_the_stream_as_attention_and_ffn_do(family):
     model = tiny_family(family)
@@ -179,7 +179,7 @@ def test_mixers_and_experts_write_to_the_stream_as_attention_and_ffn_do(family):
 
 
 @pytest.mark.parametrize("family", [
-    "nemotron_h", "gemma3n_text", "zamba2", "hrm_text", "gpt_neox", "granite", "falcon_h1", "lfm2",
+    "nemotron_h", "gemma3n_text", "zamba2", "hrm_text", "gpt_neox", "falcon_h1",
 ])
 def test_what_is_not_a_sum_of_attention_and_ffn_is_refused(family):
     model = tiny_family(family)

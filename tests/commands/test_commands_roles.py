@@ -19,7 +19,7 @@ ROLES = {"attn.q": "multi_head_attention.Wq", "ffn.up": ["ffn.0"], "ffn.down": "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """CTRL, whose projections have names that no rule knows."""
+    """CTRL, some of whose projections are given roles by hand."""
     path = tmp_path_factory.mktemp("ctrl")
     tiny_family("ctrl").save_pretrained(path)
     make_tiny_tokenizer().save_pretrained(path)
@@ -42,12 +42,15 @@ def test_given_roles_reach_the_model_the_plan_and_a_copy(folder, command_line):
     _, shown, _ = command_line("env", "--model", folder, "--model.roles", json.dumps(ROLES), "--json")
     content = json.loads(shown)
     assert content["kinds"][0]["roles"] == {
-        "attn.q": ["multi_head_attention.Wq"], "ffn.up": ["ffn.0"], "ffn.down": ["ffn.2[0:16/32]"]}
+        "attn.q": ["multi_head_attention.Wq"], "attn.k": ["multi_head_attention.Wk"],
+        "attn.v": ["multi_head_attention.Wv"], "attn.o": ["multi_head_attention.dense"],
+        "ffn.up": ["ffn.0"], "ffn.down": ["ffn.2[0:16/32]"]}
     given = load_config(None, {"model": str(folder), "model.roles.ffn.up": "ffn.0"}).model.roles
     assert given == {"ffn.up": "ffn.0"}
-    assert resolve_layout(fake_model(folder, roles=ROLES)).roles == tuple(ROLES)
-    for model in [load_model(folder, roles=ROLES).model]:
-        assert resolve_layout(copy.deepcopy(model)).roles == resolve_layout(model).roles == tuple(ROLES)
+    loaded = load_model(folder, roles=ROLES).model
+    for model in (fake_model(folder, roles=ROLES), loaded, copy.deepcopy(loaded)):
+        (down,) = resolve_layout(model).at(1, "ffn.down")
+        assert (down.part.start, down.part.stop, down.part.period) == (0, 16, 32)
 
 
 @pytest.mark.parametrize(("roles", "message"), [

@@ -9,6 +9,7 @@ from tiny import make_tiny_model
 
 from cofitune_fast.data import Encoded, Example, encode_examples
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.memory.abilities import trie_ability
 from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Suite, Task, answer_scores, score_suite, score_task
 from cofitune_fast.scoring import answers as scoring
 
@@ -166,6 +167,7 @@ def test_modes_are_restored(kind, tiny_model, tiny_tokenizer):
 
 
 def test_only_answer_positions_reach_the_head(tiny_model, tiny_tokenizer):
+    trie_ability(tiny_model)  # tried once, with logits at every position
     seen = []
     hook = tiny_model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[:2]))
     score = score_task(tiny_model, tiny_tokenizer, Task("t", "continuation", CONTINUATIONS))
