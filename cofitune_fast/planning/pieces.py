@@ -284,7 +284,7 @@ def _copied(arguments: Any, tensor: Callable[[Tensor], Tensor] = lambda tensor: 
 
 
 def _kind(layer: nn.Module) -> tuple:
-    """Key of all that the cost of a layer depends on: its classes and their settings, its parameters, and which are trained."""
+    """Key of what a layer costs: its classes and their settings, its parameters, and which are trained."""
     modules = tuple(
         (name, type(module).__name__, tuple(sorted(
             (key, value) for key, value in vars(module).items()
