@@ -80,7 +80,7 @@ def _switched(tokenizer: Any, messages: Sequence[Message], on: bool) -> str:
 
 
 def _between(tokenizer: Any, prompt: str, fields: dict[str, str] | None = None) -> str:
-    """Text that the template writes between the generation prompt and an answer with these further fields; "" if nothing."""
+    """Text that the template writes between the generation prompt and an answer with these fields; "" if nothing."""
     try:
         full = render(tokenizer, [*GREETING, {"role": "assistant", "content": _ANSWER, **(fields or {})}])
     except CofituneError:
