@@ -36,7 +36,8 @@ def bench():
 
 def test_it_is_the_model_it_says(bench):
     layout = bench.layout
-    assert (layout.num_layers, layout.num_heads, layout.num_key_value_heads, layout.head_dim) == (30, 9, 3, 64)
+    blocks = {(block.heads, block.key_value_heads) for block in layout.blocks.values() if block.kind == "attention"}
+    assert (layout.num_layers, blocks) == (30, {(9, 3)})
     assert bench.total_parameters == 134_515_008 and bench.model.dtype == torch.bfloat16
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = bench.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
