@@ -225,7 +225,8 @@ def _split(
     if role == "ffn.up":
         down = next((other for name, other in beside.items() if _FFN.get(name) == "ffn.down"), None)
         if down is not None and rows == 2 * down.inputs:
-            if not getattr(weight.module, "is_concatenated", True):  # gpt-oss: gate and up take turns
+            # In gpt-oss gate and up take turns; transformers 5.5 has no flag that says so.
+            if not getattr(weight.module, "is_concatenated", type(weight.module).__name__ != "GptOssExperts"):
                 halves = (0, 1, 2), (1, 2, 2)
             else:
                 halves = (0, rows // 2, rows), (rows // 2, rows, rows)
