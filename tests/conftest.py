@@ -22,14 +22,13 @@ if not torch.cuda.is_available():
 
 # COFITUNE_TEST says how much is run: "check" the cheap part of everything, "full" all, else all but what follows.
 SCOPE = os.environ.get("COFITUNE_TEST", "")
-FULL_ALONE = {  # cases that are slow, and whose property another test has
+FULL_ALONE = {  # cases that are slow, and whose property another test has wholly or for the most part
     # Ray is tested in tests/search, and that a comparison's runs may be shared out, with processes.
     "test_two_workers_make_the_runs_that_one_process_makes[ray]",
-    # Worker processes are killed in test_search_executors_processes.py, by the same code of the search.
+    # That a killed worker's job is made again is tested with processes; that Ray does it, in test-full alone.
     "test_search_executors_ray.py::test_two_workers_give_what_this_process_gives_though_one_is_killed_in_the_middle",
-    "test_a_missing_run_away_from_the_target_leaves_the_verdict_as_it_is",  # others leave runs out elsewhere
+    "test_a_missing_run_away_from_the_target_leaves_the_verdict_as_it_is",  # runs missing at the target have tests
     "test_a_budget_that_a_shorter_length_would_meet",  # test_a_budget_that_nothing_fits
-    "test_a_search_reports_by_itself",  # test_from_yaml_to_report_and_again
     "test_the_least_loss_then_the_least_time[1.5]",  # has other cases
 }
 WHOLE_IN_CHECK = {"test_imports.py", "test_end_to_end.py"}  # files

@@ -147,7 +147,7 @@ def resolve_layout(model: nn.Module) -> Layout:
             of_block = [(one, cell) for one, cell in pairs if cell.block == name and cell.role != "ffn.router"]
             blocks[name] = _block(name, index, of_block, modules[name], text)
     if not cells:
-        raise CofituneError(_unsupported(model_type, layers[0], 0))
+        raise CofituneError(_unsupported(model_type, layers[0]))
     order = {role: place for place, role in enumerate(ROLES)}
     cells.sort(key=lambda cell: (cell.layer, order[cell.role]))
     return Layout(
@@ -341,10 +341,10 @@ def _paths(layer: nn.Module) -> list[str]:
     return [weight.path for weight in weights(layer)]
 
 
-def _unsupported(model_type: str, layer: nn.Module, index: int) -> str:
-    paths = _paths(layer)
+def _unsupported(model_type: str, first: nn.Module) -> str:
+    paths = _paths(first)
     return (
-        f"Model type '{model_type}': layer {index} holds {', '.join(paths) or 'no matrix'}, none of which has a role "
+        f"Model type '{model_type}': layer 0 holds {', '.join(paths) or 'no matrix'}, none of which has a role "
         "that is known by its name; say the roles in the config, such as model.roles: {ffn.up: PLACE, ffn.down: PLACE} "
         "with these names as places."
     )
