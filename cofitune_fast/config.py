@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from yaml import YAMLError
 
 from .anchor import AnchorSettings
+from .data.faults import OnBadRow
+from .data.thinking import ThinkingChoice
 from .errors import CofituneError
 from .importance import PresetName
 from .losses import Loss
@@ -75,7 +77,12 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The speciality: JSON, JSONL or CSV files. `limit` keeps only the first rows of `train`."""
+    """The speciality: JSON, JSONL or CSV files. `limit` keeps only the first rows of `train`.
+
+    on_bad_row: "stop" refuses data with a row that cannot be used, "skip" leaves such rows out. thinking: what becomes
+    of the thoughts of a model that thinks, see data.chat. date: the day that a chat template writes, YYYY-MM-DD; by
+    default the day on which the run began.
+    """
 
     main = "train"
     train: str | None = None
@@ -84,6 +91,9 @@ class DataSection(Section):
     max_length: int = Field(TrialData.max_length, ge=8)
     limit: int | None = Field(None, ge=1)
     metric: ResponseMetric | None = None
+    on_bad_row: OnBadRow = "stop"
+    thinking: ThinkingChoice = "auto"
+    date: str | None = None
 
 
 class VersatilitySection(Section):

@@ -66,7 +66,7 @@ def trial_data(settings: Config) -> TrialData:
     data, versatility = settings.data, settings.versatility
     return TrialData(
         data.train, data.valid, data.test, versatility.valid, versatility.test, data.max_length, data.limit,
-        versatility.limit, data.metric, versatility.generate,
+        versatility.limit, data.metric, versatility.generate, data.on_bad_row, data.thinking, data.date,
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
 from .rows import Row, read_rows
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A turn: its "role" and "content", and where the row has them "name", "tool_calls", "tool_call_id", and
+"reasoning_content", the thought before the content."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -26,13 +28,24 @@ _SHAREGPT_ROLES = {
 class Example:
     """One response to learn or to score, with the messages `{"role", "content"}` before it.
 
-    where: its source, "file:line" or "file:row N". references: all acceptable responses, if the data list them.
+    Attributes:
+        where: its source, "file:line" or "file:row N".
+        references: all acceptable responses, if the data list them.
+        tools: definitions of the tools that the model may call, as the chat template takes them.
+        also: further keys of the response's message: "reasoning_content", "tool_calls", "name".
     """
 
     prompt: list[Message]
     response: str
     where: str = ""
     references: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    also: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> Message:
+        """The response as a message of the assistant."""
+        return {"role": "assistant", "content": self.response, **self.also}
 
 
 @dataclass(frozen=True)

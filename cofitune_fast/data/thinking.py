@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import CofituneError
 from .encode import prompt_text, render, text_ids
 from .formats import Message
 from .turns import GREETING
+
+ThinkingChoice = Literal["auto", "with", "without", "empty"]
+"""Choice of what becomes of thoughts in rows, prompts and generated text.
+
+- auto: as the chat template writes a conversation; a row's thought is trained where the row has one.
+- with: every row has a thought, which is trained; rows without one are faults.
+- without: thoughts of rows are left out, and nothing is written in their place where the template allows it.
+- empty: an empty thought stands at the end of every prompt, and the answer alone is trained and generated.
+"""
 
 _THOUGHT, _ANSWER = (f"\N{SYMBOL FOR SUBSTITUTE}{word}\N{SYMBOL FOR SUBSTITUTE}" for word in ("thought", "answer"))
 _OPENS = re.compile(r"([<\[])([\w:]*think\w*)([>\]])\s*$", re.IGNORECASE)

@@ -19,7 +19,9 @@ from torch import Tensor
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
 from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
 from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
+from ..data.faults import OnBadRow
 from ..data.formats import Example, Message
+from ..data.thinking import ThinkingChoice
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import CachedPrefix, open_prefix
@@ -55,6 +57,9 @@ class TrialData:
         versatility_limit: number of items of each versatility task that are used.
         metric: metric of the speciality; None chooses it from the data.
         versatility_generate: add the tasks that need generated text (IFEval).
+        on_bad_row: "stop" or "skip", see data.faults.
+        thinking: what becomes of thoughts, see data.thinking.
+        date: the day that the chat template writes, YYYY-MM-DD; None: today.
     """
 
     train: str | None = None
@@ -67,6 +72,9 @@ class TrialData:
     versatility_limit: int | None = None
     metric: str | None = None
     versatility_generate: bool = False
+    on_bad_row: OnBadRow = "stop"
+    thinking: ThinkingChoice = "auto"
+    date: str | None = None
 
     def file(self, part: str) -> str:
         """Return the path of train, valid or test. Raises CofituneError where it is not set."""
