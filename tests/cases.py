@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 FULL = os.environ.get("COFITUNE_TEST") == "full"
+GPU_ARCHITECTURES = ("sm_80", "sm_90", "sm_100") if FULL else ("sm_90",)
+"""Architectures that kernels are compiled for, which takes a minute for each."""
 
 
 def pairwise(values: Mapping[str, Iterable[Any]]) -> pytest.MarkDecorator:

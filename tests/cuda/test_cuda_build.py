@@ -10,6 +10,7 @@ import types
 
 import pytest
 import torch
+from cases import GPU_ARCHITECTURES as ARCHITECTURES
 from cuda_harness import ROOT, load_extension
 
 from cofitune_fast import ops
@@ -17,7 +18,6 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.ops import cuda
 
 pytestmark = pytest.mark.slow  # nvcc takes a minute for all of it
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 WIDE = ("3", "4")  # bf16 and int8, by the numbers of csrc/include/cofitune/adamw_tensor.h: eight elements a thread
 STORAGES, MODES, PULLS = ("0", "1", "2", "3", "4"), ("0", "1"), ("0", "1", "2")
 ADAMW = [(storage, mode, pull) for storage in STORAGES for mode in MODES for pull in PULLS]

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+from cases import GPU_ARCHITECTURES as ARCHITECTURES
 
 _requests: list[dict[str, Any]] = []
 
