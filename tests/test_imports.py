@@ -62,6 +62,7 @@ THIRD_PARTY = {
     "methods": CORE_THIRD_PARTY | {"peft"},  # inside the function that uses it
     # each inside the functions that need it
     "scoring": CORE_THIRD_PARTY | {"lm_eval", "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk"},
+    "data": CORE_THIRD_PARTY | {"datasets", "pyarrow"},
     "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
     "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py

@@ -76,7 +76,7 @@ def write_analysis(
     if file is None:
         raise CofituneError("There are no rows to read; give --data.test FILE with prompts and their responses.")
     variants = find_variants(deltas)
-    task = read_task(file, limit=limit or ROWS)
+    task = read_task(file, limit=limit or ROWS, on_bad_row=settings.data.on_bad_row)
     output = writable_folder(output)
     tell(f"Loading {section.path}")
     loaded = load_model(section.path, dtype=section.dtype, device=section.device, gguf_file=section.gguf_file,

@@ -83,8 +83,8 @@ def evaluation(
     if against_base and not (settings.delta and versatility):
         raise CofituneError(f"--against-base compares a delta with its base on a whole suite; give --delta, and set "
                             f"versatility.{split}.")
-    to_write = tasks_to_write(path, versatility, limit=limit, versatility_limit=settings.versatility.limit) \
-        if generate else []
+    to_write = tasks_to_write(path, versatility, limit=limit, versatility_limit=settings.versatility.limit,
+                              on_bad_row=settings.data.on_bad_row) if generate else []
     if harness:
         needs_packages("--harness", "lm_eval")
     bench = make_workbench(settings, read_delta(settings.delta).region if settings.delta else None)
@@ -101,7 +101,8 @@ def evaluation(
         if before is not None:
             content["against_base"] = _against(before, scores)
     else:
-        score = score_task(bench.model, bench.tokenizer, read_task(path, limit=limit, metric=settings.data.metric))
+        score = score_task(bench.model, bench.tokenizer, read_task(
+            path, limit=limit, metric=settings.data.metric, on_bad_row=settings.data.on_bad_row))
         content = {"tasks": {"speciality": {path: score.to_dict()}}}
     if to_write:
         content["generation"] = {task.name: _generation(bench, task, max_new_tokens) for task in to_write}

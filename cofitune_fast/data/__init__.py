@@ -2,18 +2,23 @@
 
 from .batches import batches, collate, pad_rows, plan_batches
 from .encode import Encoded, EncodedExamples, encode_example, encode_examples, encode_prompt, pad_token_id
-from .formats import Example, parse_examples, read_examples
+from .faults import Faults, RowFault
+from .formats import Example, Examples, parse_examples, read_examples
 from .packing import Pack, collate_trie, pack_rows, plan_packs
 from .predictors import IGNORED_LABEL, label_predictors, padded_places, row_predictors
-from .rows import Row, read_rows
+from .row import Row
+from .rows import read_rows
 
 __all__ = [
     "IGNORED_LABEL",
     "Encoded",
     "EncodedExamples",
     "Example",
+    "Examples",
+    "Faults",
     "Pack",
     "Row",
+    "RowFault",
     "batches",
     "collate",
     "collate_trie",

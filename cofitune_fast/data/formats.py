@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import CofituneError
-from .rows import Row, read_rows
+from .faults import Faults, OnBadRow, RowFault
+from .messages import ROLES, THOUGHTS, Message, Turn, message, read_tools, read_turns, without_first_answer
+from .row import Row
+from .rows import collect_rows
 
-Message = dict[str, Any]
-"""A turn: its "role" and "content", and where the row has them "name", "tool_calls", "tool_call_id", and
-"reasoning_content", the thought before the content."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
+__all__ = ["FORMS", "ROLES", "Example", "Examples", "Form", "Message", "detect_form", "parse_examples", "read_examples"]
 
 
 @dataclass(frozen=True)
@@ -48,171 +40,276 @@ class Example:
         return {"role": "assistant", "content": self.response, **self.also}
 
 
+class Examples(list[Example]):
+    """Examples of a file.
+
+    Attributes:
+        faults: the rows that were left out, and those that were read with a change.
+        rows: number of rows that were read, good and bad.
+    """
+
+    def __init__(self, examples: Iterable[Example] = (), faults: Faults | None = None, rows: int = 0):
+        super().__init__(examples)
+        self.faults, self.rows = Faults() if faults is None else faults, rows
+
+
 @dataclass(frozen=True)
 class Form:
+    """Format of a row: the fields that it requires, and its parser."""
+
     name: str
     required: tuple[str, ...]
-    parse: Callable[[Row], list[Example]]
+    parse: Callable[[Row, Faults], list[Example]]
 
 
-def read_examples(path: str | Path, limit: int | None = None) -> list[Example]:
-    """Read the first `limit` rows (None: all) of a JSON, JSON Lines, CSV or TSV file of training examples.
+def read_examples(path: str | Path, limit: int | None = None, on_bad_row: OnBadRow = "stop") -> Examples:
+    """Read the first `limit` rows (None: all) of training examples; see `read_rows` for the kinds of files.
 
-    The fields of the first row decide the format, tried in this order. Every other row must have the same format:
+    The fields of a row decide its format, tried in this order:
 
     - messages: a list of {"role", "content"}. Each assistant turn is an Example, with all turns before it as prompt;
-    - conversations (ShareGPT): the same with {"from", "value"}, and optionally "system" beside it;
-    - prompt, completion: strings or lists of messages; optionally references, a list of strings;
-    - instruction, output (Alpaca): optionally input, system and history, a list of [instruction, output] pairs.
+    - conversations (ShareGPT), conversation: the same with {"from", "value"}, and optionally "system" beside it;
+    - prompt, completion: strings or lists of messages;
+    - instruction, output or response (Alpaca, Dolly): optionally input or context, which follows the instruction;
+    - a pair whose names say what they are, such as question and answer: see PAIRS.
 
-    In CSV every value is a string. A cell for a list (messages, references...) holds the list as JSON.
+    All but the first two may have references (a list of strings), system, history (a list of [prompt, response]
+    pairs) and a thought ("reasoning_content", "reasoning" or "thinking"). Any row may have tools. In CSV every value is
+    a string, and a cell for a list holds the list as JSON. See `read_turns` for the keys of a message.
 
-    Raises CofituneError with file and line for every fault of the data; see also read_rows.
+    Args:
+        on_bad_row: "skip" leaves bad rows out of the first `limit` rows, and logs how many there are of each kind.
+
+    Raises:
+        CofituneError: the data cannot be read, or rows are bad, all counted in one sentence; no row is good.
     """
-    return parse_examples(read_rows(path, limit))
+    faults = Faults(on_bad_row)
+    return _parse(collect_rows(path, limit, faults), faults)
 
 
-def parse_examples(rows: Sequence[Row]) -> list[Example]:
-    """Parse rows in one of the formats of `read_examples`. The fields of the first row decide the format."""
-    form = detect_form(rows[0])
-    examples = []
+def parse_examples(rows: Sequence[Row], on_bad_row: OnBadRow = "stop") -> Examples:
+    """Parse rows in the formats of `read_examples`.
+
+    Raises:
+        CofituneError: rows are bad, see `read_examples`.
+    """
+    return _parse(rows, Faults(on_bad_row))
+
+
+def _parse(rows: Sequence[Row], faults: Faults) -> Examples:
+    """Parse rows; `faults` already holds those that could not be read."""
+    count, good = len(rows) + len(faults), 0
+    examples = Examples(faults=faults, rows=count)
     for row in rows:
-        missing = [name for name in form.required if name not in row.fields]
-        if missing:
-            raise CofituneError(
-                f"{row.where} lacks the field {_quoted(missing)} of the {form.name} form that {rows[0].where} has."
-            )
-        examples.extend(form.parse(row))
+        try:
+            examples.extend(parse_row(row, faults))
+        except RowFault as fault:
+            faults.add(fault)
+        else:
+            good += 1
+    faults.settle(count, good)
     return examples
+
+
+def parse_row(row: Row, faults: Faults) -> list[Example]:
+    """Parse one row; changes that its parser makes are recorded in `faults`.
+
+    Raises:
+        RowFault: the row cannot be used.
+    """
+    if not row.fields.keys().isdisjoint(_NOT_FOR_SFT):
+        _refuse_other_training(row)
+    form, row = _form(row)
+    return form.parse(row, faults)
 
 
 def detect_form(row: Row) -> Form:
+    """Return the format of a row. Raises RowFault if it has none that is known."""
+    return _form(row)[0]
+
+
+def _form(row: Row) -> tuple[Form, Row]:
+    """Return the format of a row, and the row, its names in lower case if it has none as they are written."""
+    fields = row.fields
     for form in FORMS:
-        if all(name in row.fields for name in form.required):
-            return form
-    known = "; ".join(f"{form.name} ({', '.join(form.required)})" for form in FORMS)
-    raise CofituneError(f"{row.where} has the fields {_quoted(row.fields)}, which is none of the known forms: {known}.")
+        if form.required[0] in fields and fields.get(form.required[-1]) is not None:
+            return form, row
+    for form in FORMS:
+        if all(name in fields for name in form.required):
+            return form, row
+    plain = {str(name).strip().lower(): value for name, value in fields.items()}
+    if plain.keys() != fields.keys() and len(plain) == len(fields):
+        return _form(Row(plain, row.where))
+    if "text" in fields or "input_ids" in fields:
+        name = "text" if "text" in fields else "input_ids"
+        raise row.fault(f"{name!r} alone", f"has {name!r} alone, as for pre-training, and here responses are trained; "
+                                           "write what is given as prompt and what is to be learnt as completion.")
+    shown = _quoted(list(fields)[:8]) + (" ..." if len(fields) > 8 else "")
+    known = "; ".join(f"{form.name} ({', '.join(form.required)})" for form in FORMS[: -len(PAIRS)])
+    pairs = ", ".join(f"{first}/{second}" for first, second in PAIRS)
+    raise row.fault("fields of no known form", f"has the fields {shown}, which is none of the known forms: {known}; or "
+                                               f"one of the pairs {pairs}.")
 
 
-def _parse_messages(row: Row) -> list[Example]:
-    return _assistant_turns(_messages(row, "messages"), row.where)
+def _parse_messages(row: Row, faults: Faults, name: str) -> list[Example]:
+    turns = read_turns(row, name, faults)
+    system = _system(row)
+    if system and turns[0].message["role"] not in ("system", "developer"):
+        turns = [*system, *turns]
+    return _assistant_turns(turns, row, faults)
 
 
-def _parse_conversations(row: Row) -> list[Example]:
-    turns = _messages(row, "conversations", role_key="from", content_key="value", roles=_SHAREGPT_ROLES)
-    return _assistant_turns(_system(row) + turns, row.where)
+def _parse_prompt_completion(row: Row, faults: Faults, names: tuple[str, str] = ("prompt", "completion")
+                             ) -> list[Example]:
+    prompt = [*_system(row), *_history(row), *_text_or_turns(row, names[0], "user", faults)]
+    completion = _text_or_turns(row, names[1], "assistant", faults)
+    if len(completion) == 1 and completion[0].message["role"] == "assistant":
+        completion[0].message.update(_thought(row))
+    return _assistant_turns(without_first_answer(prompt, row, faults), row, faults, completion)
 
 
-def _parse_prompt_completion(row: Row) -> list[Example]:
-    prompt = _text_or_messages(row, "prompt", "user")
-    completion = _text_or_messages(row, "completion", "assistant")
-    references = _list(row, "references") if row.fields.get("references") else []
-    for reference in references:
-        if not isinstance(reference, str):
-            raise CofituneError(
-                f"{row.where} has a reference that is not text: 'references' must be a list of strings."
-            )
-    return _assistant_turns(prompt + completion, row.where, start=len(prompt), references=tuple(references))
+def _parse_alpaca(row: Row, faults: Faults, names: tuple[str, str]) -> list[Example]:
+    question = row.text(names[0])
+    addition = "\n".join(text for name in ("input", "context") if (text := row.text(name, empty=True)).strip())
+    prompt = [*_system(row), *_history(row), Turn(message("user", f"{question}\n{addition}" if addition else question))]
+    answer = Turn({**message("assistant", row.text(names[1])), **_thought(row)})
+    return _assistant_turns(prompt, row, faults, [answer])
 
 
-def _parse_alpaca(row: Row) -> list[Example]:
-    history = []
-    for pair in _list(row, "history") if row.fields.get("history") else []:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise CofituneError(
-                f"{row.where} has a 'history' that is not a list of [instruction, output] pairs of text."
-            )
-        history += [_message("user", pair[0]), _message("assistant", pair[1])]
-    instruction, addition = _text(row, "instruction"), _text(row, "input", empty=True)
-    question = f"{instruction}\n{addition}" if addition.strip() else instruction
-    return [Example([*_system(row), *history, _message("user", question)], _text(row, "output"), row.where)]
+def _parse_pair(row: Row, faults: Faults, names: tuple[str, str]) -> list[Example]:
+    unclear = [name for name in _CONTEXTS if name not in names and row.has(name)]
+    if unclear:
+        raise row.fault(f"a field {unclear[0]!r} beside {names[0]} and {names[1]}",
+                        f"has {_quoted(unclear)} beside {names[0]!r} and {names[1]!r}, and it is not plain where that "
+                        "belongs; write the whole prompt as prompt and the response as completion.")
+    return _parse_prompt_completion(row, faults, names)
 
+
+_ALPACA = (("instruction", "output"), ("instruction", "response"))
+PAIRS = (
+    ("prompt", "response"), ("question", "answer"), ("question", "response"), ("query", "response"),
+    ("problem", "solution"), ("question", "solution"), ("problem", "answer"), ("query", "answer"), ("input", "output"),
+    ("inputs", "targets"), ("input", "target"), ("source", "target"), ("prompt", "output"), ("prompt", "answer"),
+)
+"""Names of a prompt and its response that are read where a row has no other form, the first that fits."""
 
 FORMS = (
-    Form("messages", ("messages",), _parse_messages),
-    Form("conversations", ("conversations",), _parse_conversations),
+    *(Form(name, (name,), partial(_parse_messages, name=name)) for name in ("messages", "conversations",
+                                                                           "conversation")),
     Form("prompt/completion", ("prompt", "completion"), _parse_prompt_completion),
-    Form("Alpaca", ("instruction", "output"), _parse_alpaca),
+    *(Form("Alpaca", names, partial(_parse_alpaca, names=names)) for names in _ALPACA),
+    *(Form("/".join(names), names, partial(_parse_pair, names=names)) for names in PAIRS),
 )
 
+_CONTEXTS = ("context", "input", "passage", "document", "article", "choices", "options", "instruction")
+_PREFERENCES = ("rejected", "rejected_response", "rejected_messages", "rejected_output", "non_preferred_output",
+                "chosen", "chosen_response", "preferred_output")
+_VERDICTS = ("label", "kto_tag")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss_mask")
+_NOT_FOR_SFT = {*_PREFERENCES, *_VERDICTS, *_MEDIA, *_WEIGHTS}
 
-def _assistant_turns(
-    messages: list[Message], where: str, start: int = 0, references: tuple[str, ...] = ()
-) -> list[Example]:
-    """Make one Example of each assistant turn at or after position `start`."""
-    if messages[0]["role"] == "assistant":
-        raise CofituneError(f"{where} begins with an assistant turn; a user or system turn must come first.")
-    examples = [
-        Example(messages[:position], message["content"], where, references)
-        for position, message in enumerate(messages)
-        if position >= start and message["role"] == "assistant"
-    ]
+
+def _refuse_other_training(row: Row) -> None:
+    """Raise RowFault for rows of another kind of training, which would mean something else as prompt and response."""
+    given = {name: row.fields[name] for name in _NOT_FOR_SFT if row.has(name)}
+    preferences = [name for name in _PREFERENCES if name in given]
+    if preferences:
+        better = next((name for name in preferences if "rejected" not in name and "non_" not in name), "chosen")
+        raise row.fault("preferences instead of a response",
+                        f"has preferences ({', '.join(preferences)}), as for DPO, and here one response is trained; "
+                        f"take {better!r} as the completion and remove the other.")
+    for name in _VERDICTS:
+        if isinstance(given.get(name), bool) or str(given.get(name, "")).strip().lower() in ("true", "false"):
+            raise row.fault("a verdict on the response",
+                            f"has a verdict ({name!r}), as for KTO, and here responses are learnt; keep the rows in "
+                            f"which it is true, and remove {name!r}.")
+    for name in _MEDIA:
+        if name in given:
+            raise row.fault("images, audio or video", f"has {name!r}; only text is trained.")
+    for name in _WEIGHTS:
+        if name in given and str(given[name]).strip() not in ("1", "1.0"):
+            raise row.fault("a weight of its own", f"has {given[name]!r} as {name!r}; all rows count alike here, so "
+                                                   f"remove {name!r}, and the rows that are not to be learnt.")
+
+
+def _assistant_turns(turns: list[Turn], row: Row, faults: Faults, completion: list[Turn] | None = None
+                     ) -> list[Example]:
+    """Make one Example of each assistant turn to learn: of the completion, or without one of all turns."""
+    if completion is None:
+        turns = without_first_answer(turns, row, faults)
+        start = 0
+    else:
+        start, turns = len(turns), [*turns, *completion]
+    references = _references(row)
+    tools = read_tools(row)
+    prompt = [turn.message for turn in turns]
+    examples = []
+    for position in range(start, len(turns)):
+        answer, learnt = turns[position]
+        if answer["role"] != "assistant" or not learnt:
+            continue
+        also = {key: value for key, value in answer.items() if key not in ("role", "content")}
+        if not answer["content"].strip() and "tool_calls" not in also:
+            raise row.fault("an empty response",
+                            f"has an empty assistant turn (turn {position - start + 1}); fill it or remove the row.")
+        examples.append(Example(prompt[:position], answer["content"], row.where, references, tools, also))
     if not examples:
-        raise CofituneError(f"{where} has no assistant turn, so there is no response to learn.")
-    if any(not example.response.strip() for example in examples):
-        raise CofituneError(f"{where} has an empty assistant turn; fill it or remove the row.")
+        which = "that is to be learnt" if any(turn.message["role"] == "assistant" for turn in turns[start:]) else \
+            "after another turn"
+        raise row.fault("no response to learn",
+                        f"has no assistant turn {which}, so there is no response to learn.")
     return examples
 
 
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
+def _references(row: Row) -> tuple[str, ...]:
+    if not row.has("references"):
+        return ()
+    return tuple(row.as_text(reference, "has a reference that is not text: 'references' must be a list of strings.",
+                             "has in 'references' {}.") for reference in row.list("references"))
 
 
-def _system(row: Row) -> list[Message]:
-    system = _text(row, "system", empty=True)
-    return [_message("system", system)] if system.strip() else []
+def _thought(row: Row) -> dict[str, str]:
+    for name in THOUGHTS:
+        if row.has(name):
+            return {"reasoning_content": row.text(name)}
+    return {}
 
 
-def _text(row: Row, name: str, empty: bool = False) -> str:
-    """Read the text field `name`. With `empty` it may be missing, null or blank."""
-    value = row.fields.get(name)
-    if value is None and empty:
-        return ""
-    if not isinstance(value, str):
-        raise CofituneError(f"{row.where} has a {type(value).__name__} as {name!r}; it must be text.")
-    if not empty and not value.strip():
-        raise CofituneError(f"{row.where} has an empty {name!r}; fill it or remove the row.")
-    return value
+def _system(row: Row) -> list[Turn]:
+    for name in ("system", "system_prompt"):
+        text = row.text(name, empty=True) if name in row.fields else ""
+        if text.strip():
+            return [Turn(message("system", text))]
+    return []
 
 
-def _text_or_messages(row: Row, name: str, role: str) -> list[Message]:
+def _history(row: Row) -> list[Turn]:
+    """Earlier turns: [prompt, response] pairs."""
+    turns = []
+    for pair in row.list("history") if row.has("history") else []:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise row.fault("a malformed history",
+                            "has a 'history' that is not a list of [instruction, output] pairs of text.")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append(Turn(message(role, row.as_text(text, "", "has in 'history' {}."))))
+    return turns
+
+
+def _text_or_turns(row: Row, name: str, role: str, faults: Faults) -> list[Turn]:
     value = row.fields[name]
-    if isinstance(value, list):
-        return _messages(row, name)
-    return [_message(role, _text(row, name))]
+    if _holds_messages(value) if isinstance(value, str) else isinstance(value, list | dict):
+        return read_turns(row, name, faults)
+    return [Turn(message(role, row.text(name)))]
 
 
-def _list(row: Row, name: str) -> list[Any]:
-    value = row.fields.get(name)
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise CofituneError(
-                f"{row.where} has text as {name!r}; it must be a list (in CSV, written as JSON)."
-            ) from None
-    if not isinstance(value, list) or not value:
-        raise CofituneError(f"{row.where} needs a list with at least one entry as {name!r}.")
-    return value
+def _holds_messages(text: str) -> bool:
+    """Whether a text, such as a cell of a table, is a list of messages written as JSON."""
+    if not text.startswith("["):
+        return False
+    start = text[:40].replace(" ", "").replace("'", '"')
+    return start.startswith(('[{"role":', '[{"content":', '[{"from":', '[{"value":'))
 
 
-def _messages(
-    row: Row, name: str, role_key: str = "role", content_key: str = "content", roles: dict[str, str] | None = None
-) -> list[Message]:
-    roles = roles or {role: role for role in ROLES}
-    messages = []
-    for number, turn in enumerate(_list(row, name), 1):
-        place = f"{row.where} has in {name!r}, turn {number},"
-        if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
-            raise CofituneError(f"{place} something else than an object with {role_key!r} and {content_key!r}.")
-        role, content = turn[role_key], turn[content_key]
-        if not isinstance(role, str) or role not in roles:
-            raise CofituneError(f"{place} the unknown role {role!r}; the known ones are {', '.join(roles)}.")
-        if not isinstance(content, str):
-            raise CofituneError(f"{place} a {type(content).__name__} as {content_key!r}; it must be text.")
-        messages.append(_message(roles[role], content))
-    return messages
-
-
-def _quoted(names: Any) -> str:
+def _quoted(names: Iterable[Any]) -> str:
     return ", ".join(repr(name) for name in names)

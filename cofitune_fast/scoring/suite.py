@@ -9,7 +9,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..data.rows import SUFFIXES
+from ..data.faults import OnBadRow
+from ..data.library import is_hub_id, is_saved, split_of
+from ..data.rows import is_data_file
 from ..errors import CofituneError
 from ..yaml_text import read_yaml
 from .tasks import NeedsGeneration, Task, needs_packages, read_task
@@ -23,7 +25,8 @@ _TASK_KEYS = {"path": (str, Path), "name": str, "limit": (int, NoneType), "chat"
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks by group. Each group has at least one task, and names are unique. notes: about files that were skipped."""
+    """Tasks by group. Each group has at least one task, and names are unique. notes: about files and rows
+    that were left out."""
 
     speciality: Sequence[Task]
     knowledge: Sequence[Task]
@@ -55,6 +58,7 @@ def read_suite(
     limit: int | None = None,
     root: str | Path | None = None,
     generate: bool | None = None,
+    on_bad_row: OnBadRow = "stop",
 ) -> Suite:
     """Read a suite from a folder, a YAML or JSON file, or such a file's mapping.
 
@@ -68,6 +72,7 @@ def read_suite(
     speciality: replaces that key; relative to the working directory.
     limit: take the first rows of each file without a limit of its own; also a key of the mapping.
     generate: read files that need generation (IFEval) instead of skipping them with a note; also a key of the mapping.
+    on_bad_row: "skip" leaves bad rows out of the tasks, see `read_task`; the suite's notes say so.
     Raises CofituneError if data are missing or an entry is malformed.
     """
     if isinstance(source, Mapping):
@@ -92,13 +97,14 @@ def read_suite(
     for group in GROUPS:
         if not entries.get(group):
             raise CofituneError(f"{origin} has no data for the group {group}; its groups are {', '.join(GROUPS)}.")
-        groups[group] = _read_group(group, entries[group], limit, roots[group], generate, notes)
+        groups[group] = _read_group(group, entries[group], limit, roots[group], generate, notes,
+                                    on_bad_row)
     return Suite(**groups, notes=tuple(notes))
 
 
 def tasks_to_write(
     speciality: str | Path, versatility: str | Path | None = None, *, limit: int | None = None,
-    versatility_limit: int | None = None,
+    versatility_limit: int | None = None, on_bad_row: OnBadRow = "stop",
 ) -> list[Task]:
     """Read the tasks for `generation_score`: the speciality, and the generated tasks of a versatility suite.
 
@@ -106,9 +112,9 @@ def tasks_to_write(
     """
     needs_packages("The score of generated text", "sacrebleu", "rouge_score")
     if not versatility:
-        return [read_task(speciality, limit=limit)]
+        return [read_task(speciality, limit=limit, on_bad_row=on_bad_row)]
     suite = read_suite(versatility, speciality={"path": speciality, "limit": limit}, limit=versatility_limit,
-                       generate=True)
+                       generate=True, on_bad_row=on_bad_row)
     return [*suite.speciality,
             *(task for group in VERSATILITY for task in getattr(suite, group) if task.is_generated)]
 
@@ -140,7 +146,7 @@ def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[
 
 
 def _read_group(
-    group: str, entry: Any, limit: int | None, root: Path, generate: bool, notes: list[str]
+    group: str, entry: Any, limit: int | None, root: Path, generate: bool, notes: list[str], on_bad_row: OnBadRow,
 ) -> list[Task]:
     tasks: list[Task] = []
     for one in entry if isinstance(entry, list | tuple) else [entry]:
@@ -152,10 +158,12 @@ def _read_group(
             if not isinstance(value, _TASK_KEYS[key]) or (key != "chat" and isinstance(value, bool)):
                 raise CofituneError(f"The group {group} has {value!r} as {key!r}, which is of the wrong type.")
         options = {"limit": limit, **options}
-        path = root / options.pop("path")
-        for file in _data_files(path) if path.is_dir() else [path]:
+        path = options.pop("path")
+        path = Path(path) if is_hub_id(split_of(path)[0]) and not (root / path).exists() else root / path
+        for file in _data_files(path) if path.is_dir() and not is_saved(path) else [path]:
             try:
-                tasks.append(read_task(file, **options, generate=generate))
+                tasks.append(read_task(file, **options, generate=generate, on_bad_row=on_bad_row))
+                notes += tasks[-1].notes
             except NeedsGeneration as reason:
                 notes.append(f"Passed over: {reason}")
     if not tasks:
@@ -164,7 +172,7 @@ def _read_group(
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_data_file(path))
 
 
 def _refuse_unknown(entries: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..data import Example, Row, parse_examples, read_rows
+from ..data import Example, Faults, Row, RowFault
+from ..data.decode import COMPRESSED
+from ..data.faults import OnBadRow
+from ..data.formats import parse_row
+from ..data.row import parsed
+from ..data.rows import collect_rows
 from ..errors import CofituneError
 
 ResponseMetric = Literal["likelihood", "exact", "bleu", "chrf", "rouge_l", "exact_answer", "last_number"]
@@ -74,6 +80,7 @@ class Task:
         and the answer is scored as the assistant's turn. It can also be set for a single item.
     metric: replaces the kind's primary metric, see METRICS.
     max_new_tokens: limit for a generated response (None: 256, and 1280 for instructions).
+    notes: sentences about rows that were left out or read with a change.
     """
 
     name: str
@@ -82,6 +89,7 @@ class Task:
     chat: bool = False
     metric: str | None = None
     max_new_tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in METRICS:
@@ -122,35 +130,58 @@ def read_task(
     metric: str | None = None,
     max_new_tokens: int | None = None,
     generate: bool = False,
+    on_bad_row: OnBadRow = "stop",
 ) -> Task:
-    """Read a task from the first `limit` rows (None: all) of a data file. The fields determine the kind:
+    """Read a task from the first `limit` rows (None: all) of data; see `data.read_rows` for the kinds of files.
+
+    The fields of most rows determine the kind:
 
     - query, choices, gold: choice (gold is the index of the right choice, from 0);
     - context, continuation: continuation. In these two kinds a row can set `"chat": true`, see Task;
     - prompt, instruction_id_list, kwargs (IFEval): instruction, only with `generate`;
     - any format of training data, see `cofitune_fast.data.read_examples`: response.
 
-    The name is that of the file, or folder-file for names such as test.jsonl. Raises CofituneError for bad rows, and
-    its subclass NeedsGeneration for an IFEval file without `generate`.
+    In CSV a cell for a list holds it as JSON, gold is a number and chat is true or false.
+
+    The name is that of the file, or folder-file for names such as test.jsonl.
+
+    Args:
+        on_bad_row: "skip" leaves bad rows out, so that the score is one of fewer items; the task's notes say so.
+
+    Raises:
+        NeedsGeneration: an IFEval file without `generate`.
+        CofituneError: the data cannot be read, or rows are bad, all counted in one sentence.
     """
-    path = Path(path)
-    rows = read_rows(path, limit)
-    fields = rows[0].fields
-    name = name or (f"{path.parent.name}-{path.stem}" if path.stem in _SPLITS and path.parent.name else path.stem)
-    if "instruction_id_list" in fields:
+    path, faults = Path(path), Faults(on_bad_row)
+    rows = collect_rows(path, limit, faults)
+    stem = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    name = name or (f"{path.parent.name}-{stem}" if stem in _SPLITS and path.parent.name else stem)
+    kinds = [_kind(row) for row in rows]
+    kind = Counter(kinds).most_common(1)[0][0] if kinds else "response"
+    if kind == "instruction":
         if not generate:
             raise NeedsGeneration(
                 f"{path} holds instructions whose answers must be generated (IFEval); ask for it with generate: true."
             )
         needs_packages("IFEval", "lm_eval", "langdetect", "immutabledict", "nltk")
-        return Task(name, "instruction", [_instruction(row) for row in rows], chat, metric, max_new_tokens)
-    if "choices" in fields or "gold" in fields:
-        return Task(name, "choice", [_choice(row) for row in rows], chat, metric)
-    if "context" in fields and "continuation" in fields:
-        return Task(name, "continuation", [_continuation(row) for row in rows], chat, metric)
-    if metric in GENERATED:
+    elif kind == "response" and metric in GENERATED:
         needs_packages(f"The metric {metric}", "sacrebleu", "rouge_score")
-    return Task(name, "response", parse_examples(rows), chat, metric, max_new_tokens)
+    items: list[Item] = []
+    count, good = len(rows) + len(faults), 0
+    for row, its in zip(rows, kinds, strict=True):
+        try:
+            if its != kind:
+                raise row.fault(f"the fields of a {its} task",
+                                f"has the fields of a {its} task, and most rows of the file are of a {kind} task; give "
+                                "it a file of its own.")
+            items += parse_row(row, faults) if kind == "response" else [_PARSERS[kind](row)]
+        except RowFault as fault:
+            faults.add(fault)
+        else:
+            good += 1
+    faults.settle(count, good)
+    return Task(name, kind, items, chat, metric, None if kind in ("choice", "continuation") else max_new_tokens,
+                tuple(faults.notes))
 
 
 def needs_packages(what: str, *names: str) -> None:
@@ -160,18 +191,40 @@ def needs_packages(what: str, *names: str) -> None:
         raise CofituneError(f"{what} needs {', '.join(missing)}: pip install 'cofitune-fast[eval]'.")
 
 
+def _kind(row: Row) -> str:
+    """Name the kind of task that the fields of a row are of."""
+    fields = row.fields
+    if fields.get("instruction_id_list") is not None:
+        return "instruction"
+    if fields.get("choices") is not None or fields.get("gold") is not None:
+        return "choice"
+    return "continuation" if "context" in fields and "continuation" in fields else "response"
+
+
 def _choice(row: Row) -> ChoiceItem:
     query = _text(row, "query")
-    choices, gold = row.fields.get("choices"), row.fields.get("gold")
+    choices = parsed(row.fields.get("choices"))
     if not isinstance(choices, list) or len(choices) < 2:
-        raise CofituneError(f"{row.where} needs a list of at least 2 texts as 'choices'.")
-    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise CofituneError(f"{row.where} has a choice that is empty or not text.")
-    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise CofituneError(
-            f"{row.where} has {gold!r} as 'gold'; it must be a whole number from 0 to {len(choices) - 1}."
-        )
-    return ChoiceItem(query, tuple(choices), gold, row.where, _chat(row))
+        raise row.fault("too few choices", "needs a list of at least 2 texts as 'choices' (in CSV, written as JSON).")
+    words = "has a choice that is empty or not text."
+    texts = tuple(row.as_text(choice, words, "has in a choice {}.") for choice in choices)
+    if not all(map(str.strip, texts)):
+        raise row.fault("an empty choice", words)
+    return ChoiceItem(query, texts, _gold(row, len(texts)), row.where, _chat(row))
+
+
+def _gold(row: Row, count: int) -> int:
+    """Read the index of the right choice: a whole number, or its text as in CSV."""
+    given = row.fields.get("gold")
+    try:
+        gold = -1 if given is None or isinstance(given, bool) else int(given)
+        valid = 0 <= gold < count and (isinstance(given, str) or gold == given)
+    except (ValueError, TypeError, OverflowError):
+        gold, valid = -1, False
+    if not valid:
+        raise row.fault("a gold that is no choice",
+                        f"has {given!r} as 'gold'; it must be a whole number from 0 to {count - 1}.")
+    return gold
 
 
 def _continuation(row: Row) -> ContinuationItem:
@@ -179,27 +232,33 @@ def _continuation(row: Row) -> ContinuationItem:
 
 
 def _instruction(row: Row) -> InstructionItem:
-    ids, arguments = row.fields.get("instruction_id_list"), row.fields.get("kwargs")
+    ids, arguments = parsed(row.fields.get("instruction_id_list")), parsed(row.fields.get("kwargs"))
     if not isinstance(ids, list) or not ids or not all(isinstance(name, str) for name in ids):
-        raise CofituneError(f"{row.where} needs a list of at least one name as 'instruction_id_list'.")
+        raise row.fault("no instructions", "needs a list of at least one name as 'instruction_id_list'.")
     if not isinstance(arguments, list) or not all(isinstance(entry, dict) for entry in arguments) \
             or len(arguments) != len(ids):
-        raise CofituneError(f"{row.where} needs a list of {len(ids)} mappings as 'kwargs', one for each instruction.")
+        raise row.fault("no arguments of its instructions",
+                        f"needs a list of {len(ids)} mappings as 'kwargs', one for each instruction.")
     return InstructionItem(_text(row, "prompt"), tuple(ids), tuple(arguments), row.where)
 
 
+_PARSERS: dict[str, Callable[[Row], Item]] = {
+    "choice": _choice, "continuation": _continuation, "instruction": _instruction,
+}
+
+
 def _chat(row: Row) -> bool:
-    chat = row.fields.get("chat", False)
-    if not isinstance(chat, bool):
-        raise CofituneError(f"{row.where} has {chat!r} as 'chat'; it must be true or false.")
-    return chat
+    given = row.fields.get("chat")
+    text = "" if given is None else str(given).strip().lower()
+    if text not in ("true", "false", "") or not isinstance(given, bool | str | type(None)):
+        raise row.fault("a chat that is neither true nor false", f"has {given!r} as 'chat'; it must be true or false.")
+    return text == "true"
 
 
 def _text(row: Row, name: str) -> str:
-    value = row.fields.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise CofituneError(f"{row.where} needs a text that is not empty as {name!r}.")
-    return value
+    if not row.has(name):
+        raise row.fault(f"an empty {name!r}", f"needs a text that is not empty as {name!r}.")
+    return row.text(name)
 
 
 def _either(names: Any) -> str:

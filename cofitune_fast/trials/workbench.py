@@ -7,6 +7,7 @@ proven by hash. So every trial starts from the same base.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
 from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
-from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples
+from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples, read_rows
 from ..data.faults import OnBadRow
-from ..data.formats import Example, Message
+from ..data.formats import Examples, Message
+from ..data.library import is_hidden, is_hub_id, split_of
 from ..data.thinking import ThinkingChoice
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
@@ -50,7 +52,7 @@ class TrialData:
     """Files of a run: the parts of the speciality and of the versatility suite, and their limits.
 
     Attributes:
-        train, valid, test: JSON, JSONL or CSV files.
+        train, valid, test: data files, folders or ids of the hub, see data.read_rows.
         versatility_valid, versatility_test: folders or YAML files with the groups knowledge, reasoning and instruction.
         max_length: longest row in tokens.
         limit: number of first rows of `train` that are used.
@@ -80,12 +82,12 @@ class TrialData:
         """Return the path of train, valid or test. Raises CofituneError where it is not set."""
         path = getattr(self, part)
         if path is None:
-            raise CofituneError(f"No {part} data: set data.{part} to a JSON, JSONL or CSV file.")
+            raise CofituneError(f"No {part} data: set data.{part} to a data file, a folder or a hub id.")
         return path
 
-    def examples(self, part: str) -> list[Example]:
+    def examples(self, part: str) -> Examples:
         """Read the rows of train, shortened to `limit`, or of valid. Raises CofituneError for an unusable file."""
-        return read_examples(self.file(part), self.limit if part == "train" else None)
+        return read_examples(self.file(part), self.limit if part == "train" else None, self.on_bad_row)
 
     def suite(self, split: str) -> Suite:
         """Read the speciality and versatility tasks of "valid" or "test".
@@ -103,20 +105,32 @@ class TrialData:
         if self.metric:
             speciality["metric"] = self.metric
         return read_suite(versatility, speciality=speciality, limit=self.versatility_limit,
-                          generate=self.versatility_generate or None)
+                          generate=self.versatility_generate or None, on_bad_row=self.on_bad_row)
 
 
 _FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
 
 
+def data_digest(data: str | Path) -> str:
+    """Return the digest of the content of a file or folder, or of the rows of a hub data set or a split of a folder.
+
+    The result is "" if there is nothing of that name.
+    """
+    place, split = split_of(data)
+    if split is None and not is_hub_id(place):
+        return content_digest(Path(data))
+    lines = [json.dumps(row.fields, default=str, sort_keys=True) for row in read_rows(data, on_bad_row="skip")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def content_digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's content, or of names and contents of all files in a folder.
+    """Return the SHA-256 (hex) of a file's content, or of names and contents of all files in a folder but hidden ones.
 
     The result is "" if there is nothing at `path`.
     """
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    inside = sorted(file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path)))
     lines = [f"{file.relative_to(path)} {content_digest(file)}" for file in inside]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
 
@@ -183,10 +197,8 @@ class Workbench:
     @cached_property
     def data_digests(self) -> dict[str, str]:
         """SHA-256 (hex) of the content of each data file and folder, by the name of its setting."""
-        return {
-            key: content_digest(Path(value)) for key, value in vars(self.data).items()
-            if key in _FILES and value is not None
-        }
+        return {key: data_digest(value) for key, value in vars(self.data).items()
+                if key in _FILES and value is not None}
 
     @cached_property
     def total_parameters(self) -> int:

@@ -57,6 +57,35 @@ def test_each_form(tmp_path, row, expected):
     assert read_examples(path) == [Example(prompt, response, f"{path}:1") for prompt, response in expected]
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"instruction": "hi", "context": "x", "response": "yo"}, "hi\nx", "yo"),
+        ({"instruction": "hi", "input": 3, "output": 5}, "hi\n3", "5"),
+        ({"instruction": "hi", "input": float("nan"), "output": 0.5}, "hi", "0.5"),
+        ({"Instruction": "hi", " Output ": "yo"}, "hi", "yo"),
+        ({"question": "hi", "answer": "yo", "id": 3, "context": None}, "hi", "yo"),
+        ({"problem": "hi", "solution": "long", "answer": "yo"}, "hi", "long"),
+        ({"query": "hi", "response": "yo"}, "hi", "yo"),
+        ({"input": "hi", "output": "yo"}, "hi", "yo"),
+        ({"source": "hi", "target": "yo"}, "hi", "yo"),
+        ({"prompt": '[{"role": "user", "content": "hi"}]', "completion": "yo"}, "hi", "yo"),
+        ({"prompt": "hi", "completion": "é \U0001f600"}, "hi", "é \U0001f600"),
+    ],
+)
+def test_pairs_and_values_that_are_plain(tmp_path, row, prompt, response):
+    (example,) = read_examples(write(tmp_path, row))
+    assert (example.prompt, example.response) == ([turn("user", prompt)], response)
+
+
+def test_a_thought_system_and_history_beside_a_pair(tmp_path):
+    (example,) = read_examples(write(tmp_path, {
+        "system_prompt": "be brief", "query": "more", "response": "no", "history": [["hi", "yo"]], "reasoning": "hm",
+    }))
+    assert example.prompt == MESSAGES[:4]
+    assert example.answer == {**turn("assistant", "no"), "reasoning_content": "hm"}
+
+
 def test_references_and_limit(tmp_path):
     path = write(
         tmp_path, {"prompt": "hi", "completion": "yo", "references": ["yo", "hey"]}, {"prompt": "a", "completion": "b"}
@@ -83,7 +112,6 @@ def test_csv_holds_lists_as_json(tmp_path):
     ("row", "words"),
     [
         ({"question": "hi"}, r"x\.jsonl:1 has the fields 'question', which is none .*Alpaca \(instruction, output\)"),
-        ({"messages": [YO, HI, YO]}, "begins with an assistant turn"),
         ({"prompt": [], "completion": "yo"}, "needs a list with at least one entry as 'prompt'"),
         ({"messages": [HI]}, "has no assistant turn"),
         ({"prompt": "hi", "completion": [HI]}, "has no assistant turn"),
@@ -93,17 +121,30 @@ def test_csv_holds_lists_as_json(tmp_path):
         ({"messages": [{"role": "user"}]}, "turn 1, something else than an object with 'role' and 'content'"),
         ({"messages": [HI, turn("robot", "yo")]}, "turn 2, the unknown role 'robot'; the known ones are system"),
         ({"messages": [HI, turn(["assistant"], "yo")]}, "turn 2, the unknown role"),
-        ({"messages": [HI, turn("assistant", None)]}, "turn 2, a NoneType as 'content'; it must be text"),
+        ({"messages": [HI, turn("assistant", None)]}, "turn 2, null as 'content'; it must be text"),
         ({"conversations": [{"from": "robot", "value": "yo"}]}, "turn 1, the unknown role 'robot'"),
-        ({"conversations": [{"from": "gpt", "value": "hi"}]}, "begins with an assistant turn"),
+        ({"conversations": [{"from": "gpt", "value": "hi"}]}, "has no assistant turn after another turn"),
         ({"prompt": "hi", "completion": ""}, "has an empty 'completion'"),
         ({"prompt": " ", "completion": "yo"}, "has an empty 'prompt'"),
-        ({"prompt": "hi", "completion": 4}, "has a int as 'completion'; it must be text"),
-        ({"prompt": "hi", "completion": "yo", "references": [1]}, "a reference that is not text"),
+        ({"prompt": "hi", "completion": True}, "has a truth value as 'completion'; it must be text"),
+        ({"prompt": "hi", "completion": float("inf")}, "has a number as 'completion'; it must be text"),
+        ({"prompt": "hi", "completion": None}, "has an empty 'completion'"),
+        ({"prompt": "hi", "completion": float("nan")}, "has an empty 'completion'"),
+        ({"prompt": "hi", "completion": "cut \ud83d"}, r"has in 'completion' half of a character, \\ud83d, as a cut"),
+        ({"prompt": "hi", "completion": "a\0b"}, "has in 'completion' a NUL character"),
+        ({"prompt": "hi", "chosen": "yo", "rejected": "no"}, "take 'chosen' as the completion"),
+        ({"messages": [HI, YO], "rejected_response": "no"}, "has preferences"),
+        ({"prompt": "hi", "completion": "yo", "label": True}, "as for KTO"),
+        ({"prompt": "hi", "completion": "yo", "images": ["a.png"]}, "has 'images'; only text is trained"),
+        ({"prompt": "hi", "completion": "yo", "weight": 0.5}, "has 0.5 as 'weight'"),
+        ({"text": "a story"}, "has 'text' alone, as for pre-training"),
+        ({"question": "hi", "answer": "yo", "context": "long"}, "has 'context' beside 'question' and 'answer'"),
+        ({"messages": [HI, YO], "tools": "no list"}, "has a text as 'tools'"),
+        ({"prompt": "hi", "completion": "yo", "references": [True]}, "a reference that is not text"),
         ({"prompt": "hi", "completion": "yo", "references": 1}, "needs a list with at least one entry as 'references'"),
         ({"instruction": "hi", "output": "\n"}, "has an empty 'output'"),
-        ({"instruction": None, "output": "yo"}, "has a NoneType as 'instruction'"),
-        ({"instruction": "hi", "input": 3, "output": "yo"}, "has a int as 'input'"),
+        ({"instruction": None, "output": "yo"}, "has an empty 'instruction'"),
+        ({"instruction": "hi", "input": {"x": 3}, "output": "yo"}, "has an object as 'input'"),
         ({"instruction": "hi", "output": "yo", "history": [["a"]]}, "'history' that is not a list of"),
     ],
 )  # fmt: skip
@@ -113,9 +154,38 @@ def test_bad_rows_are_told_with_their_line(tmp_path, row, words):
     caught.match(words)
 
 
-def test_the_first_row_s_form_is_required_of_all(tmp_path):
-    path = write(tmp_path, {"prompt": "hi", "completion": "yo"}, {"instruction": "hi", "output": "yo"})
-    with pytest.raises(
-        CofituneError, match=r"x\.jsonl:2 lacks the field 'prompt', 'completion' of the prompt/completion"
-    ):
+def test_each_row_has_its_own_form(tmp_path):
+    path = write(tmp_path, {"prompt": "hi", "completion": "yo"}, {"instruction": "hi", "output": "yo"},
+                 {"messages": None, "question": "hi", "answer": "yo"})
+    assert [(row.prompt, row.response) for row in read_examples(path)] == [([HI], "yo")] * 3
+
+
+BAD = [
+    {"prompt": "hi", "completion": "yo"}, {"prompt": "hi", "completion": ""}, {"question": "hi"},
+    {"prompt": "hi", "completion": None}, {"prompt": "hi", "completion": "yo"}, {"prompt": "hi", "completion": " "},
+    {"prompt": "hi", "completion": ""},
+]
+
+
+def test_all_bad_rows_are_counted_by_kind_before_the_end(tmp_path):
+    path = write(tmp_path, *BAD)
+    path.write_text(path.read_text() + "broken\n")
+    with pytest.raises(CofituneError) as caught:
         read_examples(path)
+    assert str(caught.value).startswith(
+        f"6 of 8 rows cannot be used: 4 with an empty 'completion' ({path}:2, {path}:4, {path}:6 ...); "
+        f"1 with broken JSON ({path}:8); 1 with fields of no known form ({path}:3). The first: {path}:8 is broken JSON"
+    )
+
+
+def test_bad_rows_are_left_out_when_asked_for(tmp_path, caplog):
+    path = write(tmp_path, *BAD)
+    examples = read_examples(path, on_bad_row="skip")
+    assert [example.where for example in examples] == [f"{path}:1", f"{path}:5"]
+    assert examples.rows == 7
+    assert {kind: len(places) for kind, places in examples.faults.by_kind().items()} == {
+        "an empty 'completion'": 4, "fields of no known form": 1}
+    assert [record.message[:41] for record in caplog.records] == ["Left out 5 rows that cannot be used: 4 wi"]
+    assert len(read_examples(path, limit=5, on_bad_row="skip")) == 2
+    with pytest.raises(CofituneError, match=r"4 of 4 rows cannot be used: .*; mend them\.$"):
+        read_examples(write(tmp_path, *[BAD[1]] * 4), on_bad_row="skip")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -38,12 +39,13 @@ def test_the_fields_tell_the_kind(tmp_path):
         ({**CHOICE, "gold": 2}, "has 2 as 'gold'; it must be a whole number from 0 to 1"),
         ({**CHOICE, "gold": -1}, "has -1 as 'gold'"),
         ({**CHOICE, "gold": True}, "has True as 'gold'"),
-        ({**CHOICE, "gold": "1"}, "has '1' as 'gold'"),
+        ({**CHOICE, "gold": "B"}, "has 'B' as 'gold'"),
+        ({**CHOICE, "gold": 0.5}, "has 0.5 as 'gold'"),
         ({"query": "q", "choices": ["a", "b"]}, "has None as 'gold'"),
         ({**CHOICE, "choices": ["a"]}, "needs a list of at least 2 texts as 'choices'"),
         ({**CHOICE, "choices": "ab"}, "needs a list of at least 2 texts as 'choices'"),
         ({**CHOICE, "choices": ["a", ""]}, "a choice that is empty or not text"),
-        ({**CHOICE, "choices": ["a", 3]}, "a choice that is empty or not text"),
+        ({**CHOICE, "choices": ["a", True]}, "a choice that is empty or not text"),
         ({**CHOICE, "chat": "yes"}, "has 'yes' as 'chat'; it must be true or false"),
         ({**CHOICE, "query": " "}, "needs a text that is not empty as 'query'"),
         ({"context": "x", "continuation": ""}, "needs a text that is not empty as 'continuation'"),
@@ -67,8 +69,28 @@ def test_a_row_may_ask_for_the_chat_template(tmp_path):
 
 def test_a_later_row_of_another_form_is_told(tmp_path):
     path = write(tmp_path / "t.jsonl", CHOICE, {"context": "x", "continuation": "y"})
-    with pytest.raises(CofituneError, match=r"t\.jsonl:2 needs a text that is not empty as 'query'"):
+    with pytest.raises(CofituneError, match=r"t\.jsonl:2 has the fields of a continuation task, and most rows"):
         read_task(path)
+
+
+def test_a_csv_suite_holds_lists_numbers_and_truth_values_as_text(tmp_path):
+    path = tmp_path / "c.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([["query", "choices", "gold", "chat"], ["q", '["a", "b"]', "1", "true"],
+                                    ["q", "['a', 'b']", " 0", "False"], ["q", "[1, 2.5]", "1", ""]])
+    assert list(read_task(path).items) == [
+        ChoiceItem("q", ("a", "b"), 1, f"{path}:2", True), ChoiceItem("q", ("a", "b"), 0, f"{path}:3"),
+        ChoiceItem("q", ("1", "2.5"), 1, f"{path}:4")]
+
+
+def test_bad_items_are_counted_or_left_out_with_a_note(tmp_path):
+    bad = {**CHOICE, "gold": 7}
+    path = write(tmp_path / "t.jsonl", bad, {"context": "x", "continuation": "y"}, CHOICE, bad, CHOICE)
+    with pytest.raises(CofituneError, match=r"3 of 5 rows cannot be used: 2 with a gold that is no choice \("):
+        read_task(path)
+    task = read_task(path, on_bad_row="skip")
+    assert [item.where for item in task.items] == [f"{path}:3", f"{path}:5"]
+    assert task.notes[0].startswith("Left out 3 rows that cannot be used: 2 with a gold that is no choice")
 
 
 def test_bad_tasks_are_told():
