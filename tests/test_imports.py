@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "compare": "errors files artefacts models anchor data regions scoring training trials search methods",
     "analysis": "errors files artefacts models data regions scoring",
     "report": "errors files artefacts",
-    "config": "errors validation yaml_text ops losses models anchor importance memory scoring trials search",
+    "config": "data errors validation yaml_text ops losses models anchor importance memory scoring trials search",
     "display": "report search",
     "demo": "errors files config",
     "planning": "errors losses ops memory models regions",
