@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from yaml import YAMLError
 
 from .anchor import AnchorSettings
+from .data.chat import ThinkingChoice
 from .data.faults import OnBadRow
-from .data.thinking import ThinkingChoice
 from .errors import CofituneError
 from .importance import PresetName
 from .losses import Loss

@@ -27,7 +27,7 @@ from transformers import GenerationConfig
 
 from cofitune_fast.anchor import AnchorSettings, open_anchor
 from cofitune_fast.data import Encoded, Example, collate, encode_examples, encode_prompt
-from cofitune_fast.data.thinking import encode_prompt_without_thought, thinking_of
+from cofitune_fast.data.chat import thinking_of, with_options
 from cofitune_fast.models.generate import continue_prompts
 from cofitune_fast.ops.linear_kl import reference as kl_of_logits
 from cofitune_fast.regions import BaseInfo, Region
@@ -75,7 +75,7 @@ class Toy:
     def __init__(self, steps: int) -> None:
         self.tokenizer = make_tiny_tokenizer()
         self.tokenizer.chat_template = SWITCH
-        self.thinking = thinking_of(self.tokenizer)
+        self.emptied = with_options(self.tokenizer, thinking="empty")
         self.model = make_tiny_model(hidden_size=64, intermediate_size=128, head_dim=16, num_hidden_layers=3,
                                      tie_word_embeddings=False)
         self.losses = self.train_base(steps)
@@ -87,9 +87,7 @@ class Toy:
 
     def prompt(self, text: str, thinks: bool) -> list[int]:
         """Token ids of a prompt, up to where the model thinks, or with an empty thought up to where it answers."""
-        if thinks:
-            return encode_prompt(self.tokenizer, user(text))
-        return encode_prompt_without_thought(self.tokenizer, user(text), self.thinking)
+        return encode_prompt(self.tokenizer if thinks else self.emptied, user(text))
 
     def base_row(self, draw: random.Random) -> Encoded:
         """A training row of the base; six in ten hold a thought."""
@@ -133,7 +131,7 @@ class Toy:
 
     def thought_length(self, row: Encoded) -> int:
         """Number of response tokens before the end of the thought; all of them if it does not end."""
-        response, close = row.input_ids[row.response_start:], self.ids(self.thinking.close)
+        response, close = row.input_ids[row.response_start:], self.ids(thinking_of(self.tokenizer).close)
         places = (place for place in range(len(response)) if response[place:place + len(close)] == close)
         return next(places, len(response))
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..data import pad_token_id
+from ..data.chat import TurnEnd, configured_ends, date_of, turn_end, writes_date
 from ..data.formats import Message
-from ..data.turns import TurnEnd, configured_ends, turn_end
 from ..errors import CofituneError
 from .settings import AnchorSettings, AnchorThinking
 from .store import AnchorRow, file_for, read_or_make, with_distributions
@@ -100,6 +100,8 @@ def open_anchor(
                 about["thinking"] = [thinking, settings.thought_tokens] if thinking == "answer" else thinking
             if end.text is not None or end.tokens != configured_ends(tokenizer, generation):
                 about["ends"] = [end.text, sorted(end.tokens)]
+            if writes_date(tokenizer):
+                about["date"] = date_of(tokenizer)
 
     def make() -> list[AnchorRow]:
         texts = given if given is not None else write_texts(

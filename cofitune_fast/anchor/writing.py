@@ -12,10 +12,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ..data import Encoded, encode_examples, encode_prompt, pad_token_id
-from ..data.encode import end_of_turn
+from ..data.chat import GREETING, TurnEnd, end_of_turn, thinking_of, tokens_with, turn_end, with_options
 from ..data.formats import Example, Message
-from ..data.thinking import encode_prompt_without_thought, thinking_of
-from ..data.turns import GREETING, TurnEnd, tokens_with, turn_end
 from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
@@ -34,7 +32,7 @@ def thinking_for(tokenizer: Any, asked: AnchorThinking) -> AnchorThinking:
         CofituneError: "answer" is asked, but the template does not tell where a thought ends.
     """
     thinking = thinking_of(tokenizer) if asked != "template" else None
-    if thinking is None:
+    if thinking is None or not thinking.by_default:
         return "template"
     if asked == "answer" and thinking.close is None:
         raise CofituneError("anchor.thinking is answer, but the chat template does not tell where a thought ends; "
@@ -45,13 +43,16 @@ def thinking_for(tokenizer: Any, asked: AnchorThinking) -> AnchorThinking:
 def prompts_of_texts(
     tokenizer: Any, prompts: Sequence[list[Message]], texts: int, thinking: AnchorThinking
 ) -> list[list[int]]:
-    """Encode the prompt of each text: the prompts in turn, repeatedly, with the thought that `thinking` asks for."""
+    """Encode the prompt of each text: the prompts in turn, repeatedly, with the thought that `thinking` asks for.
+
+    What the tokenizer's options say of thoughts is for training rows, and does not matter here.
+    """
     thinking = thinking_for(tokenizer, thinking)
-    plain = [encode_prompt(tokenizer, messages) for messages in prompts[:texts]]
+    default, emptied = (with_options(tokenizer, thinking=choice) for choice in ("auto", "empty"))
+    plain = [encode_prompt(default, messages) for messages in prompts[:texts]]
     if thinking in ("template", "answer"):
         return list(islice(cycle(plain), texts))
-    template = thinking_of(tokenizer)
-    empty = [encode_prompt_without_thought(tokenizer, messages, template) for messages in prompts[:texts]]
+    empty = [encode_prompt(emptied, messages) for messages in prompts[:texts]]
     return [(empty if thinking == "empty" or number % 2 else plain)[number % len(plain)] for number in range(texts)]
 
 
@@ -63,7 +64,7 @@ def write_texts(
 
     Sampling is from the full distribution at `temperature`: no top-k, no top-p, no penalties, whatever the model's own
     generation settings are. The same seed gives the same texts on one machine. The caller's random states are restored.
-    A response ends with the model's end of turn (`data.turns.turn_end`), if the model wrote one, also where that is all
+    A response ends with the model's end of turn (`data.chat.turn_end`), if the model wrote one, also where that is all
     it wrote. Collective for a sharded model; the result is the same on all ranks.
 
     Args:
@@ -77,7 +78,7 @@ def write_texts(
     if prompts is None:
         encoded = [[start_token(model, tokenizer)]] * texts
         if tokenizer.chat_template:
-            turn = tokenizer(end_of_turn(tokenizer, GREETING), add_special_tokens=False)["input_ids"]
+            turn = tokenizer(end_of_turn(tokenizer), add_special_tokens=False)["input_ids"]
             end = TurnEnd(end.tokens - set(turn))
     else:
         encoded = prompts_of_texts(tokenizer, prompts, texts, thinking)
@@ -121,7 +122,7 @@ def given_texts(
     """
     drawn = random.Random(f"{seed} anchor rows").sample(examples, min(texts, len(examples)))
     rows = [Encoded(row.input_ids[: row.response_start + tokens], row.response_start, row.where)
-            for row in encode_examples(drawn, tokenizer)]
+            for row in encode_examples(drawn, tokenizer, needs_thought=False)]
     return list(islice(cycle(rows), texts))
 
 

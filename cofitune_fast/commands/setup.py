@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ..config import Config, WorkersSection, load_config, parse_overrides
-from ..data.encode import PLAIN_FORMAT
+from ..data.chat import PLAIN_FORMAT
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..memory.settings import parse_size

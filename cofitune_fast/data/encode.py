@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jinja2
-
 from ..errors import CofituneError
+from .chat import TemplateRefusal, check_shown, prompt_text, response_text
+from .faults import Faults, OnBadRow, RowFault
 from .formats import Example, Message
-
-PLAIN_FORMAT = ("The tokenizer has no chat template: a prompt is the texts of its messages, each followed by a line "
-                "break, and a response ends with the end-of-sequence token.")
-"""Sentence that says how rows are written for a model without a chat template."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,12 @@ class Encoded:
 
 
 class EncodedExamples(list[Encoded]):
-    """Encoded examples, with a record of those that a length limit has truncated or dropped.
+    """Encoded examples, with a record of those that are left out, and of those that a length limit has cut.
 
     indices: position of each entry among the given examples.
     truncated: `where` of the examples whose response was cut.
     dropped: `where` of the examples whose prompt left no room for a response.
+    faults: faults of the examples that are left out because they cannot be used.
     """
 
     def __init__(self) -> None:
@@ -40,6 +37,7 @@ class EncodedExamples(list[Encoded]):
         self.indices: list[int] = []
         self.truncated: list[str] = []
         self.dropped: list[str] = []
+        self.faults: list[RowFault] = []
 
 
 def pad_token_id(tokenizer: Any) -> int:
@@ -58,58 +56,94 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return [bare[0], *ids] if begins else ids
 
 
-def encode_continuation(tokenizer: Any, text: str, continuation: str) -> list[int]:
+def encode_continuation(
+    tokenizer: Any, text: str, continuation: str, alone: list[int] | None = None
+) -> list[int]:
     """Encode `continuation` after `text`. The ids of `text` stay those of `text` alone, as in generation.
 
     Both are tokenised together, as some tokenizers mark the beginning of every text. If a token would span the border,
     the continuation is tokenised alone.
+
+    Args:
+        alone: ids of `text` without special tokens around it, if they are known already.
     """
-    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if alone is None:
+        alone = tokenizer(text, add_special_tokens=False)["input_ids"]
     joint = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
     if joint[: len(alone)] == alone:
         return joint[len(alone) :]
     return tokenizer(continuation, add_special_tokens=False)["input_ids"]
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Encode a prompt up to the point where the model answers.
 
     With a chat template this is the rendered template with its generation prompt, else PLAIN_FORMAT. Raises
     CofituneError if the template refuses the messages.
     """
-    return text_ids(tokenizer, prompt_text(tokenizer, messages))
+    return text_ids(tokenizer, prompt_text(tokenizer, messages, tools))
 
 
-def encode_example(example: Example, tokenizer: Any) -> Encoded:
+def encode_example(example: Example, tokenizer: Any, *, needs_thought: bool = True) -> Encoded:
     """Encode an example of any length. The response ends with the end-of-turn token.
 
     With a chat template the response is the text that the template writes after the generation prompt, up to the end
     of the turn. Without one it is PLAIN_FORMAT: the response text and the end-of-sequence token.
+
+    Args:
+        needs_thought: see `chat.response_text`.
+
+    Raises:
+        RowFault: the template refuses the messages, or leaves out something of the example.
+        CofituneError: no row can be encoded, as nothing ends a response.
     """
     try:
-        prompt = prompt_text(tokenizer, example.prompt)
-        response = _response_text(tokenizer, example, prompt)
+        prompt = prompt_text(tokenizer, example.prompt, example.tools)
+        response = response_text(tokenizer, example, prompt, needs_thought=needs_thought)
+        check_shown(tokenizer, example, prompt, response)
+    except RowFault:
+        raise
     except CofituneError as error:
-        raise CofituneError(f"{example.where or 'An example'}: {error}") from None
+        sentence = f"{example.where or 'An example'}: {error}"
+        if isinstance(error, TemplateRefusal):
+            raise RowFault("messages that the chat template refuses", example.where, sentence) from None
+        raise CofituneError(sentence) from None
     prompt_ids = text_ids(tokenizer, prompt)
-    response_ids = encode_continuation(tokenizer, prompt, response)
+    response_ids = encode_continuation(tokenizer, prompt, response, prompt_ids if tokenizer.chat_template else None)
     return Encoded(prompt_ids + response_ids, len(prompt_ids), example.where)
 
 
-def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int | None = None) -> EncodedExamples:
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Any, max_length: int | None = None, on_bad_row: OnBadRow = "stop",
+    *, needs_thought: bool = True,
+) -> EncodedExamples:
     """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
     A response that does not fit is cut at its end. An example whose prompt leaves no room for a response token is
-    dropped. The result counts both, and one warning reports them. Raises CofituneError if no example is left.
+    dropped. The result counts both, and one warning reports them.
+
+    Args:
+        on_bad_row: "stop" refuses examples that the chat template refuses or leaves something out of, after all have
+            been looked at; "skip" leaves them out, with a warning.
+        needs_thought: see `chat.response_text`.
+
+    Raises:
+        CofituneError: examples cannot be used, or none is left.
     """
     if not examples:
         raise CofituneError("There are no examples to encode; the data need at least one.")
     if max_length is not None and max_length < 2:
         raise CofituneError(f"max_length is {max_length}; a prompt and a response need at least 2 tokens.")
     result = EncodedExamples()
-    first_dropped = ""
+    first_dropped, faults = "", Faults(on_bad_row)
     for index, example in enumerate(examples):
-        encoded = encode_example(example, tokenizer)
+        try:
+            encoded = encode_example(example, tokenizer, needs_thought=needs_thought)
+        except RowFault as fault:
+            faults.add(fault)
+            continue
         if max_length is not None and len(encoded.input_ids) > max_length:
             if encoded.response_start >= max_length:
                 first_dropped = first_dropped or f"{example.where or 'the first'} has {encoded.response_start} tokens"
@@ -119,6 +153,10 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
             encoded = Encoded(encoded.input_ids[:max_length], encoded.response_start, encoded.where)
         result.append(encoded)
         result.indices.append(index)
+    faults.settle(len(examples), len(examples) - len(faults))
+    result.faults = faults.found
+    if faults:
+        warnings.warn(f"{len(faults)} of {len(examples)} examples are left out: {faults.sentence}.", stacklevel=2)
     if not result:
         raise CofituneError(
             f"No prompt leaves room for a response within max_length {max_length}: the prompt at {first_dropped}; "
@@ -134,61 +172,8 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
     return result
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Render a prompt as the text that `encode_prompt` encodes."""
-    if tokenizer.chat_template:
-        return render(tokenizer, messages, add_generation_prompt=True)
-    return "".join(message["content"] + "\n" for message in messages)
-
-
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """Encode a rendered prompt, with the beginning of a text where the template does not write it."""
     if tokenizer.chat_template:  # a template writes the beginning-of-sequence token itself
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return encode_text(tokenizer, text)
-
-
-def _response_text(tokenizer: Any, example: Example, prompt: str) -> str:
-    """Response text with its end of turn, as it follows the text `prompt`."""
-    if not tokenizer.chat_template:
-        return example.response + _eos_token(tokenizer)
-    content = example.response.strip()
-    full = render(tokenizer, [*example.prompt, {"role": "assistant", "content": example.response}])
-    if not full.startswith(prompt):
-        # Some generation prompts write text that a finished turn lacks, such as the start of a thinking block.
-        return content + end_of_turn(tokenizer, example.prompt)
-    answer = full[len(prompt) :].rstrip()
-    if answer.endswith(content):  # the template seems to write no end of turn
-        end = end_of_turn(tokenizer, example.prompt)
-        return answer if answer.endswith(end) else answer + end
-    return answer
-
-
-def end_of_turn(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """Text that the chat template writes after an answer, without trailing space; else the end of sequence."""
-    if not tokenizer.chat_template:
-        return _eos_token(tokenizer)
-    probe = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"
-    full = render(tokenizer, [*prompt, {"role": "assistant", "content": probe}])
-    if probe not in full:
-        raise CofituneError("the tokenizer's chat template leaves out the text of the assistant's turn; give the "
-                            "tokenizer a template that takes contents as text.")
-    return full.rpartition(probe)[2].rstrip() or _eos_token(tokenizer)
-
-
-def _eos_token(tokenizer: Any) -> str:
-    if tokenizer.eos_token is None:
-        raise CofituneError("the tokenizer has no end-of-sequence token to end a response with; set its eos_token.")
-    return tokenizer.eos_token
-
-
-def render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """Render messages by the chat template; options are its variables.
-
-    Raises:
-        CofituneError: the template refuses the messages.
-    """
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    except jinja2.TemplateError as error:
-        raise CofituneError(f"the tokenizer's chat template refuses these messages ({error}).") from None

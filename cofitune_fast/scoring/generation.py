@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import GenerationConfig
 
 from ..data import Example, encode_prompt, pad_token_id, plan_batches
+from ..data.chat import TurnEnd, answer_of, content_of, turn_end
 from ..data.formats import Message
-from ..data.turns import turn_end
 from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
@@ -38,9 +39,11 @@ def generation_score(
       loose_acc forgive asterisks, a first and a last line. Prompts that cannot be checked here are left out, see
       `ifeval.known_instructions`; the score's n counts the others.
 
-    All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else bleu. max_new_tokens replaces
-    that of the task. The items keep the texts. Model and tokenizer are restored, see `left_as_found`.
-    Raises CofituneError for other kinds, a missing package, a prompt that leaves no room, an unknown instruction.
+    What is scored is the answer: thoughts, and what the chat template writes before an answer, are cut from texts and
+    references. All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else bleu.
+    max_new_tokens replaces that of the task. The items keep the texts. Model and tokenizer are restored, see
+    `left_as_found`. Raises CofituneError for other kinds, a missing package, a prompt that leaves no room, an unknown
+    instruction.
     """
     if task.kind not in _MAX_NEW_TOKENS:
         raise CofituneError(f"The task {task.name} is of the kind {task.kind}, for which no text is generated.")
@@ -52,10 +55,11 @@ def generation_score(
     texts = generate_texts(
         model, tokenizer, [_prompt(item) for item in items], max_new_tokens=max_new_tokens or most_new_tokens(task),
         max_tokens_per_batch=max_tokens_per_batch, where=[item.where for item in items],
+        tools=[getattr(item, "tools", ()) for item in items],
     )
     if task.kind == "instruction":
         return score_of(followed_instructions(items, texts), task.primary, METRICS["instruction"])
-    references = [item.references or (item.response,) for item in items]
+    references = [item.references or (content_of(tokenizer, item),) for item in items]
     answers = all(marked_answer(text) is not None for texts in references for text in texts)
     scored = [score(text.strip(), wanted, answers) for text, wanted in zip(texts, references, strict=True)]
     names = ("bleu", "chrf", "rouge_l", *(("exact_answer", "last_number") if answers else ()))
@@ -68,35 +72,60 @@ def generation_score(
 def generate_texts(
     model: nn.Module, tokenizer: Any, prompts: Sequence[list[Message]], *, max_new_tokens: int,
     max_tokens_per_batch: int = GENERATION_TOKENS, where: Sequence[str] = (),
+    tools: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> list[str]:
-    """Generate the greedy response to each prompt, without end of turn and special tokens.
+    """Generate the greedy answer to each prompt, without thought, end of turn and special tokens.
 
-    A response ends as `data.turns.turn_end` says, after `max_new_tokens`, or at the model's maximum length. Prompts of
-    similar length are decoded together, padded on the left. The model's own generation settings (penalties,
+    A response ends as `data.chat.turn_end` says, after `max_new_tokens`, or at the model's maximum length. A response
+    whose thought has not ended by then has no answer: its text is empty, and a warning counts such responses. Prompts
+    of similar length are decoded together, padded on the left. The model's own generation settings (penalties,
     temperature) are not used.
+
+    Args:
+        tools: definitions of the tools of each prompt; none by default.
     """
-    encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
+    encoded = [encode_prompt(tokenizer, messages, tools[number] if tools else ())
+               for number, messages in enumerate(prompts)]
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, ids in enumerate(encoded):
         if longest is not None and len(ids) >= longest:
             name = where[number] if where and where[number] else f"Prompt {number + 1}"
             raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
-    ends, end = turn_end(tokenizer, getattr(model, "generation_config", None))
-    texts = [""] * len(encoded)
+    end = turn_end(tokenizer, getattr(model, "generation_config", None))
+    texts: list[str | None] = [None] * len(encoded)
     with left_as_found(model, tokenizer):
         for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
             batch = [encoded[index] for index in indices]
             room = max_new_tokens if longest is None else min(max_new_tokens, longest - max(map(len, batch)))
             config = GenerationConfig(
-                do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends) or None,
+                do_sample=False, max_new_tokens=room, eos_token_id=sorted(end.tokens) or None,
                 pad_token_id=pad_token_id(tokenizer), use_cache=True,
             )
-            options = {} if end is None else {"stopping_criteria": [wrote(tokenizer, end, max(map(len, batch)))]}
+            options = {} if end.text is None else {
+                "stopping_criteria": [wrote(tokenizer, end.text, max(map(len, batch)))]}
             for index, ids in zip(indices, continue_prompts(model, batch, config, **options), strict=True):
-                stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-                text = tokenizer.decode(ids[:stop], skip_special_tokens=end is None)
-                texts[index] = text if end is None else text.partition(end)[0]
-    return texts
+                texts[index] = answer_text(tokenizer, end, ids)
+    unfinished = texts.count(None)
+    if unfinished:
+        warnings.warn(
+            f"{unfinished} of {len(texts)} generated texts hold a thought that does not end within {max_new_tokens} "
+            "tokens, and so no answer; raise max_new_tokens, or set data.thinking to empty.", stacklevel=2,
+        )
+    return [text or "" for text in texts]
+
+
+def answer_text(tokenizer: Any, end: TurnEnd, ids: Sequence[int]) -> str | None:
+    """Read the answer in the ids of a response, without special tokens; None if its thought does not end."""
+    stop = next((place for place, token in enumerate(ids) if token in end.tokens), len(ids))
+    whole = tokenizer.decode(ids[:stop])
+    if end.text is not None:
+        return answer_of(tokenizer, whole.partition(end.text)[0])
+    answer = answer_of(tokenizer, whole)
+    if answer == whole:
+        return tokenizer.decode(ids[:stop], skip_special_tokens=True)
+    for token in tokenizer.all_special_tokens if answer else ():
+        answer = answer.replace(token, "")
+    return answer
 
 
 def most_new_tokens(task: Task) -> int:
@@ -107,7 +136,8 @@ def most_new_tokens(task: Task) -> int:
 def generation_tokens(task: Task, tokenizer: Any) -> tuple[int, int]:
     """Count (tokens of prompts and responses, tokens of responses), with responses of maximum length."""
     responses = len(task.items) * most_new_tokens(task)
-    return responses + sum(len(encode_prompt(tokenizer, _prompt(item))) for item in task.items), responses
+    prompts = sum(len(encode_prompt(tokenizer, _prompt(item), getattr(item, "tools", ()))) for item in task.items)
+    return responses + prompts, responses
 
 
 def _prompt(item: Any) -> list[Message]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Encoded, encode_examples, encode_prompt, pad_token_id, plan_packs
-from ..data.encode import encode_continuation, encode_text, prompt_text
+from ..data import Encoded, encode_examples, pad_token_id, plan_packs
+from ..data.chat import lead, prompt_text
+from ..data.encode import encode_continuation, encode_text, text_ids
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from .answers import answer_scores
@@ -88,7 +89,7 @@ def score_task(
 def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encoded]:
     """Encode the rows of a task: one per answer, so an item with choices has several."""
     if task.kind == "response":
-        return encode_examples(task.items, tokenizer, max_length)
+        return encode_examples(task.items, tokenizer, max_length, needs_thought=False)
     if task.kind == "choice":
         return [
             row for item in task.items for row in _encode_choices(item, tokenizer, task.chat or item.chat, max_length)
@@ -136,10 +137,14 @@ def _encode_choices(item: ChoiceItem, tokenizer: Any, chat: bool, max_length: in
 def _encode_answers(
     query: str, answers: Sequence[str], tokenizer: Any, chat: bool, max_length: int | None, where: str
 ) -> list[Encoded]:
-    """Encode the query with each answer. In plain text a space joins them, unless the query ends with whitespace."""
+    """Encode the query with each answer.
+
+    In a chat an answer stands where the template puts the content of the assistant's turn, such as after an empty
+    thought. In plain text a space joins query and answer, unless the query ends with whitespace.
+    """
     if chat:
-        messages = [{"role": "user", "content": query}]
-        text, query_ids = prompt_text(tokenizer, messages), encode_prompt(tokenizer, messages)
+        text = prompt_text(tokenizer, [{"role": "user", "content": query}]) + lead(tokenizer)
+        query_ids = text_ids(tokenizer, text)
     else:
         # In most tokenizers a space belongs to the token after it.
         text = query.rstrip(" ")

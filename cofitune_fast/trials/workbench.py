@@ -20,10 +20,10 @@ from torch import Tensor
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
 from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
 from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples, read_rows
+from ..data.chat import ThinkingChoice, with_options
 from ..data.faults import OnBadRow
 from ..data.formats import Examples, Message
 from ..data.library import is_hidden, is_hub_id, split_of
-from ..data.thinking import ThinkingChoice
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import CachedPrefix, open_prefix
@@ -60,7 +60,7 @@ class TrialData:
         metric: metric of the speciality; None chooses it from the data.
         versatility_generate: add the tasks that need generated text (IFEval).
         on_bad_row: "stop" or "skip", see data.faults.
-        thinking: what becomes of thoughts, see data.thinking.
+        thinking: what becomes of thoughts, see data.chat.ThinkingChoice.
         date: the day that the chat template writes, YYYY-MM-DD; None: today.
     """
 
@@ -166,7 +166,8 @@ class Workbench:
     def __init__(self, loaded: LoadedModel | Base, data: TrialData):
         shared = loaded if isinstance(loaded, Base) else Base(loaded)
         self._shared, self.data = shared, data
-        self.model, self.tokenizer, self.source = shared.model, shared.tokenizer, shared.source
+        self.model, self.source = shared.model, shared.source
+        self.tokenizer = with_options(shared.tokenizer, thinking=data.thinking, date=data.date)
         self.layout, self.digests, self.base = shared.layout, shared.digests, shared.info
         self.pad_token_id = shared.pad_token_id
         shared.benches.setdefault(data, self)
@@ -187,12 +188,12 @@ class Workbench:
         Raises:
             CofituneError: no training file is named, or it is unusable.
         """
-        return encode_examples(self.data.examples("train"), self.tokenizer, self.data.max_length)
+        return encode_examples(self.data.examples("train"), self.tokenizer, self.data.max_length, self.data.on_bad_row)
 
     @cached_property
     def valid_rows(self) -> list[Encoded]:
         """Encoded validation rows, for evaluations during training."""
-        return encode_examples(self.data.examples("valid"), self.tokenizer, self.data.max_length)
+        return encode_examples(self.data.examples("valid"), self.tokenizer, self.data.max_length, self.data.on_bad_row)
 
     @cached_property
     def data_digests(self) -> dict[str, str]:

@@ -56,7 +56,10 @@ def test_a_generation_prompt_that_finished_turns_lack(tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
     prompt, response = parts(tiny_tokenizer, encode_example(Example(USER, "end"), tiny_tokenizer))
     assert "".join(prompt).endswith("assistant\n<think>")
-    assert response == ["e", "n", "d", "<|im_end|>"]
+    assert "".join(response) == "\n</think>\n\nend<|im_end|>"
+    tiny_tokenizer.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant: {% endif %}")
+    prompt, response = parts(tiny_tokenizer, encode_example(Example(USER, "end"), tiny_tokenizer))
+    assert ("".join(prompt)[-11:], "".join(response)) == ("assistant: ", "end<|im_end|>")
 
 
 def test_what_a_template_writes_before_the_content_belongs_to_the_response(tiny_tokenizer):

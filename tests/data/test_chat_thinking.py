@@ -4,7 +4,8 @@ import pytest
 from thinking_templates import CHANNELS, OFF, OPENED, SWITCH
 from tiny import CHATML
 
-from cofitune_fast.data.thinking import encode_prompt_without_thought, thinking_of
+from cofitune_fast.data import encode_prompt
+from cofitune_fast.data.chat import thinking_of, with_options
 
 USER = [{"role": "user", "content": "hi"}]
 CHAT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -24,7 +25,7 @@ def test_how_a_thought_ends_and_a_prompt_with_an_empty_one(tiny_tokenizer, templ
     tiny_tokenizer.chat_template = template
     thinking = thinking_of(tiny_tokenizer)
     assert thinking.close == close
-    assert tiny_tokenizer.decode(encode_prompt_without_thought(tiny_tokenizer, USER, thinking)) == prompt
+    assert tiny_tokenizer.decode(encode_prompt(with_options(tiny_tokenizer, thinking="empty"), USER)) == prompt
 
 
 @pytest.mark.parametrize("template", [
@@ -33,4 +34,5 @@ def test_how_a_thought_ends_and_a_prompt_with_an_empty_one(tiny_tokenizer, templ
 ])
 def test_models_that_do_not_think_by_default(tiny_tokenizer, template):
     tiny_tokenizer.chat_template = template
-    assert thinking_of(tiny_tokenizer) is None
+    thinking = thinking_of(tiny_tokenizer)
+    assert thinking is None or not thinking.by_default

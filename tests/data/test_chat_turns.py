@@ -5,7 +5,7 @@ from tiny import CHATML, make_tiny_model
 
 from cofitune_fast.anchor import writing
 from cofitune_fast.data import Example, encode_example
-from cofitune_fast.data.turns import TurnEnd, tokens_with, turn_end
+from cofitune_fast.data.chat import TurnEnd, tokens_with, turn_end
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import generate_texts, generation
 

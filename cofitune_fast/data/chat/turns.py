@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .encode import end_of_turn
-from .formats import Message
+from ...errors import CofituneError
+from .options import found_once
+from .template import GREETING, render
 
-GREETING: list[Message] = [{"role": "user", "content": "Hello"}]
-"""A prompt that any chat template takes, to see what it writes around messages."""
+_PROBE = "\N{SYMBOL FOR SUBSTITUTE}answer\N{SYMBOL FOR SUBSTITUTE}"
 
 
 class TurnEnd(NamedTuple):
@@ -49,12 +49,44 @@ def turn_end(tokenizer: Any, generation_config: Any) -> TurnEnd:
     tokens = configured_ends(tokenizer, generation_config)
     if not tokenizer.chat_template:
         return TurnEnd(frozenset(tokens))
-    text = end_of_turn(tokenizer, GREETING)
+    text = end_of_turn(tokenizer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # Of several tokens a first one that is no text says it all, as in Phi-3: <|end|>, newline, <|endoftext|>.
     if len(ids) == 1 or ids[0] in tokenizer.added_tokens_decoder:
         return TurnEnd(frozenset({*tokens, ids[0]}))
     return TurnEnd(frozenset(tokens), text)
+
+
+def end_of_turn(tokenizer: Any) -> str:
+    """Return the text that ends a response: what the chat template writes after it, else the end of sequence.
+
+    Raises:
+        CofituneError: the template leaves out what the assistant says, or there is no end of sequence to use.
+    """
+    return written_end(tokenizer) or end_of_sequence(tokenizer)
+
+
+@found_once
+def written_end(tokenizer: Any) -> str:
+    """Return what the chat template writes after an answer, without trailing space; "" if nothing."""
+    if not tokenizer.chat_template:
+        return ""
+    full = render(tokenizer, [*GREETING, {"role": "assistant", "content": _PROBE}])
+    if _PROBE not in full:
+        raise CofituneError("the tokenizer's chat template leaves out the text of the assistant's turn; give the "
+                            "tokenizer a template that takes contents as text.")
+    return full.rpartition(_PROBE)[2].rstrip()
+
+
+def end_of_sequence(tokenizer: Any) -> str:
+    """Return the token that ends a text.
+
+    Raises:
+        CofituneError: the tokenizer has none.
+    """
+    if tokenizer.eos_token is None:
+        raise CofituneError("the tokenizer has no end-of-sequence token to end a response with; set its eos_token.")
+    return tokenizer.eos_token
 
 
 def configured_ends(tokenizer: Any, generation_config: Any) -> set[int]:

@@ -1,0 +1,150 @@
+"""Proof that everything in a row is in the text that the model is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ...errors import CofituneError
+from ..faults import RowFault
+from ..formats import Example, Message
+from .conversation import prompt_text, response_text
+from .options import found_once
+from .template import call_names, text_of, tool_name
+from .thinking import split_thought
+
+_LONG = 16  # characters of a text that is not in a rendered prompt by coincidence
+
+
+class _Piece(NamedTuple):
+    """A text of a row that must be written.
+
+    Attributes:
+        what: "content", "name", "call" or "tool".
+        number: which message, from 0; for a tool, which tool; the response is the last message.
+        text: what must be written.
+    """
+
+    what: str
+    number: int
+    text: str
+
+
+def check_shown(tokenizer: Any, example: Example, prompt: str, response: str) -> None:
+    """Check that prompt and response hold every content, name, tool and tool call of the example.
+
+    A template may strip a content, join its parts, write it as JSON, and leave out thoughts and what parts of a tool's
+    result it likes. A short text could stand in the prompt by coincidence, so a conversation of the same build with
+    marks for its texts is rendered too, once per build.
+
+    Raises:
+        RowFault: something of the row is left out; it names what.
+    """
+    gone = _left_out(tokenizer, _build(example)) if tokenizer.chat_template else frozenset()
+    squeezed: dict[str, str] = {}
+    last = len(example.prompt)
+    for piece in _pieces(tokenizer, example):
+        text = response if piece.what != "tool" and piece.number == last else prompt
+        marked_gone = piece[:2] in gone
+        if piece.what == "content" and piece.number < last and example.prompt[piece.number]["role"] == "tool":
+            fits = not marked_gone or _shows(text, piece.text, squeezed)
+        else:
+            fits = _shows(text, piece.text, squeezed) and not (marked_gone and len(piece.text) < _LONG)
+        if not fits:
+            raise _fault(example, piece)
+
+
+def _fault(example: Example, piece: _Piece) -> RowFault:
+    where = example.where or "An example"
+    is_response = piece.number == len(example.prompt)
+    role = "assistant" if is_response else example.prompt[min(piece.number, len(example.prompt) - 1)]["role"]
+    message = "the response" if is_response else f"message {piece.number + 1} ({role})"
+    kind, sentence = {
+        "content": ("a message that the chat template leaves out",
+                    f"the content of {message} is not in the rendered {'response' if is_response else 'prompt'}: the "
+                    f"chat template has no place for it; change the turn's role or form, or leave it out"),
+        "name": ("a name that the chat template leaves out",
+                 f"the name of {message}, {piece.text!r}, is not in the rendered text: the chat template takes no "
+                 "names there; leave the name out"),
+        "call": ("tool calls that the chat template leaves out",
+                 f"the call of the tool {piece.text!r} in {message} is not in the rendered text: the chat template "
+                 "takes no such tool calls; leave the call out, or give the tokenizer a template that takes them"),
+        "tool": ("tools that the chat template leaves out",
+                 f"the tool {piece.text!r} is not in the rendered prompt: the chat template takes no tools; leave "
+                 "them out, or give the tokenizer a template that takes them"),
+    }[piece.what]
+    return RowFault(kind, example.where, f"{where}: {sentence}.")
+
+
+def _pieces(tokenizer: Any, example: Example) -> Iterator[_Piece]:
+    for number, tool in enumerate(example.tools):
+        if tool_name(tool):
+            yield _Piece("tool", number, tool_name(tool))
+    for number, message in enumerate([*example.prompt, example.answer]):
+        text = text_of(message)
+        if message["role"] == "assistant":
+            text = split_thought(tokenizer, text)[1]
+        if text.strip():
+            yield _Piece("content", number, text.strip())
+        if message.get("name") and message["role"] != "tool":
+            yield _Piece("name", number, str(message["name"]))
+        for name in call_names(message):
+            yield _Piece("call", number, name)
+
+
+def _shows(text: str, wanted: str, squeezed: dict[str, str]) -> bool:
+    """True if a rendered text holds the wanted one, as it is, as JSON writes it, or with other space."""
+    if wanted in text or json.dumps(wanted, ensure_ascii=False)[1:-1] in text or json.dumps(wanted)[1:-1] in text:
+        return True
+    if text not in squeezed:
+        squeezed[text] = "".join(text.split())
+    return "".join(wanted.split()) in squeezed[text]
+
+
+def _build(example: Example) -> str:
+    """The build of a conversation as JSON: its messages with a mark for each text, and its tools."""
+    def marked(number: int, message: Message) -> Message:
+        build: dict[str, Any] = {"role": message["role"]}
+        if text_of(message).strip():
+            build["content"] = f"qzx{number}contentxzq"
+        if message.get("name"):
+            build["name"] = f"qzx{number}namexzq"
+        if message.get("tool_call_id"):
+            build["tool_call_id"] = "call00001"
+        if message.get("tool_calls"):
+            build["tool_calls"] = [
+                {"id": "call00001", "function": {"name": f"qzx{number}callxzq", "arguments": {"qzx": "xzq"}}}
+                for _ in message["tool_calls"]]
+        return build
+
+    messages = [marked(number, message) for number, message in enumerate([*example.prompt, example.answer])]
+    return json.dumps([messages, len(example.tools)])
+
+
+@found_once
+def _left_out(tokenizer: Any, build: str) -> frozenset[tuple[str, int]]:
+    """What the template leaves out of a conversation of this build: pairs of `_Piece.what` and its number."""
+    messages, tools = json.loads(build)
+    *prompt, answer = [{"content": "", **message} for message in messages]
+    also = {key: answer[key] for key in ("name", "tool_calls") if key in answer}
+    example = Example(prompt, answer["content"], tools=tuple(map(_tool, range(tools))), also=also)
+    try:
+        before = prompt_text(tokenizer, prompt, example.tools)
+        after = response_text(tokenizer, example, needs_thought=False)
+    except CofituneError:
+        return frozenset()
+    texts = [before] * len(prompt) + [after]
+    pieces = [("tool", number, tool_name(tool), before) for number, tool in enumerate(example.tools)]
+    for number, (message, text) in enumerate(zip(messages, texts, strict=True)):
+        pieces += [(what, number, f"qzx{number}{what}xzq", text) for what, key in
+                   (("content", "content"), ("name", "name"), ("call", "tool_calls")) if key in message]
+    return frozenset((what, number) for what, number, mark, text in pieces if mark not in text)
+
+
+def _tool(number: int) -> Mapping[str, Any]:
+    parameters = {"type": "object", "properties": {"qzx": {"type": "string"}}, "required": ["qzx"]}
+    return {"type": "function",
+            "function": {"name": f"qzx{number}toolxzq", "description": "Probe.", "parameters": parameters}}
+
+
