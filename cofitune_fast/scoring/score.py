@@ -19,7 +19,7 @@ from .answers import answer_scores
 from .generation import generation_score, generation_tokens
 from .results import ItemScore, Score, SuiteScores, make_score
 from .suite import Suite
-from .tasks import ChoiceItem, Task
+from .tasks import ChoiceItem, Task, join
 
 BATCH_TOKENS = 4096
 
@@ -136,14 +136,13 @@ def _encode_choices(item: ChoiceItem, tokenizer: Any, chat: bool, max_length: in
 def _encode_answers(
     query: str, answers: Sequence[str], tokenizer: Any, chat: bool, max_length: int | None, where: str
 ) -> list[Encoded]:
-    """Encode the query with each answer. In plain text a space joins them, unless the query ends with whitespace."""
+    """Encode the query with each answer: as a turn of the user and one of the assistant, or as `join` joins them."""
     if chat:
         messages = [{"role": "user", "content": query}]
         text, query_ids = prompt_text(tokenizer, messages), encode_prompt(tokenizer, messages)
+        answers = [answer.strip(" ") for answer in answers]
     else:
-        # In most tokenizers a space belongs to the token after it.
-        text = query.rstrip(" ")
-        answers = [answer if text[-1:].isspace() else f" {answer}" for answer in answers]
+        text, answers = join(query, answers)
         query_ids = encode_text(tokenizer, text)
     rows = []
     for answer in answers:
