@@ -138,6 +138,7 @@ def _lines(content: Mapping[str, Any]) -> list[str]:
         for name, score in scores.items():
             extra = "  ".join(f"{key} {value:.3f}" for key, value in score["metrics"].items() if key != score["metric"])
             lines.append(f"  {group:12}{name:32}{score['metric']} {score['value']:.3f} ± {score['se']:.3f}  {extra}")
+            lines += [f"  {'':12}{'':32}{metric}: {note}" for metric, note in score.get("notes", {}).items()]
             if score.get("left_out"):
                 lines.append(f"  {'':12}{'':32}{score['left_out']} more prompts are left out, as they need nltk's data "
                              "punkt_tab: run python -m nltk.downloader punkt_tab")

@@ -1,7 +1,8 @@
 """Features that save time and memory with a model: decided by its structure, and by a trial of the model.
 
 The structure says no where that is certain. Where it does not, a few tokens go through the model plainly and with the
-feature, and the logits are compared. So a family that nobody has tried before keeps its correct results, and loses at
+feature, and the logits are compared; of tries in training mode too, as a layer may do there what it does not elsewhere.
+So a family that nobody has tried before keeps its correct results, and loses at
 most speed. A model without values, as in a plan, is decided by structure alone.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from ..models.attention import longest_row, takes_sdpa, trie_attention, why_mixe
 from ..models.mode import evaluation_mode
 from ..models.sharded import all_ranks, is_sharded, reshard
 from ..regions import Layout, Region, resolve_layout
-from .prefix import FrozenPrefix, learn_outputs, randomness
+from .prefix import FrozenPrefix, learn_outputs, random_modules, randomness
 
 HANDED_ON = ("prev_topk_indices", "prev_router_hidden_states", "block_states")
 """Arguments by which a layer gets more from the layers below than their states."""
@@ -180,7 +181,17 @@ def _prefix_abilities(model: nn.Module, layer: int) -> PrefixAbilities:
     def skipped(expected: Tensor) -> None:
         if kept[0].shape[:2] != real.shape:
             raise _Failed("its layers hand on more than one state per token")
-        with FrozenPrefix(model, layer) as prefix, prefix.replaced_by(kept[0]):
+        # The cache has no states of a row's last token, and rows that differ in it alone share theirs.
+        first, second = (_logits(model, call)[row, :_SHARED] for row in (0, 1))
+        if _far(second, first, _bound(model)):
+            raise _Failed("its tokens see later ones")
+        states = kept[0]
+        if randomness(model, FrozenPrefix(model, layer)) is None:
+            with _in_training(model):
+                plain()
+            if _far(kept[0][real], states[real], _bound(model)):
+                raise _Failed("the frozen layers do something else in training")
+        with FrozenPrefix(model, layer) as prefix, prefix.replaced_by(states):
             found = _logits(model, call)[real]
         # The same kernels run on the same numbers, so only kernels that differ from run to run may differ.
         if not torch.equal(found, expected) and _apart(found, expected) > 4 * _apart(plain(), expected):
@@ -201,18 +212,39 @@ def _trie_ability(model: nn.Module) -> Ability:
         return ability
     call, real = _padded_batch(model)
     trie = _trie(call, real)
-    bound = ROUNDING.get(model.get_input_embeddings().weight.dtype, COARSE)
+    random = random_modules(model.modules())
 
     def as_trie() -> None:
-        expected = _logits(model, call)[real].double()
-        with trie_attention(model):
-            found = _logits(model, trie)[0][trie["rows"]][real].double()
-        apart = (found - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-        # Rounding may send single tokens to other experts.
-        if not apart.quantile(0.75).item() <= bound:
-            raise _Failed("it gives another result than padded rows")
+        for training in (False, True):
+            with _in_training(model) if training else nullcontext(), trie_attention(model):
+                expected = _logits(model, call)[real]
+                found = _logits(model, trie)[0][trie["rows"]][real]
+            if not (training and random) and _far(found, expected, _bound(model)):
+                raise _Failed("it gives another result than padded rows" + (" in training" if training else ""))
 
     return _tried(model, "rows as a trie", as_trie)[0]
+
+
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    """Context in training mode, without a trace in the random states. An outer `evaluation_mode` takes it back."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.train()
+        yield
+        model.eval()
+
+
+def _bound(model: Any) -> float:
+    return ROUNDING.get(model.get_input_embeddings().weight.dtype, COARSE)
+
+
+def _far(found: Tensor, expected: Tensor, bound: float) -> bool:
+    """True if logits or states [tokens, width] differ by more than rounding, which may send single tokens to other
+    experts."""
+    found, expected = found.double(), expected.double()
+    apart = (found - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+    return not apart.quantile(0.75).item() <= bound
 
 
 def _tried(model: nn.Module, feature: str, trial: Callable[[], Any]) -> tuple[Ability, Any]:
@@ -264,6 +296,9 @@ def _recording(layout: Layout, order: list[int]) -> Iterator[None]:
             handle.remove()
 
 
+_SHARED = 3  # tokens with which the first two rows below begin
+
+
 def _padded_batch(model: Any) -> tuple[dict[str, Tensor], Tensor]:
     """Return three rows that begin alike, as the model takes them, and bool [3, 7], which is True at their tokens.
 
@@ -275,7 +310,7 @@ def _padded_batch(model: Any) -> tuple[dict[str, Tensor], Tensor]:
     usable = [token for token in range(min(250, text.vocab_size)) if token not in special]
     ids = [usable[(37 * place + 11) % len(usable)] for place in range(13)]
     device = model.get_input_embeddings().weight.device
-    rows = torch.tensor([ids[:7], [*ids[:3], *ids[7:9], 0, 0], [*ids[:2], *ids[9:], 0]], device=device)
+    rows = torch.tensor([ids[:7], [*ids[:_SHARED], *ids[7:9], 0, 0], [*ids[:2], *ids[9:], 0]], device=device)
     real = torch.arange(7, device=device) < torch.tensor([[7], [5], [6]], device=device)
     return {"input_ids": rows, "attention_mask": real.long()}, real
 

@@ -8,7 +8,7 @@ model's own forward still gets the tokens. So it makes masks, positions, rotary 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..models.sharded import is_sharded
 from ..regions import Region, resolve_layout
@@ -205,12 +206,21 @@ class _Pass:
         return (states, *[None] * (self.outputs - 1)) if self.outputs else states
 
 
+_RANDOM = ("dropout", "layerdrop", "drop_path", "jitter")
+"""Parts of the names of attributes that make a module random in training."""
+
+
 def randomness(model: nn.Module, prefix: FrozenPrefix) -> str | None:
     """Source of randomness in the prefix, in words; None if its states are the same every time."""
-    for module in prefix.module_tree():
-        rates = {"dropout": module.p} if isinstance(module, nn.Dropout) else {
+    return random_modules(prefix.module_tree())
+
+
+def random_modules(modules: Iterable[nn.Module]) -> str | None:
+    """Source of randomness in training in these modules, in words; None if there is none."""
+    for module in modules:
+        rates = {"dropout": module.p} if isinstance(module, _DropoutNd) else {
             name: value for name, value in vars(module).items()
-            if ("dropout" in name or "jitter" in name) and isinstance(value, float)
+            if any(word in name for word in _RANDOM) and isinstance(value, float)
         }
         for name, rate in rates.items():
             if rate > 0:

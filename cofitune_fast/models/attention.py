@@ -72,6 +72,8 @@ def _code(module: nn.Module) -> Any:
 def trie_attention(model: PreTrainedModel) -> Iterator[None]:
     """Context in which a forward may take a trie. A forward without `rows` and `owners` is ordinary SDPA.
 
+    Raises CofituneError in a forward with a trie of which an attention gets no rows.
+
     input_ids, position_ids: [1, tokens].
     attention_mask: [1, 1, 1, 1]. Its value is not read; it keeps transformers from making a mask of its own.
     rows: int64 [rows, length], the place in the trie of each row's tokens, padded with any place.
@@ -79,10 +81,26 @@ def trie_attention(model: PreTrainedModel) -> Iterator[None]:
     """
     former = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(NAME)
+    handles = [model.register_forward_pre_hook(_begin, with_kwargs=True),
+               model.register_forward_hook(_end, always_call=True)]
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         model.set_attn_implementation(former)
+
+
+class _Running:
+    trie = False  # True while a forward runs that was given a trie
+
+
+def _begin(_model: nn.Module, _given: Any, named: dict[str, Any]) -> None:
+    _Running.trie = named.get("rows") is not None
+
+
+def _end(*_: Any) -> None:
+    _Running.trie = False
 
 
 def _attend(
@@ -92,7 +110,10 @@ def _attend(
     """Attention function for transformers. query, key, value: [1, heads, tokens, head_dim]; result:
     [1, tokens, heads, head_dim]."""
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if rows is None:
+    if rows is None or owners is None:
+        if _Running.trie:
+            raise CofituneError(f"{type(module).__name__} is not told which tokens are one row, as a layer does not "
+                                "hand on its arguments; set memory.packing to off.")
         return attend(module, query, key, value, attention_mask, **options)
     if attention_mask is not None and attention_mask.numel() > 1:
         raise CofituneError(f"{type(module).__name__} makes a mask of its own, which a trie cannot have; set "

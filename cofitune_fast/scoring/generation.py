@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,9 +17,10 @@ from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
 from .ifeval import followed_instructions, known_instructions
+from .numbers import marked_answer
 from .results import Score, score_of
 from .tasks import METRICS, Task
-from .text_metrics import marked_answer, text_scorer
+from .text_metrics import limits_of_metrics, text_scorer
 
 GENERATION_TOKENS = 16384
 """Bound on the tokens of a batch in generation, including prompts, responses and padding."""
@@ -40,33 +42,46 @@ def generation_score(
       `ifeval.known_instructions`; the score's n counts the others.
 
     What is scored is the answer: thoughts, and what the chat template writes before an answer, are cut from texts and
-    references. All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else bleu.
-    max_new_tokens replaces that of the task. The items keep the texts. Model and tokenizer are restored, see
-    `left_as_found`. Raises CofituneError for other kinds, a missing package, a prompt that leaves no room, an unknown
-    instruction.
+    references. All metrics lie in [0, 1]. The value is the task's metric if it is one of these, else the first of them.
+    A metric that has no meaning for these references is left out, and the score's notes say why, see
+    `limits_of_metrics`. max_new_tokens replaces that of the task. The items keep the texts. Model and tokenizer are
+    restored, see `left_as_found`. Raises CofituneError for other kinds, a missing package, a prompt that leaves no
+    room, an unknown instruction, and before anything is generated for a metric without meaning.
     """
     if task.kind not in _MAX_NEW_TOKENS:
         raise CofituneError(f"The task {task.name} is of the kind {task.kind}, for which no text is generated.")
-    items: Sequence[Any] = task.items
-    if task.kind == "instruction":
-        items = known_instructions(items)
-    else:
-        score = text_scorer()
+    instructions = task.kind == "instruction"
+    items: Sequence[Any] = known_instructions(task.items) if instructions else task.items
+    measure = None if instructions else _measure(task, tokenizer)
     texts = generate_texts(
         model, tokenizer, [_prompt(item) for item in items], max_new_tokens=max_new_tokens or most_new_tokens(task),
         max_tokens_per_batch=max_tokens_per_batch, where=[item.where for item in items],
         tools=[getattr(item, "tools", ()) for item in items],
     )
-    if task.kind == "instruction":
+    if measure is None:
         return score_of(followed_instructions(items, texts), task.primary, METRICS["instruction"])
-    references = [item.references or (content_of(tokenizer, item),) for item in items]
+    return measure(texts)
+
+
+def _measure(task: Task, tokenizer: Any) -> Callable[[Sequence[str]], Score]:
+    """Make a function that scores the generated texts of a response task."""
+    score = text_scorer()
+    references = [item.references or (content_of(tokenizer, item),) for item in task.items]
     answers = all(marked_answer(text) is not None for texts in references for text in texts)
-    scored = [score(text.strip(), wanted, answers) for text, wanted in zip(texts, references, strict=True)]
-    names = ("bleu", "chrf", "rouge_l", *(("exact_answer", "last_number") if answers else ()))
-    metric = task.primary if task.is_generated else "bleu"
+    none, some = limits_of_metrics(references)
+    names = [name for name in ("bleu", "chrf", "rouge_l") if name not in none]
+    names += ["exact_answer", "last_number"] if answers else []
+    metric = task.primary if task.is_generated else next(iter(names), "chrf")
     if metric not in names:
-        raise CofituneError(f"The task {task.name} asks for {metric}, but not every response has a number after ####.")
-    return score_of(scored, metric, names)
+        reason = none.get(metric, "not every response has a number after ####")
+        raise CofituneError(f"The task {task.name} asks for {metric}, but {reason}.")
+
+    def measure(texts: Sequence[str]) -> Score:
+        scored = [score(text.strip(), wanted, answers) for text, wanted in zip(texts, references, strict=True)]
+        notes = {**{name: f"not given: {reason}" for name, reason in none.items()}, **some}
+        return replace(score_of(scored, metric, names), notes=notes)
+
+    return measure
 
 
 def generate_texts(

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import CofituneError
 from ..models.mode import left_as_found
 from .ifeval import known_instructions
-from .tasks import ContinuationItem, InstructionItem, Task, read_task
+from .tasks import ContinuationItem, InstructionItem, Task, join, read_task
 
 
 def harness_scores(
@@ -28,9 +28,9 @@ def harness_scores(
     max_new_tokens: replaces that of tasks that generate.
     items: add "items", lm-eval's samples as plain values.
 
-    Choice: query and answer are joined by a space, or by the newline that ends the query, as in our own scores. acc is
-    by summed log-likelihood, acc_norm by log-likelihood per character. Continuation: acc is exact match under greedy
-    decoding, and perplexity is per item, not per token. Instruction: lm-eval's ifeval on the file's prompts.
+    Choice: query and answer are joined as in our own scores, see `tasks.join`. acc is by summed log-likelihood, and
+    acc_norm by log-likelihood per character. Continuation: acc is exact match under greedy decoding, and perplexity is
+    per item, not per token. Instruction: lm-eval's ifeval on the file's prompts.
 
     The model is restored, see `left_as_found`. Raises CofituneError if lm-eval is missing or a task cannot be loaded.
     """
@@ -108,12 +108,11 @@ def _in_memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _choice(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    texts = [item.query.rstrip(" ") for item in task.items]
-    spaces = ["" if text[-1:].isspace() else " " for text in texts]
+    joined = [join(item.query, item.choices) for item in task.items]
     # acc_norm counts an answer's characters without the delimiter. If rows differ, it must be part of the answers.
-    delimiter = spaces[0] if len(set(spaces)) == 1 else ""
-    rows = [{"text": text, "choices": [space.removeprefix(delimiter) + choice for choice in item.choices],
-             "gold": item.gold} for item, text, space in zip(task.items, texts, spaces, strict=True)]
+    delimiter = " " if all(answer.startswith(" ") for _, answers in joined for answer in answers) else ""
+    rows = [{"text": text, "choices": [answer.removeprefix(delimiter) for answer in answers], "gold": item.gold}
+            for item, (text, answers) in zip(task.items, joined, strict=True)]
     return rows, {"output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": "gold",
                   "doc_to_choice": "choices", "target_delimiter": delimiter,
                   "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True}
@@ -129,8 +128,8 @@ def _continuation(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _continuation_row(item: ContinuationItem) -> dict[str, Any]:
-    text = item.context.rstrip(" ")
-    return {"text": text, "target": item.continuation if text[-1:].isspace() else f" {item.continuation}"}
+    text, (target,) = join(item.context, [item.continuation])
+    return {"text": text, "target": target}
 
 
 def _instruction(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -20,14 +20,14 @@ class GeneratedItem(NamedTuple):
 
     bleu: length of hypothesis and reference, then 4 matches and 4 totals of word n-grams.
     chrf: for each of the 6 orders of character n-grams their number in the hypothesis, in the reference and in both.
-    rouge_l: F1 of the longest common subsequence.
+    rouge_l: F1 of the longest common subsequence; None, and not counted, if no reference has a word.
     exact_answer, last_number: True if the answer is right, read in two ways; None if the task has no such answers.
     """
 
     text: str
     bleu: tuple[int, ...]
     chrf: tuple[int, ...]
-    rouge_l: float
+    rouge_l: float | None
     exact_answer: bool | None = None
     last_number: bool | None = None
 
@@ -114,7 +114,7 @@ def chrf(sums: np.ndarray) -> np.ndarray:
 METRICS = {
     "bleu": Metric(GeneratedItem, lambda item: item.bleu, bleu),
     "chrf": Metric(GeneratedItem, lambda item: item.chrf, chrf),
-    "rouge_l": Metric(GeneratedItem, lambda item: (item.rouge_l, 1), ratio),
+    "rouge_l": Metric(GeneratedItem, lambda item: (item.rouge_l or 0, item.rouge_l is not None), ratio),
     "exact_answer": Metric(GeneratedItem, lambda item: (item.exact_answer, 1), ratio),
     "last_number": Metric(GeneratedItem, lambda item: (item.last_number, 1), ratio),
     "prompt_level_strict_acc": Metric(FollowedItem, lambda item: (all(item.followed), 1), ratio),

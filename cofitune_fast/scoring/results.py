@@ -50,6 +50,7 @@ class Score:
 
     metrics: all metrics of the task's kind by name, each with its NAME_se.
     items: ItemScore, or the type that module `metrics` has for the metric. Empty if the file was written without items.
+    notes: {metric: a sentence}, for metrics that have no meaning for all or some of the items.
 
     Values lie in [0, 1], except for the drift (metric "kl"): it is in nats, and smaller is better.
     """
@@ -60,9 +61,11 @@ class Score:
     metric: str
     metrics: Mapping[str, float]
     items: Sequence[Any] = field(default=(), repr=False)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
         entry = {"value": self.value, "se": self.se, "n": self.n, "metric": self.metric, "metrics": dict(self.metrics)}
+        entry |= {"notes": dict(self.notes)} if self.notes else {}
         return {**entry, "items": [list(item) for item in self.items]} if items else entry
 
     @classmethod

@@ -20,7 +20,7 @@ from .answers import answer_scores
 from .generation import generation_score, generation_tokens
 from .results import ItemScore, Score, SuiteScores, make_score
 from .suite import Suite
-from .tasks import ChoiceItem, Task
+from .tasks import ChoiceItem, Task, join
 
 BATCH_TOKENS = 4096
 
@@ -140,15 +140,14 @@ def _encode_answers(
     """Encode the query with each answer.
 
     In a chat an answer stands where the template puts the content of the assistant's turn, such as after an empty
-    thought. In plain text a space joins query and answer, unless the query ends with whitespace.
+    thought. In plain text `join` joins query and answer.
     """
     if chat:
         text = prompt_text(tokenizer, [{"role": "user", "content": query}]) + lead(tokenizer)
         query_ids = text_ids(tokenizer, text)
+        answers = [answer.strip(" ") for answer in answers]
     else:
-        # In most tokenizers a space belongs to the token after it.
-        text = query.rstrip(" ")
-        answers = [answer if text[-1:].isspace() else f" {answer}" for answer in answers]
+        text, answers = join(query, answers)
         query_ids = encode_text(tokenizer, text)
     rows = []
     for answer in answers:

@@ -117,6 +117,21 @@ class Task:
         return self.primary in GENERATED
 
 
+def join(query: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the text before the answers, and each answer as it follows there in plain text.
+
+    One blank stands between the two, whether the query ends with it, the answer begins with it, both or neither. It
+    belongs to the answer, as in most tokenizers a blank is part of the token after it. Where a query ends, or an answer
+    begins, with a newline or other whitespace, that stands alone. Blanks at the end of an answer are dropped.
+    """
+    text = query.rstrip(" ")
+    whole = text == query and text[-1:].isspace()
+    return text, [
+        answer.rstrip(" ") if whole or answer.lstrip(" ")[:1].isspace() else " " + answer.strip(" ")
+        for answer in answers
+    ]
+
+
 class NeedsGeneration(CofituneError):
     """Error for a data file whose task cannot be scored without generating text."""
 

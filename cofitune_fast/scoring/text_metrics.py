@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
 from ..errors import CofituneError
 from .metrics import GeneratedItem, chrf
-
-ANSWER_MARK = "####"
-# A sign after a digit or a word is an operator or a hyphen. Commas may separate thousands.
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-_CURRENCY = re.compile("[$€£]")
+from .numbers import last_number, marked_answer
+from .words import spaced, words
 
 
 def text_scorer() -> Callable[[str, Sequence[str], bool], GeneratedItem]:
     """Make a function (text, references, True if these have an answer after ####) -> the item's statistics.
 
-    BLEU is sacrebleu's, case-sensitive, with its 13a tokeniser and the reference length closest to the text's. chrF is
-    counted against the reference with the highest chrF. ROUGE-L is rouge-score's F1 without stemming, the highest over
-    the references. Raises CofituneError if one of the two packages is missing.
+    BLEU is sacrebleu's, case-sensitive, with its 13a tokeniser and the reference length closest to the text's; each
+    character of a script without blanks is put apart before, see `words`. chrF is counted against the reference with
+    the highest chrF. ROUGE-L is rouge-score's F1 on `words.words`, without stemming, the highest over the references
+    that have words; None if none has. Texts that differ in their Unicode form alone (NFC) are equal.
+    Raises CofituneError if one of the two packages is missing.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise CofituneError(f"Scores of generated text need {error.name}: pip install 'cofitune-fast[eval]'.") from None
-    sentence_bleu, rouge = BLEU(effective_order=True), RougeScorer(["rougeL"])
+    sentence_bleu, rouge = _bleu(), _rouge()
 
     def score(text: str, references: Sequence[str], answers: bool) -> GeneratedItem:
-        counts = sentence_bleu.sentence_score(text, list(references))
+        text, references = _composed(text), [_composed(reference) for reference in references]
+        counts = sentence_bleu.sentence_score(spaced(text), [spaced(reference) for reference in references])
+        with_words = [reference for reference in references if words(reference)]
         return GeneratedItem(
             text, (counts.sys_len, counts.ref_len, *counts.counts, *counts.totals), _chrf_counts(text, references),
-            rouge.score_multi(references, text)["rougeL"].fmeasure,
+            rouge.score_multi(with_words, text)["rougeL"].fmeasure if with_words else None,
             any(marked_answer(text) == marked_answer(r) is not None for r in references) if answers else None,
             any(last_number(text) == marked_answer(r) is not None for r in references) if answers else None,
         )
@@ -44,24 +40,55 @@ def text_scorer() -> Callable[[str, Sequence[str], bool], GeneratedItem]:
     return score
 
 
-def marked_answer(text: str) -> Decimal | None:
-    """Read the number after the first ####, where GSM8K has its answers; None if there is none.
+def limits_of_metrics(references: Sequence[Sequence[str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Find the metrics that have no meaning for the rows of a task: {metric: the reason}, of all rows and of some.
 
-    1,000 and $1000.00 are equal. Text after the number, such as a full stop, % or a unit, is ignored.
+    references: those of each row. BLEU needs four tokens, of which its longest n-grams are made, in one reference at
+    least. ROUGE-L needs words, and a standard error needs two rows with them. chrF needs a character.
     """
-    _, _, rest = text.partition(ANSWER_MARK)
-    found = _NUMBER.match(_CURRENCY.sub("", rest).lstrip())
-    return _value(found[0]) if found else None
+    tokens = _bleu().tokenizer
+    longest = max(len(tokens(spaced(_composed(text))).split()) for texts in references for text in texts)
+    wordless = sum(not any(words(text) for text in texts) for texts in references)
+    none, some = {}, {}
+    if longest < 4:
+        none["bleu"] = "no reference has the four words or characters that it counts together"
+    if not any(text.strip() for texts in references for text in texts):
+        none["chrf"] = "all references are empty"
+    if len(references) - wordless < 2:
+        none["rouge_l"] = f"{wordless} of {len(references)} rows have no word in their references"
+    elif wordless:
+        some["rouge_l"] = f"{wordless} of {len(references)} rows are left out, as their references have no word"
+    return none, some
 
 
-def last_number(text: str) -> Decimal | None:
-    """Read the last number in the text, in the notation of `marked_answer`; None if there is none."""
-    found = _NUMBER.findall(_CURRENCY.sub("", text))
-    return _value(found[-1]) if found else None
+def _bleu() -> Any:
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise _missing(error) from None
+    return BLEU(effective_order=True)
 
 
-def _value(number: str) -> Decimal:
-    return Decimal(number.replace(",", ""))
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import Tokenizer
+    except ImportError as error:
+        raise _missing(error) from None
+
+    class Words(Tokenizer):  # type: ignore[misc]
+        def tokenize(self, text: str) -> list[str]:
+            return words(text)
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def _missing(error: ImportError) -> CofituneError:
+    return CofituneError(f"Scores of generated text need {error.name}: pip install 'cofitune-fast[eval]'.")
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _chrf_counts(text: str, references: Sequence[str]) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from families import CHOSEN, FAMILIES, tiny_config, tiny_family
 from tiny import make_tiny_model
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.memory.abilities import (
     _padded_batch,
@@ -29,6 +31,7 @@ from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.optim import MaskedAdamW
 from cofitune_fast.planning.planner import fake_model
 from cofitune_fast.regions import Region, resolve_layout
+from cofitune_fast.scoring import answer_scores
 
 LAYER = 2  # the lowest trained layer, of four
 OFF = {  # all families that are in no list have the feature
@@ -238,6 +241,60 @@ def test_it_finds_layers_that_run_twice_and_tokens_mixed_outside_of_attention():
     other.model.layers[1].mlp.register_forward_hook(lambda layer, inputs, output: output + output.roll(1, 1))
     assert trie_ability(other).why_not == "it gives another result than padded rows"
     assert not takes_tries(other, 2)
+
+
+def with_layers(change, model=None):
+    """A tiny Llama whose layers are of a class of their own; change(layer, states, arguments) -> states, arguments."""
+    class Own(LlamaDecoderLayer):
+        def forward(self, hidden_states, **arguments):
+            hidden_states, arguments = change(self, hidden_states, arguments)
+            return super().forward(hidden_states, **arguments)
+
+    model = model or make_tiny_model()
+    for layer in model.model.layers:
+        layer.__class__ = Own
+    return model
+
+
+def without_rows(arguments):
+    return {name: value for name, value in arguments.items() if name not in ("rows", "owners")}
+
+
+@pytest.mark.parametrize("drops", [lambda layer: True, lambda layer: layer.training,
+                                   lambda layer: layer is layer.above], ids=["always", "in training", "one layer"])
+def test_a_layer_that_keeps_its_arguments_to_itself_takes_no_tries(drops):
+    model = with_layers(lambda layer, states, given: (states, without_rows(given) if drops(layer) else given))
+    for layer in model.model.layers:
+        object.__setattr__(layer, "above", model.model.layers[2])
+    assert "is not told which tokens are one row" in trie_ability(model).why_not
+    assert not takes_tries(model, 2)
+
+
+def test_an_attention_without_rows_is_refused_wherever_it_happens():
+    model = with_layers(lambda layer, states, given: (states, without_rows(given) if states.shape[1] > 16 else given))
+    assert takes_tries(model, 100)
+    rows = [Encoded([*range(4, 24), last, last], 20) for last in (30, 31)]
+    with pytest.raises(CofituneError, match=r"LlamaAttention is not told which tokens are one row.*memory\.packing"):
+        answer_scores(model, rows, 0)
+    with trie_attention(model):
+        model(input_ids=torch.tensor([rows[0].input_ids]))  # no trie, so nothing is missing
+
+
+def test_what_a_layer_does_in_training_alone_turns_features_off():
+    noisy = with_layers(lambda layer, states, given: (
+        torch.nn.functional.dropout(states, 0.1, layer.training), given))
+    other = with_layers(lambda layer, states, given: (states * (1.01 if layer.training else 1), given))
+    for model in (noisy, other):
+        assert prefix_abilities(model, 2).cache.why_not == "the frozen layers do something else in training"
+    assert trie_ability(noisy).why_not == "it gives another result than padded rows in training"
+    assert trie_ability(other)
+
+
+def test_tokens_that_see_later_ones_are_not_cached():
+    model = make_tiny_model("gemma3", use_bidirectional_attention=True)
+    able = prefix_abilities(model, 2)
+    assert able.cut and able.cache.why_not == "its tokens see later ones"
+    assert not trie_ability(model)
 
 
 def test_an_error_of_the_model_turns_a_feature_off():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from importlib.util import find_spec
 
@@ -19,6 +20,7 @@ from cofitune_fast.models.generate import continue_prompts
 from cofitune_fast.models.mode import left_as_found
 from cofitune_fast.regions import Region
 from cofitune_fast.scoring import (
+    Score,
     Task,
     generate_texts,
     generation,
@@ -114,11 +116,18 @@ def test_exact_answers_of_a_response_task(monkeypatch, tiny_model, tiny_tokenize
     assert score.se == pytest.approx((1 / 3 * 2 / 3 / 2) ** 0.5)
     assert score.metrics["last_number"] == pytest.approx(2 / 3)
     assert {"bleu", "chrf", "rouge_l", "bleu_se"} < set(score.metrics)
-    plain = [Example(user("x"), "y")] * 2
+    plain = [Example(user("x"), "y")] * 2 + [Example(user("x"), "!")]
     scripted(monkeypatch, tiny_tokenizer, [(encoded(tiny_tokenizer, user("x")), "y")])
     score = generation_score(tiny_model, tiny_tokenizer, Task("plain", "response", plain))
-    assert (score.metric, score.metrics["rouge_l"]) == ("bleu", 1)
-    assert "exact_answer" not in score.metrics
+    assert (score.metric, score.metrics["rouge_l"], score.metrics["rouge_l_se"]) == ("chrf", 1, 0)
+    assert not {"bleu", "exact_answer"} & set(score.metrics)
+    assert score.notes == {
+        "bleu": "not given: no reference has the four words or characters that it counts together",
+        "rouge_l": "1 of 3 rows are left out, as their references have no word"}
+    assert Score.from_dict(json.loads(json.dumps(score.to_dict(items=True)))) == score
+    for metric, reason in (("bleu", "no reference has the four"), ("rouge_l", "2 of 2 rows have no word")):
+        with pytest.raises(CofituneError, match=f"plain asks for {metric}, but {reason}"):
+            generation_score(tiny_model, tiny_tokenizer, Task("plain", "response", [plain[2]] * 2, metric=metric))
     with pytest.raises(CofituneError, match="asks for exact_answer, but not every response has a number after ####"):
         generation_score(tiny_model, tiny_tokenizer, Task("plain", "response", plain, metric="exact_answer"))
 
@@ -202,7 +211,7 @@ IFEVAL = [
 
 @pytest.fixture
 def suite_folder(tmp_path):
-    rows = [{"prompt": "x", "completion": "y"}] * 3
+    rows = [{"prompt": "x", "completion": "y y y y"}] * 3
     for name in ("speciality/mine", "knowledge/k", "reasoning/r", "instruction/alpaca"):
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     write_jsonl(tmp_path / "instruction" / "ifeval.jsonl", IFEVAL)

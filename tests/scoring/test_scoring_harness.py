@@ -22,10 +22,10 @@ needs_lm_eval = pytest.mark.skipif(
 
 @pytest.fixture
 def files(tmp_path):
-    words = ["red", "blue and green", "none", "all of it"]
+    words = ["red", " blue and green ", "none", "all of it"]
     return {
         "mychoices": write_jsonl(tmp_path / "mychoices.jsonl", [
-            {"query": f"which {n}?", "choices": words[: 2 + n % 3], "gold": n % 2} for n in range(5)]),
+            {"query": f"which {n}?" + " " * (n % 2), "choices": words[: 2 + n % 3], "gold": n % 2} for n in range(5)]),
         "mywords": write_jsonl(tmp_path / "mywords.jsonl", [
             {"context": f"so {n} is the", "continuation": words[n % 4]} for n in range(5)]),
         "myorders": write_jsonl(tmp_path / "myorders.jsonl", [
@@ -48,7 +48,7 @@ def test_log_likelihoods_are_ours(files, tiny_model, tiny_tokenizer):
         by_sum = by_character = 0
         for item in task.items:
             given = [ours.pop(0) for _ in item.choices]
-            per_character = [value / len(choice) for value, choice in zip(given, item.choices, strict=True)]
+            per_character = [value / len(choice.strip()) for value, choice in zip(given, item.choices, strict=True)]
             by_sum += given.index(max(given)) == item.gold
             by_character += per_character.index(max(per_character)) == item.gold
         assert found[name]["acc"] == by_sum / 4

@@ -8,6 +8,7 @@ import pytest
 from cofitune_fast.data import Example
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Task, read_task
+from cofitune_fast.scoring.tasks import join
 
 CHOICE = {"query": "q", "choices": ["a", "b"], "gold": 1}
 
@@ -103,3 +104,15 @@ def test_bad_tasks_are_told():
         CofituneError, match=r"The task t has 1 item\(s\); a score with a standard error needs at least 2"
     ):
         Task("t", "continuation", items[:1])
+
+
+@pytest.mark.parametrize(("query", "answer", "wanted"), [
+    ("Q:", "yes", ("Q:", " yes")), ("Q: ", "yes", ("Q:", " yes")), ("Q:", " yes", ("Q:", " yes")),
+    ("Q:  ", "  yes ", ("Q:", " yes")), ("It is ", ", no", ("It is", " , no")),
+    ("Q:\n", "yes", ("Q:\n", "yes")), ("Q:\t", "yes", ("Q:\t", "yes")), ("Q:\u00a0", "yes", ("Q:\u00a0", "yes")),
+    ("def f():\n", "    pass", ("def f():\n", "    pass")), ("Q:\n ", "yes", ("Q:\n", " yes")),
+    ("Q:", "\nyes", ("Q:", "\nyes")), ("Q: ", "\u00a0yes", ("Q:", "\u00a0yes")), ("Q:", "yes\n", ("Q:", " yes\n")),
+])
+def test_a_query_and_its_answer_are_joined_once(query, answer, wanted):
+    text, answers = join(query, [answer, "x"])
+    assert (text, answers[0]) == wanted

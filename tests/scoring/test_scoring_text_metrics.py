@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from decimal import Decimal
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import Score, paired_difference, resampled_score
 from cofitune_fast.scoring.metrics import METRICS, DriftItem, FollowedItem, estimate
+from cofitune_fast.scoring.numbers import last_number, marked_answer
 from cofitune_fast.scoring.results import score_of
-from cofitune_fast.scoring.text_metrics import last_number, marked_answer, text_scorer
+from cofitune_fast.scoring.text_metrics import limits_of_metrics, text_scorer
+from cofitune_fast.scoring.words import words
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra eval)")
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed (extra eval)")
@@ -118,9 +121,74 @@ def test_ifeval_of_a_file_with_the_former_name_and_without_loose_answers():
     assert paired_difference(score, score) == (0, 0)
 
 
+SCRIPTS = {
+    "Chinese": "今天天气很好，我们去公园。", "Japanese": "私はカタカナも読めます。", "Thai": "วันนี้อากาศดีมาก",
+    "Tibetan": "དེ་རིང་གནམ་གཤིས་ཡག", "Burmese": "ဒီနေ့ရာသီဥတုကောင်းတယ်", "beyond 16 bits": "𠮷野家𠮷野家",
+    "Russian": "Сегодня очень хорошая погода", "Arabic": "الطقس جميل اليوم في المدينة", "Hindi": "आज मौसम बहुत अच्छा है",
+    "Korean": "오늘 날씨가 정말 좋네요", "Vietnamese": "ở đâu có đấy", "mixed": "我用 iPhone 15 拍照",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_equal_texts_of_any_script_score_1_and_others_less(script):
+    text, other = SCRIPTS[script], SCRIPTS["Korean" if script != "Korean" else "Thai"]
+    decomposed = unicodedata.normalize("NFD", text)
+    for candidate, wanted in ((text, decomposed), (decomposed, text)):
+        items = scored([candidate] * 2, [[wanted]] * 2)
+        assert [estimate(name, items)[0] for name in ("bleu", "chrf", "rouge_l")] == [1, 1, 1]
+    part = text[: len(text) * 2 // 3] + other[:2]
+    found = scored([part], [[text]])[0]
+    assert 0 < found.rouge_l < 1 and found.bleu[2] < found.bleu[6]
+    assert scored([other], [[text]])[0].rouge_l == 0
+
+
+def test_words():
+    assert words("The <b>iPhone_15</b> isn't") == ["the", "b", "iphone", "15", "b", "isn", "t"]
+    assert words("हिन्दी में ΟΔΟΣ οδός Café１２") == ["हिन्दी", "में", "οδοσ", "οδόσ", "café12"]
+    assert words("用 GPT4o 写字。") == ["用", "gpt4o", "写", "字"]
+    assert words("ที่นี่ co\u00adop می\u200cخواهم a\u200bb") == ["ที่", "นี่", "coop", "میخواهم", "a", "b"]
+    assert words("👍 ❤\ufe0f !? — …") == []
+
+
+def test_latin_texts_have_the_tokens_of_rouge_and_13a_and_chinese_those_of_zh():
+    draw = random.Random(0)
+    texts = ["".join(draw.choice("ab Z9.,'-_$\n") for _ in range(40)) for _ in range(200)]
+    scorer, score = rouge_scorer.RougeScorer(["rougeL"]), text_scorer()
+    for text, wanted in zip(texts, reversed(texts), strict=True):
+        assert score(text, [wanted], False).rouge_l == scorer.score(wanted, text)["rougeL"].fmeasure
+    bleu = {"13a": ("Он, “да” — naïve–£20.", "Он: “нет” — naïve–£2."),
+            "zh": ("他说：“你好”，用 GPT-4 写了3个、4.5个！", "他说：“您好”，用GPT-4写了3个、4.5个（假的）！")}
+    for tokenizer, (text, wanted) in bleu.items():
+        found = sacrebleu.BLEU(tokenize=tokenizer, effective_order=True).sentence_score(text, [wanted])
+        assert score(text, [wanted], False).bleu == (found.sys_len, found.ref_len, *found.counts, *found.totals)
+
+
+def test_metrics_without_meaning_are_told_and_rows_without_words_are_not_counted():
+    assert limits_of_metrics([["👍"], [""]])[0].keys() == {"bleu", "rouge_l"}
+    assert limits_of_metrics([[""], [" "]])[0].keys() == {"bleu", "chrf", "rouge_l"}
+    assert limits_of_metrics([["a b c d"], ["a"]]) == ({}, {})
+    none, some = limits_of_metrics([["今天天气"], ["a"], ["?", "b"], ["..."]])
+    assert not none and some == {"rouge_l": "1 of 4 rows are left out, as their references have no word"}
+    items = scored(["a b", "c", "👍"], [["a b"], ["d"], ["👍", "!"]])
+    assert [item.rouge_l for item in items] == [1, 0, None]
+    assert estimate("rouge_l", items) == (0.5, [pytest.approx(1), pytest.approx(-1), pytest.approx(0)])
+
+
 @pytest.mark.parametrize(("text", "number"), [
     ("so 3.\n#### 18", "18"), ("#### 1,234.50 dollars", "1234.5"), ("####$-5.", "-5"), ("#### -5%", "-5"),
     ("#### 7\n#### 8", "7"), ("18", None), ("#### none 4", None), ("#### .5", ".5"), ("#### £1,000,000", "1000000"),
+    ("#### 1{,}234", "1234"), (r"#### 1\,234.5", "1234.5"), (r"#### 1,\!234", "1234"), ("#### 1\u202f234", "1234"),
+    ("#### 1\u00a0234\u00a0567", "1234567"), ("#### 1’234", "1234"), ("#### 12,34,567", "1234567"),
+    ("#### 1 234", "1234"), ("#### 5 100 bills", "5"), ("#### 1.234,56", "1234.56"), ("#### 1.234.567", "1234567"),
+    ("#### 1.234", "1.234"), ("#### 1,5", "1.5"), ("#### 1, 5", "1"), ("#### 0,125", "0.125"),
+    ("#### −5", "-5"), ("#### –5", "-5"), ("#### - 5", "-5"), ("#### ($1,234)", "-1234"), ("#### (5) apples", "5"),
+    ("#### **18**", "18"), ("#### $18$", "18"), (r"#### \$18", "18"), (r"#### \boxed{18}", "18"),
+    (r"#### \(18\)", "18"), (r"#### $\text{18}$", "18"), ("#### `18`", "18"), ("#### = 18", "18"), ("##### 18", "18"),
+    ("####\n18.", "18"),
+    ("#### Step 1\n#### 18", "18"), ("#### US$5", "5"), ("#### USD 1,200", "1200"), ("#### %5", "5"),
+    ("#### 1.5e3", "1500"), ("#### 1.5 × 10³", "1500"), (r"#### 2\times10^{-2}", ".02"),
+    ("#### 3/4", ".75"), ("#### 1½", "1.5"), (r"#### $-\frac{3}{4}$", "-.75"), ("#### 1 1/2", "1.5"),
+    ("#### ٣٫٥", "3.5"), ("#### ١٬٢٣٤", "1234"), ("＃＃＃＃ １，２３４", "1234"), ("#### १२", "12"), ("#### 3²", "3"),
 ])
 def test_marked_answers(text, number):
     assert marked_answer(text) == (None if number is None else Decimal(number))
@@ -128,7 +196,11 @@ def test_marked_answers(text, number):
 
 @pytest.mark.parametrize(("text", "number"), [
     ("16-3 = 13 eggs.", "13"), ("it is 16-3", "3"), ("costs $1,200.", "1200"), ("1, 2,3", "3"), ("a -2", "-2"),
-    ("none", None), ("in 12,3456", "3456"),
+    ("none", None), ("in 12,3456", "3456"), ("x = −5.", "-5"), ("10–5", "5"), ("3$, 4$", "4"), ("the rest ($5)", "5"),
+    (r"thus \boxed{1{,}018} (step 2)", "1018"), (r"\boxed{x}, so 3", "3"), ("half: 3/4", ".75"), ("12/25/2020", "2020"),
+    ("48/2=24", "24"), ("3*10=30", "30"), ("50/0", "0"), ("about 1\u00a0234 km", "1234"), ("5 m²", "5"),
+    ("1.5e3.", "1500"), ("1.234,5.678", "5.678"), ("１２", "12"), ("**-5**", "-5"), ("_-5_", "-5"),
+    ("1e999999999", "999999999"), ("7" * 5000, "7" * 5000),
 ])
 def test_last_numbers(text, number):
     assert last_number(text) == (None if number is None else Decimal(number))
