@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from .errors import CofituneError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -152,13 +150,13 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, need: int | None, *ours: Path) -> Iterator[None]:
+def writing(path: Path, need: int | None = None, *ours: Path) -> Iterator[None]:
     """Context that turns an error of the system in writing `path`, or one of the paths `ours`, into a WriteFailed."""
     try:
         yield
-    except WriteFailed:
+    except CofituneError:
         raise
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         number = error.errno if isinstance(error, OSError) else _number_in(error)
         about = getattr(error, "filename", None)
         if number is None or (about is not None and not any(
@@ -180,7 +178,8 @@ def write_failed(path: Path, number: int, need: int | None = None) -> WriteFaile
     return failed
 
 
-def _number_in(error: SafetensorError) -> int | None:
+def _number_in(error: Exception) -> int | None:
+    """The errno in the text of an error of safetensors or tokenizers, which are written in Rust."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found.group(1)) if found else None
 
@@ -270,6 +269,23 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise CofituneError(f"Cannot write to the folder {path} ({error.strerror}); choose another one.") from None
     return path
+
+
+def cache_folder() -> Path:
+    """Folder of converted models and caches, which need not exist.
+
+    It is COFITUNE_CACHE if that is set, else cofitune_fast in XDG_CACHE_HOME or in ~/.cache. A user without a home
+    folder has it in the folder for temporary files.
+    """
+    if named := os.environ.get("COFITUNE_CACHE"):
+        return Path(os.path.expanduser(named))
+    if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):  # by its specification any other value is ignored
+        return Path(named) / "cofitune_fast"
+    try:
+        return Path.home() / ".cache" / "cofitune_fast"
+    except RuntimeError:
+        user = getattr(os, "getuid", int)()
+        return Path(tempfile.gettempdir()) / f"cofitune_fast-{user}"
 
 
 def _beside(path: Path) -> Path:

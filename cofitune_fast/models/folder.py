@@ -14,9 +14,10 @@ from .tensor_file import read_header, refuse_pointer
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # In the order in which transformers looks for them: one file, or the list of several.
-_WEIGHTS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-               "tekken.json", "*.tiktoken")
+_WEIGHTS = (("model.safetensors", "model.safetensors.index.json"),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+               "sentencepiece.bpe.model", "tekken.json", "*.tiktoken")
 
 
 def local_folder(location: str | Path) -> Path | None:
@@ -107,8 +108,8 @@ def check_weights(folder: Path) -> None:
     """
     files = weight_files(folder)
     if not files:
-        raise CofituneError(f"{folder} has a {CONFIG} but no weights (model.safetensors or pytorch_model.bin); fetch or "
-                            "copy the model anew.")
+        raise CofituneError(f"{folder} has a {CONFIG} but no weights (model.safetensors or pytorch_model.bin); fetch "
+                            "or copy the model anew.")
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise CofituneError(f"{folder} lacks {len(missing)} of its {len(files)} files of weights, such as "
@@ -123,8 +124,8 @@ def check_weights(folder: Path) -> None:
 def _check_tokenizer(folder: Path) -> None:
     found = [file for name in _TOKENIZERS for file in folder.glob(name)]
     if not found:
-        raise CofituneError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy the tokenizer's files "
-                            "of the model that it was made from into it.")
+        raise CofituneError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy the tokenizer's "
+                            "files of the model that it was made from into it.")
     for file in found:
         refuse_pointer(file)
 
@@ -146,7 +147,8 @@ def _what_it_is(folder: Path) -> str | None:
     if (folder / "delta.safetensors").is_file():
         return "it is a delta; name its base as the model, and make one model of both by cofitune merge"
     if (folder / ADAPTER).is_file():
-        return f"it is an adapter{_base_of(folder)}; merge it into its base (in peft: merge_and_unload) and name the result"
+        return (f"it is an adapter{_base_of(folder)}; merge it into its base (in peft: merge_and_unload) and name the "
+                "result")
     if (folder / "snapshots").is_dir():
         commits = sorted((folder / "snapshots").iterdir())
         named = folder / "refs" / "main"
