@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,6 +45,11 @@ class Header:
     def start(self) -> int:
         return 8 + len(self.raw)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.start + max((entry.end for entry in self.entries.values()), default=0)
+
 
 def read_header(file: Path) -> Header:
     """Read the header of a safetensors file and hold the file's size against it.
@@ -67,10 +72,9 @@ def read_header(file: Path) -> Header:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CofituneError(f"The weights {file} cannot be read ({error}); fetch or copy the file again.") from None
     header = Header(raw, metadata, dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))))
-    expected = header.start + max((entry.end for entry in entries.values()), default=0)
-    if size != expected:
-        raise CofituneError(f"The weights {file} have {size:,} bytes, and by their header they have {expected:,}: the "
-                            "download or the copy broke off; fetch or copy the file again.")
+    if size != header.size:
+        raise CofituneError(f"The weights {file} have {size:,} bytes, and by their header they have {header.size:,}: "
+                            "the download or the copy broke off; fetch or copy the file again.")
     return header
 
 
@@ -83,7 +87,7 @@ def refuse_pointer(file: Path) -> None:
 
 
 def rewrite(
-    source: Path, target: Path, replaced: dict[str, Callable[[Tensor], Tensor]], dtypes: dict[str, torch.dtype],
+    source: Path, target: Path, replaced: Mapping[str, Callable[[Tensor], Tensor]], dtypes: Mapping[str, torch.dtype],
 ) -> None:
     """Copy a safetensors file with other values for some tensors, one tensor in memory at a time.
 
