@@ -315,6 +315,8 @@ def opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as content:
             yield content
+    except WriteFailed:
+        raise
     except (SafetensorError, OSError) as error:
         raise CofituneError(f"The delta {path} is damaged or incomplete ({error}); make or copy it anew.") from None
 
