@@ -21,6 +21,7 @@ from typing import Any
 from .errors import CofituneError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_WRITING = _FULL | {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.ESTALE}
 _SPARE = 1 << 20  # bytes for the small files beside the large ones that `require_room` counts
 
 
@@ -159,9 +160,13 @@ def writing(path: Path, need: int | None = None, *ours: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else _number_in(error)
         about = getattr(error, "filename", None)
-        if number is None or (about is not None and not any(
-                Path(os.fsdecode(about)).is_relative_to(place) for place in (path, *ours))):
-            raise  # no error of the system, or one in reading another file
+        if about is None or isinstance(about, int):
+            ours_too = number in _OF_WRITING
+        else:
+            ours_too = number is not None and any(
+                Path(os.fsdecode(about)).is_relative_to(place) for place in (path, *ours))
+        if not ours_too:  # no error of the system, or one in reading another file
+            raise
         raise write_failed(path, number, need) from error
 
 
