@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import Encoded
-from ..files import atomic_path
-from ..models.loading import cache_folder
+from ..errors import CofituneError
+from ..files import WriteFailed, atomic_path, cache_folder, writable_folder
+from ..models.fingerprint import combine_digests, tensor_digest
 from ..models.quantized import quantization
 from ..models.sharded import all_ranks, barrier, is_sharded, writes
 from .distributions import Distributions, top_distributions
@@ -59,18 +61,23 @@ def read_or_make(
 ) -> tuple[list[Any], float | None]:
     """Read the rows of a file as `kind`, or make and write them; a damaged file is made again.
 
-    `settings`, JSON values, are written beside them for people. Collective for a sharded model.
+    `settings`, JSON values, are written beside them for people. Where the file cannot be written, the rows are made all
+    the same, and a warning says so. Collective for a sharded model.
 
     Returns:
         The rows, and the seconds that it took to make them; None if the file does not say.
     """
     rows, seconds = _read(path, kind)
     if not (all_ranks(rows is not None) if is_sharded(model) else rows is not None):
+        keep = writes(model) and _can_keep(path)  # said before the minutes that making takes
         start = time.perf_counter()
         rows = make()
         seconds = time.perf_counter() - start
-        if writes(model):
-            _write(path, rows, settings, seconds)
+        if keep:
+            try:
+                _write(path, rows, settings, seconds)
+            except WriteFailed as error:
+                _say_not_kept(error)
         if is_sharded(model):
             barrier()
     return rows, seconds
@@ -88,31 +95,61 @@ def with_distributions(
     return made
 
 
+def _can_keep(path: Path) -> bool:
+    try:
+        writable_folder(path.parent)
+    except CofituneError as error:
+        _say_not_kept(error)
+        return False
+    return True
+
+
+def _say_not_kept(error: CofituneError) -> None:
+    logging.getLogger("cofitune_fast").warning(
+        f"What the base makes of the anchor's texts is not kept, and is made again by the next run: {error}")
+
+
 def _write(path: Path, rows: Sequence[BaseRow], settings: Any, seconds: float) -> None:
     tensors = {
         "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
         "lengths": torch.tensor([[len(row.input_ids), row.response_start] for row in rows], dtype=torch.int32),
         **{name: torch.cat([getattr(row, name) for row in rows]) for name in Distributions._fields},
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"settings": json.dumps(settings), "seconds": f"{seconds:.3f}"})
+    with atomic_path(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as temporary:
+        save_file(tensors, temporary, {"settings": json.dumps(settings), "seconds": f"{seconds:.3f}",
+                                       "checksum": _checksum(tensors)})
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return combine_digests({name: tensor_digest(tensor) for name, tensor in tensors.items()})
 
 
 def _read(path: Path, kind: type[BaseRow]) -> tuple[list[BaseRow] | None, float | None]:
+    """Read rows and seconds; (None, None) if the file is missing or damaged.
+
+    Files of earlier versions have no checksum; of them only the form can be proven.
+    """
     if not path.is_file():
         return None, None
     try:
         with safe_open(path, "pt") as file:
-            seconds = (file.metadata() or {}).get("seconds")
-            lengths, tokens = file.get_tensor("lengths").tolist(), file.get_tensor("input_ids").tolist()
-            names = [name for name in Distributions._fields if name in file.keys()]  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in names}
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get("checksum", "") not in ("", _checksum(tensors)):
+            return None, None
+        lengths, tokens = tensors.pop("lengths").tolist(), tensors.pop("input_ids").tolist()
+        tensors = {name: tensors[name] for name in Distributions._fields if name in tensors}
+        places = [length - max(start, 1) for length, start in lengths]
+        if sum(length for length, _ in lengths) != len(tokens) or min(tokens) < 0 or any(
+                start < 0 or count < 0 for (_, start), count in zip(lengths, places, strict=True)):
+            return None, None
+        if any(len(tensor) != sum(places) for tensor in tensors.values()) or tensors["ids"].min() < 0:
+            return None, None
         rows, token, place = [], 0, 0
-        for number, (length, start) in enumerate(lengths):
-            here = slice(place, place + length - max(start, 1))
+        for number, ((length, start), count) in enumerate(zip(lengths, places, strict=True)):
             rows.append(kind(tokens[token : token + length], start, f"anchor text {number + 1}",
-                             **{name: tensor[here] for name, tensor in tensors.items()}))
-            token, place = token + length, here.stop
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+                             **{name: tensor[place : place + count] for name, tensor in tensors.items()}))
+            token, place = token + length, place + count
+        return rows, float(about["seconds"]) if about.get("seconds") else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
         return None, None
-    return rows, float(seconds) if seconds else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ..models import load_model
+from ..models.loading import plain_folder
 from ..regions import merge as merge_delta
 from ..regions import read_delta
 from .app import AsJson, ConfigFile, command, emit
@@ -16,7 +16,6 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
     """Write base and delta as an ordinary model folder: --model BASE --delta FOLDER --output FOLDER."""
     settings = read_config(context, config)
     delta, section = needed(settings, "delta"), needed(settings, "model")
-    base = load_model(section.path, gguf_file=section.gguf_file, dtype=read_delta(delta).base.dtype, device="cpu",
-                      roles=section.roles)
+    base = plain_folder(section.path, section.gguf_file, read_delta(delta).base.dtype)
     out = merge_delta(base, delta, needed(settings, "output"))
     emit({"path": str(out)}, as_json, lambda: print(out))

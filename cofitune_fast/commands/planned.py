@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from ..config import Config
 from ..errors import CofituneError
 from ..memory.abilities import prefix_abilities
+from ..models.auto import read_config
 from ..models.loading import plain_folder
 from ..planning.plan import Settings
 from ..planning.planner import Planner, fake_model
@@ -40,7 +40,7 @@ def planned_storage(settings: Config, folder: str | Path) -> str:
         return settings.storage
     dtype = settings.model.dtype
     if dtype == "auto":  # as the model is loaded: in the dtype of its own configuration
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(folder)
         dtype = str(getattr(config.get_text_config(), "dtype", None) or config.dtype).removeprefix("torch.")
     return "fp32" if dtype == "float32" else "bf16_sr"
 

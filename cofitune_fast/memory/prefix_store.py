@@ -21,10 +21,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..files import write_json
+from ..files import size_text, write_json
 
 STATES, INDEX, ABOUT = "states.bin", "index.bin", "about.json"
 KEY_BYTES = 16
+_SPARE = 5 * 10**9  # bytes, or a twentieth of a small disk, that are left free
 _RECORD = struct.Struct(f"<{KEY_BYTES}sQQII")  # key, offset, bytes, checksum of the states, checksum of the record
 
 
@@ -95,6 +96,11 @@ class PrefixStore:
                 if not self._make_room(sum(map(len, blocks))):
                     self.failure = f"its limit of {self.limit / 2**30:.3g} GiB is reached"
                     return
+                disk = shutil.disk_usage(self.folder)
+                if disk.total and disk.free - sum(map(len, blocks)) < min(_SPARE, disk.total // 20):
+                    self.failure = (f"the disk of {self.folder} has {size_text(disk.free)} left, which are for the "
+                                    "run's own files")
+                    return
                 with (self.folder / STATES).open("ab") as states_file, (self.folder / INDEX).open("ab") as index_file:
                     records = []
                     start = states_file.tell()
@@ -142,7 +148,7 @@ class PrefixStore:
 
     def _make_room(self, wanted: int) -> bool:
         """Delete the least recently used stores until `wanted` more bytes fit. False if they do not fit even then."""
-        sizes = {folder: _size(folder) for folder in self.folder.parent.iterdir() if (folder / ABOUT).exists()}
+        sizes = {folder: _size(folder) for folder in self.folder.parent.iterdir() if _is_store(folder)}
         if sizes.get(self.folder, 0) + wanted > self.limit:
             return False
         others = sorted(sizes.keys() - {self.folder}, key=lambda folder: _used(folder))
@@ -163,6 +169,17 @@ def _record(key: bytes, offset: int, length: int, checksum: int) -> bytes:
 
 def _record_checksum(key: bytes, offset: int, length: int, checksum: int) -> int:
     return zlib.crc32(struct.pack(f"<{KEY_BYTES}sQQI", key, offset, length, checksum))
+
+
+def _is_store(folder: Path) -> bool:
+    """True if a folder holds a store and nothing else, so that it may be deleted."""
+    if folder.is_symlink() or not (folder / ABOUT).is_file() or not (folder / INDEX).is_file():
+        return False
+    try:
+        names = [file.name for file in folder.iterdir()]
+    except FileNotFoundError:  # another process deletes it
+        return False
+    return all(name in (STATES, INDEX, ABOUT) or name.startswith(f".{ABOUT}.") for name in names)
 
 
 def _size(folder: Path) -> int:

@@ -1,16 +1,37 @@
-"""Which of transformers' Auto classes makes the model of a checkpoint."""
+"""How transformers reads a checkpoint: its configuration, and which Auto class makes the model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
+
+
+def read_config(location: str | Path) -> PretrainedConfig:
+    """Read the configuration of the model at `location`, a folder or hub id. Code that it brings along is not run.
+
+    Raises:
+        CofituneError: transformers does not know the kind of model without that code.
+    """
+    try:
+        return AutoConfig.from_pretrained(location, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise CofituneError(
+            f"The model {location} is of a kind that transformers knows only by code which the model brings along, and "
+            "such code is never run here; update transformers, or name a model of a kind that it knows."
+        ) from None
 
 
 def auto_class(config: PretrainedConfig) -> Any:
@@ -27,7 +48,23 @@ def auto_class(config: PretrainedConfig) -> Any:
     if whole is not None and (whole in (config.architectures or [])
                               or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return AutoModelForImageTextToText
-    remote = getattr(config, "auto_map", None) or {}
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in remote:
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise CofituneError(f"A {config.model_type} model is no causal language model that transformers knows.")
     return AutoModelForCausalLM
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Context in which transformers shows no progress bars."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's text, for a sentence; the error's name if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

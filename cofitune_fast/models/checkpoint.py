@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from ..errors import CofituneError
-from .auto import auto_class
+from .auto import auto_class, read_config
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
 
 Roles = Mapping[str, str | list[str]]
@@ -45,7 +45,7 @@ def checkpoint_digests(
     }
     files = _tensor_files(location)
     if not wanted.keys() <= files.keys():
-        model = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(location, dtype=dtype)
+        model = auto_class(read_config(location)).from_pretrained(location, dtype=dtype, trust_remote_code=False)
         digests = tensor_digests(model)
         return {name: digests[name] for name in wanted}
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=4) as pool:
@@ -69,7 +69,7 @@ def checkpoint_dtype(location: str | Path, dtype: torch.dtype | str = "auto") ->
         return dtype
     if dtype != "auto":
         return getattr(torch, dtype)
-    own = getattr(AutoConfig.from_pretrained(location), "dtype", None)
+    own = getattr(read_config(location), "dtype", None)
     if own is not None:
         return own if isinstance(own, torch.dtype) else getattr(torch, own)
     for file in sorted(set(_tensor_files(location).values())):
@@ -90,8 +90,8 @@ def with_roles(model: PreTrainedModel, roles: Roles | None) -> PreTrainedModel:
 def skeleton(location: str | Path, dtype: torch.dtype, roles: Roles | None = None) -> PreTrainedModel:
     """Build the model at `location` on the meta device: modules, names, shapes and dtypes, but no weights."""
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(location)
-        model = auto_class(config).from_config(config, dtype=dtype)
+        config = read_config(location)
+        model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     return with_roles(model, roles)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import CofituneError
-from ..files import atomic_folder
-from .auto import auto_class
+from ..files import cache_folder
+from .auto import auto_class, first_line, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
+from .folder import check_model, refuse_no_model
+from .gguf import converted
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
+__all__ = ["LoadedModel", "cache_folder", "default_device", "dtype_name", "load_model", "plain_folder"]
 DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -63,8 +62,8 @@ def load_model(
     roles: role -> weights of a layer, for a model whose roles are not seen from its structure, such as
         {"ffn.up": "mlp.fc1"}; see `regions.roles.by_map`. It is kept at the model and checked by `resolve_layout`.
 
-    A GGUF file is dequantised once, into an ordinary model folder in the cache (COFITUNE_CACHE, else
-    ~/.cache/cofitune_fast). Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
+    A GGUF file is dequantised once, into an ordinary model folder in the cache (`files.cache_folder`). Code that a
+    model folder brings along is never run. Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
     `models.sharded.shard`; all ranks must call it.
 
     Raises:
@@ -82,12 +81,14 @@ def load_model(
         device = join(device)
     with rank_0_first() if sharded else nullcontext():  # a GGUF file is converted once
         location = plain_folder(path, gguf_file, dtype)
+    check_model(location)
     try:
-        with _no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(location)
+        with no_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             if quantize == "none":
-                model, found = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
-                    location, dtype=DTYPES[dtype], attn_implementation=attn_implementation, output_loading_info=True
+                model, found = auto_class(read_config(location)).from_pretrained(
+                    location, dtype=DTYPES[dtype], attn_implementation=attn_implementation, output_loading_info=True,
+                    trust_remote_code=False,
                 )
                 _refuse_missing(source, found["missing_keys"])
                 model = shard(model.eval(), device) if sharded else model.to(device)
@@ -99,7 +100,7 @@ def load_model(
     except CofituneError:
         raise
     except Exception as error:
-        raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
+        raise CofituneError(f"The model {source} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     with_roles(model, roles)
@@ -111,11 +112,9 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
     source = str(path)
     location = Path(path) / gguf_file if gguf_file is not None else Path(path)
     if location.suffix == ".gguf":
-        return _converted_gguf(location, "bfloat16" if dtype == "auto" else dtype)
+        return converted(location, "bfloat16" if dtype == "auto" else dtype)
     if location.is_dir():
-        if not (location / "config.json").is_file():
-            raise CofituneError(f"{location} is not a model folder: it has no config.json; name a folder as "
-                                "save_pretrained writes it, a hub id or a .gguf file.")
+        refuse_no_model(location)
     elif location.is_file() and ".gguf." in location.name:
         joined = location.name.partition(".gguf.")[0] + ".gguf"
         raise CofituneError(f"{location} is one part of a GGUF file: join all parts in their order, as by "
@@ -127,60 +126,6 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
     return location
 
 
-def _converted_gguf(file: Path, dtype: str) -> Path:
-    """Convert a GGUF file to an ordinary model folder in the cache, unless that was done before."""
-    if not file.is_file():
-        raise CofituneError(f"No GGUF file at {file}: the file does not exist.")
-    try:
-        import gguf  # noqa: F401  (transformers reads the file through it)
-    except ImportError:
-        raise CofituneError(
-            "Reading a GGUF file needs the package gguf: pip install 'cofitune-fast[gguf]'."
-        ) from None
-    digest = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()[:16]
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest}-{dtype}"
-    if (folder / "config.json").is_file():
-        return folder
-    arguments: dict[str, Any] = {"gguf_file": file.name}
-    try:
-        from transformers import GgufConfig  # newer releases can keep the blocks packed, which cannot be trained
-    except ImportError:
-        pass
-    else:
-        arguments["quantization_config"] = GgufConfig(gguf_file=file.name, dequantize=True)
-    try:
-        with _no_progress_bars(), atomic_folder(folder) as temporary:
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            if tokenizer.bos_token and tokenizer.bos_token_id not in tokenizer("")["input_ids"] and _begins_texts(file):
-                tokenizer.add_bos_token = True  # transformers 5.5 reads the token, but not that it begins every text
-            read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
-            # transformers refuses to save a model read from GGUF, but saves one that is built from its config.
-            config = type(read.config)(**{
-                key: value for key, value in read.config.to_dict().items()
-                if key not in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype")
-            })
-            model = AutoModelForCausalLM.from_config(config)
-            model.load_state_dict(read.state_dict())
-            model.tie_weights()
-            model.generation_config = read.generation_config
-            model.to(DTYPES[dtype]).save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-    except Exception as error:
-        raise CofituneError(
-            f"The GGUF file {file} cannot be read ({_first_line(error)}); it may be cut off or of an architecture "
-            "that transformers does not read: fetch it anew or name an ordinary model folder."
-        ) from error
-    return folder
-
-
-def _begins_texts(file: Path) -> bool:
-    """True if a GGUF file asks for the beginning-of-sequence token before every text."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
-    return field is not None and bool(field.contents())
-
-
 def _refuse_missing(source: str, missing: Collection[str]) -> None:
     """Refuse a checkpoint that lacks weights, which would be random and other ones each time it is loaded."""
     if missing:
@@ -188,25 +133,3 @@ def _refuse_missing(source: str, missing: Collection[str]) -> None:
             f"The model {source} lacks {len(missing)} of its weights, such as {min(missing)}; it is damaged, or a "
             "checkpoint of another kind of model."
         )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def cache_folder() -> Path:
-    """Folder of converted models and caches: COFITUNE_CACHE, else cofitune_fast in the user's cache folder."""
-    if "COFITUNE_CACHE" in os.environ:
-        return Path(os.environ["COFITUNE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cofitune_fast"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

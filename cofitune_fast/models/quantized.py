@@ -112,7 +112,7 @@ def load_quantized(
     config = _config(method, dtype, sorted(kept & linear.keys()))
     model = auto_class(plan.config).from_pretrained(
         location, dtype=dtype, device_map={"": device}, quantization_config=config,
-        attn_implementation=attn_implementation,
+        attn_implementation=attn_implementation, trust_remote_code=False,
     )
     layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     quantised = {name: module for name, module in model.named_modules() if isinstance(module, layers)}

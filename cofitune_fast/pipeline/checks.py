@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..artefacts.run import CheckRow, MethodEntry
-from ..models import load_model
+from ..models import LoadedModel, load_model
 from ..models.fingerprint import combine_digests, fingerprint, tensor_digests
 from ..regions import Region, load_delta, merge, tensors_named, whole_name
 from ..trials import Workbench
@@ -31,7 +31,7 @@ def check_delta(bench: Workbench, row: MethodEntry, delta: Path, merged: Path) -
         load_delta(bench.model, delta, base_fingerprint=bench.base.fingerprint)
         tuned = fingerprint(bench.model)
     if not merged.is_dir():
-        merge(bench.model, delta, merged, tokenizer=bench.tokenizer)
+        merge(LoadedModel(bench.model, bench.tokenizer, bench.source), delta, merged)
     stranger = load_model(merged, device="cpu", roles=getattr(bench.model, "cofitune_roles", None)).model
     digests = tensor_digests(stranger)
     trained = {whole_name(name) for name, _ in region.parameters(bench.model)}

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..artefacts.run import BASE, CheckRow, ImportancePart, MethodEntry, ReportEntry
 from ..errors import CofituneError
-from ..files import read_json, writable_folder, write_json
+from ..files import read_json, require_room, writable_folder, write_json
 from ..importance import Importance
 from ..methods import NamedMethod, Recipe, run_method
 from ..methods.entries import base_name, flips_entry, run_entry, scores_entry
@@ -101,6 +103,9 @@ class Pipeline:
         A method that cannot be trained becomes a row with the reason, and the other methods go on.
         """
         start = time.perf_counter()
+        if self._protected(Region.full(), 0.0) and not (self.output / "merged").is_dir():
+            size = self.bench.total_parameters * getattr(torch, self.bench.base.dtype).itemsize
+            require_room(self.output, size, "the merged model")
         with RunFolder(self.output, self._identity()) as folder:
             self._plan_time()
             search = self._search(finish=False)  # the final runs train the chosen region anyway

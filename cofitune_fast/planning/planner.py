@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
-from ..models.auto import auto_class
+from ..models.auto import auto_class, read_config
 from ..models.checkpoint import Roles, with_roles
 from ..models.fingerprint import PARTS as TRAINED_PARTS
 from ..models.fingerprint import named_parameters
@@ -55,7 +55,9 @@ def fake_model(
     """
     if not isinstance(source, PretrainedConfig):
         try:
-            source = AutoConfig.from_pretrained(source)
+            source = read_config(source)
+        except CofituneError:
+            raise
         except (OSError, ValueError) as error:
             raise CofituneError(f"No model configuration at {source}: {str(error).splitlines()[0]}") from None
     try:

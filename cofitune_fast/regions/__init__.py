@@ -1,9 +1,10 @@
 """Regions of a model: roles, region text, the proof that the rest stayed frozen, and deltas."""
 
 from .cells import GROUPS, ROLES, Block, Cell, Part, part_name, whole_name
-from .delta import BaseInfo, DeltaInfo, load_delta, merge, read_delta, restore, save_delta
+from .delta import BaseInfo, DeltaInfo, load_delta, read_delta, restore, save_delta
 from .frozen import FrozenProof, FrozenSummary
 from .layout import Layout, resolve_layout, tensors_named
+from .merging import merge
 from .parts import detach as detach_parts
 from .region import DEFAULT_REGION, LayerSet, Region
 from .summary import layout_summary

@@ -1,10 +1,10 @@
-"""The model card (README.md) of a delta."""
+"""The model cards (README.md) of a delta and of a merged model."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 def model_card(info: Mapping[str, Any]) -> str:
     """Write the model card, Markdown with hub metadata, from the content of cofitune.json."""
     base = info["base"]
-    is_path = Path(base["model"]).exists() or not _HUB_ID.fullmatch(base["model"])
-    # The hub refuses a base_model that is not a hub id, and a local path should not be published.
-    name = Path(base["model"]).name if is_path else base["model"]
-    metadata = ["library_name: cofitune-fast", "tags:", "- cofitune"] + ([] if is_path else [f"base_model: {name}"])
+    name, metadata = _head(base["model"], "cofitune-fast")
     shown = f"fingerprint `{base['fingerprint'][:16]}`" if base["fingerprint"] else "fingerprint not recorded"
     sections = [
-        "---\n" + "\n".join(metadata) + "\n---",
+        metadata,
         f"# Delta for {name}",
         f"The tensors of one region of `{name}` after fine-tuning with CoFiTune; every other tensor is the base's own.",
         f"- region: `{info['region']}` ({len(info['parameters'])} tensors)\n"
@@ -37,6 +34,41 @@ def model_card(info: Mapping[str, Any]) -> str:
             "## Settings\n\n```json\n" + json.dumps(info["settings"], indent=2, ensure_ascii=False) + "\n```"
         )
     return "\n\n".join(sections) + "\n"
+
+
+def merged_card(info: Mapping[str, Any], copied: Sequence[str], changed: Sequence[str]) -> str:
+    """Write the model card of a merged model: the base, the delta, and what of the folder is the base's own.
+
+    info: the content of cofitune.json. copied: names of the files that are the base's. changed: what of the
+    configuration is not the base's, in words.
+    """
+    base = info["base"]
+    name, metadata = _head(base["model"], "transformers")
+    files = ", ".join(f"`{file}`" for file in copied) or "none"
+    sections = [
+        metadata,
+        f"# {name}, fine-tuned in one region",
+        f"The model `{name}` with the region `{info['region']}` fine-tuned with CoFiTune; every other tensor is the "
+        "base's own.",
+        f"- files copied from the base as they are: {files}\n"
+        f"- differences of the configuration: {', '.join(changed) or 'none'}\n"
+        f"- made with: {', '.join(f'{package} {version}' for package, version in info['versions'].items())}",
+        "The base's model card is not copied, as it does not describe this model; its licence applies to this one too.",
+    ]
+    if info["scores"]:
+        sections.append("## Scores\n\n" + _table(info["scores"]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(base: str, library: str) -> tuple[str, str]:
+    """The name of a base to show, and the card's hub metadata.
+
+    The hub refuses a base_model that is not a hub id, and a local path should not be published.
+    """
+    is_path = Path(base).exists() or not _HUB_ID.fullmatch(base)
+    name = Path(base).name if is_path else base
+    lines = [f"library_name: {library}", "tags:", "- cofitune"] + ([] if is_path else [f"base_model: {name}"])
+    return name, "---\n" + "\n".join(lines) + "\n---"
 
 
 def _table(scores: Mapping[str, Any]) -> str:

@@ -1,11 +1,13 @@
-"""Deltas: the tensors of a region as safetensors, bound to their base. Save, load and merge them."""
+"""Deltas: the tensors of a region as safetensors, bound to their base. Save and load them."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import secrets
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,10 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from .. import __version__
 from ..errors import CofituneError
-from ..files import atomic_folder, atomic_path, writable_folder, write_json, write_text
+from ..files import WriteFailed, atomic_folder, atomic_path, cache_folder, write_json, write_text
 from ..models.fingerprint import (
     base_digests,
     base_fingerprint,
@@ -28,7 +29,7 @@ from ..models.fingerprint import (
     named_parameters,
     tensor_digest,
 )
-from ..models.loading import LoadedModel, dtype_name, load_model
+from ..models.loading import dtype_name
 from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
 from .card import model_card
 from .cells import Part
@@ -97,8 +98,11 @@ def save_delta(
         training does not change them.
     settings: JSON values. scores: {name: number} or {row: {column: number}}.
 
+    Where `path` cannot be written, the same files are written elsewhere, and the error names the place.
+
     Raises:
         CofituneError: `path` holds something else, or the settings or scores are not JSON.
+        WriteFailed: the disk is full or read-only, or the like.
     """
     region, path = Region.parse(region), Path(path)
     if writes(model) and path.exists() and not _replaceable(path):
@@ -108,12 +112,14 @@ def save_delta(
     if base is None:
         frozen = _frozen_fingerprint(model, tensors, parts_of(model, tensors))
         base = BaseInfo(_model_name(model), "", dtype_name(model))
-    if writes(model):
-        described = {name: {"parameter": parameter, **part.as_json()}
-                     for name, (parameter, part) in parts_of(model, tensors).items()}
-        _save(path, region, tensors, described, base, frozen, settings, scores)
-    if is_sharded(model):
-        barrier()
+    try:
+        if writes(model):
+            described = {name: {"parameter": parameter, **part.as_json()}
+                         for name, (parameter, part) in parts_of(model, tensors).items()}
+            _save(path, region, tensors, described, base, frozen, settings, scores)
+    finally:
+        if is_sharded(model):
+            barrier()
     return path
 
 
@@ -136,12 +142,42 @@ def _save(
             f"The settings or scores of the delta {path} are not plain JSON values ({error}); pass numbers, texts, "
             "lists and dicts."
         ) from None
-    writable_folder(path.parent)
+    try:
+        _write_folder(path, tensors, metadata, content)
+    except WriteFailed as error:
+        kept = _write_elsewhere(path.name, tensors, metadata, content)
+        where = f"The delta is kept in {kept}: move it there once it can be written." if kept else (
+            "Nor could it be written anywhere else.")
+        error.sentence = f"{error} {where}"
+        raise
+
+
+def _write_folder(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]
+) -> None:
     if path.exists():
         _write(path, tensors, metadata, content)
     else:
-        with atomic_folder(path) as building:
+        with atomic_folder(path, tensor_bytes(tensors.values())) as building:
             _write(building, tensors, metadata, content)
+
+
+def _write_elsewhere(
+    name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]
+) -> Path | None:
+    """Write a delta to the first folder that takes it: the cache's, the home, the one for temporary files, this one."""
+    places = (cache_folder() / "rescued", Path(os.path.expanduser("~")), Path(tempfile.gettempdir()), Path.cwd())
+    for place in places:
+        kept = place / f"cofitune-{name}-{secrets.token_hex(4)}"
+        with suppress(WriteFailed):
+            _write_folder(kept, tensors, metadata, content)
+            return kept
+    return None
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes that tensors take, such as those of a region in its delta."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def read_delta(path: str | Path) -> DeltaInfo:
@@ -150,7 +186,7 @@ def read_delta(path: str | Path) -> DeltaInfo:
     Raises:
         CofituneError: there is no delta, it is damaged, or a newer version wrote it.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         content = (file.metadata() or {}).get("cofitune")
     if content is None:
         raise CofituneError(f"{path} is not a delta: {TENSORS} does not say which base and region it belongs to.")
@@ -180,29 +216,37 @@ def load_delta(
     """
     info = read_delta(path)
     _check_base(model, info, path, base_fingerprint)
-    targets = _targets(model, info, path)
+    targets = targets_of(model, info, path)
     replaced: dict[str, torch.Tensor] = {}
-    with _opened(path) as file:
-        for name, digest in info.parameters.items():
-            tensor = file.get_tensor(name)
-            if name in targets and not targets[name].is_floating_point():
-                raise CofituneError(
-                    f"The delta {path} trains {name}, which is quantised in this model; load the model with the region "
-                    f"{info.region} in full precision."
-                )
-            if name not in targets or targets[name].shape != tensor.shape or targets[name].dtype != tensor.dtype:
-                there = _form(targets[name]) if name in targets else "none of that name"
-                raise CofituneError(
-                    f"The delta {path} does not fit this model: {name} is {_form(tensor)} in the delta, "
-                    f"but the model has {there}."
-                )
-            if tensor_digest(tensor) != digest:
-                raise CofituneError(f"The delta {path} is damaged: the bytes of {name} changed; make or copy it anew.")
+    with opened(path) as file:
+        check_tensors(file, info, targets, path)
         for name in info.parameters:
             if keep_base:
                 replaced[name] = targets[name].detach().clone()
             copy_whole(targets[name], file.get_tensor(name))
     return replaced if keep_base else None
+
+
+def check_tensors(file: Any, info: DeltaInfo, targets: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse a delta whose tensors changed since it was saved, or do not fit those of a model.
+
+    file: the opened delta. targets: see `targets_of`.
+    """
+    for name, digest in info.parameters.items():
+        tensor = file.get_tensor(name)
+        if name in targets and not targets[name].is_floating_point():
+            raise CofituneError(
+                f"The delta {path} trains {name}, which is quantised in this model; load the model with the region "
+                f"{info.region} in full precision."
+            )
+        if name not in targets or targets[name].shape != tensor.shape or targets[name].dtype != tensor.dtype:
+            there = _form(targets[name]) if name in targets else "none of that name"
+            raise CofituneError(
+                f"The delta {path} does not fit this model: {name} is {_form(tensor)} in the delta, "
+                f"but the model has {there}."
+            )
+        if tensor_digest(tensor) != digest:
+            raise CofituneError(f"The delta {path} is damaged: the bytes of {name} changed; make or copy it anew.")
 
 
 def restore(
@@ -220,57 +264,7 @@ def restore(
         copy_whole(target, tensors[name])
 
 
-def merge(
-    base: str | Path | LoadedModel | PreTrainedModel,
-    delta: str | Path,
-    out: str | Path,
-    dtype: torch.dtype | str | None = None,
-    *,
-    tokenizer: Any = None,
-) -> Path:
-    """Write base + delta as an ordinary save_pretrained folder `out`. The folder appears only when it is complete.
-
-    Args:
-        base: a folder or hub id (loaded in the dtype of the delta's base), the result of load_model, or a model. A
-            given model is restored afterwards.
-        delta: the delta's folder.
-        dtype: dtype of the written weights; by default the base's.
-        tokenizer: written beside the model; by default the tokenizer of `base`.
-
-    Raises:
-        CofituneError: as in load_delta; or `out` is not empty.
-    """
-    out, info = Path(out), read_delta(delta)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CofituneError(f"{out} exists and is not empty; choose another folder for the merged model.")
-    writable_folder(out.parent)
-    dtype = _named_dtype(dtype) if isinstance(dtype, str) else dtype
-    borrowed = not isinstance(base, (str, Path))
-    if not borrowed:
-        base = load_model(base, dtype=info.base.dtype, device="cpu")
-    if isinstance(base, LoadedModel):
-        base, tokenizer = base.model, tokenizer or base.tokenizer
-    if getattr(base.config, "quantization_config", None) is not None:
-        raise CofituneError(
-            f"The base {_model_name(base)} is quantised or was read from GGUF by hand, so no ordinary model folder can "
-            "be made of it; pass its path instead, and it is loaded for the merge."
-        )
-    replaced = load_delta(base, delta, keep_base=borrowed)
-    try:
-        merged = base
-        if dtype is not None:
-            merged = (copy.deepcopy(base) if borrowed else base).to(dtype)
-        with atomic_folder(out) as building:
-            merged.save_pretrained(building)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(building)
-    finally:
-        if replaced is not None:
-            restore(base, replaced, info.parts)
-    return out
-
-
-def _targets(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str, torch.Tensor]:
+def targets_of(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str, torch.Tensor]:
     """The model's tensors by name, and views of the parts that the delta holds."""
     targets: dict[str, torch.Tensor] = dict(named_parameters(model))
     for name, place in info.parts.items():
@@ -314,20 +308,22 @@ def _frozen_fingerprint(
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def opened(path: str | Path) -> Iterator[Any]:
     file = Path(path) / TENSORS
     if not file.is_file():
         raise CofituneError(f"{path} is not a delta: there is no {TENSORS} in it.")
     try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except WriteFailed:
+        raise
     except (SafetensorError, OSError) as error:
         raise CofituneError(f"The delta {path} is damaged or incomplete ({error}); make or copy it anew.") from None
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]) -> None:
     """Write the three files into `folder`, each atomically. The tensors come first, as they define the delta."""
-    with atomic_path(folder / TENSORS) as temporary:
+    with atomic_path(folder / TENSORS, tensor_bytes(tensors.values())) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     write_json(folder / INFO, content)
     write_text(folder / CARD, model_card(content))
@@ -340,13 +336,6 @@ def _replaceable(path: Path) -> bool:
 def _model_name(model: nn.Module) -> str:
     config = getattr(model, "config", None)
     return getattr(config, "name_or_path", "") or getattr(config, "model_type", "") or type(model).__name__
-
-
-def _named_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CofituneError(f"Unknown dtype '{name}' for the merged model; use bfloat16, float16 or float32.")
-    return dtype
 
 
 def _form(tensor: torch.Tensor) -> str:

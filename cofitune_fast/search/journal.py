@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
-from ..files import make_folder, sync
+from ..files import make_folder, sync, writing
 
 VERSION = 4
 
@@ -98,12 +98,13 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            sync(self.path.parent)
+        with writing(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                sync(self.path.parent)
 
 
 def differences(was: Any, now: Any, where: str = "") -> list[str]:

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from ..data import Encoded
 from ..errors import CofituneError
+from ..files import writing
 from ..memory import PeakMemory
 from ..memory.abilities import checkpoint_ability, why_not_cut
 from ..memory.cached_prefix import open_prefix
@@ -32,6 +33,7 @@ from .checkpoint import OPTIMIZER_FILE, STATE_FILE
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
+from .room import require_room_for_training
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
 
@@ -133,6 +135,7 @@ def train_region(
     if evaluates(training) and not eval_rows:
         raise CofituneError("Evaluations during training need rows: set data.valid, or leave training.eval_strategy "
                             "out.")
+    require_room_for_training(list(region.parameters(model)), arguments, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
     data, notes = KeyedRows(rows, options.anchor), []
@@ -147,6 +150,7 @@ def train_region(
     cache = _prefix_cache(model, region, [data, evaluated], arguments, options.memory, proof, notes)
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
     patience = training.get(PATIENCE)
+    use_cache = getattr(model.config, "use_cache", None)
     trainer = CoFiTuneTrainer(
         model, arguments, region, data, options, base=base, pad_token_id=pad_token_id, eval_dataset=evaluated,
         prefix_cache=cache,
@@ -156,7 +160,7 @@ def train_region(
     if (reason := why_not_cut(model, region)) is not None:
         _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
-        with PeakMemory() as peak:
+        with PeakMemory() as peak, writing(Path(output_dir)):
             start = time.perf_counter()
             output = trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():
@@ -174,6 +178,8 @@ def train_region(
     finally:
         interrupt.restore()
         model.eval()
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # Trainer switches it off
         for _, parameter in trainer.trained:
             parameter.grad = None
         detach_parts(model)

@@ -153,6 +153,24 @@ def test_a_full_disk_is_said_and_nothing_is_raised(tmp_path, monkeypatch):
     assert torch.equal(store.read(row(1)[0]), row(1)[1])
 
 
+def test_room_is_left_for_the_files_of_the_run(tmp_path, monkeypatch):
+    store = open_store(tmp_path / "a")
+    store.write([row(1)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 96 * 10**7, 4 * 10**7))
+    store.write([row(2)])
+    assert store.failure.endswith("a has 40 MB left, which are for the run's own files")
+    assert torch.equal(store.read(row(1)[0]), row(1)[1]) and store.read(row(2)[0]) is None
+
+
+def test_only_stores_are_deleted_to_make_room(tmp_path):
+    open_store(tmp_path / "old").write([row(1)])
+    (tmp_path / "mine").mkdir()
+    for name in ("about.json", INDEX, "a novel.txt"):
+        (tmp_path / "mine" / name).write_text("x" * 500)
+    open_store(tmp_path / "new", limit=1000).write([row(number, tokens=60) for number in (2,)])
+    assert not (tmp_path / "old").exists() and (tmp_path / "mine" / "a novel.txt").exists()
+
+
 @pytest.mark.parametrize("text, size", [
     ("20GiB", 20 * 2**30), ("24 GB", 24 * 10**9), ("1.5MiB", 3 * 2**19), ("500mb", 5 * 10**8), ("4096", 4096), (17, 17),
     ("12B", 12),

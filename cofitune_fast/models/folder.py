@@ -1,0 +1,183 @@
+"""The folder that a user names as a model, judged by its files before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..errors import CofituneError
+from ..files import read_json
+from .tensor_file import read_header, refuse_pointer
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# In the order in which transformers looks for them: one file, or the list of several.
+_WEIGHTS = (("model.safetensors", "model.safetensors.index.json"),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+               "sentencepiece.bpe.model", "tekken.json", "*.tiktoken")
+
+
+def local_folder(location: str | Path) -> Path | None:
+    """Return the folder with a model's files: the folder itself, or the hub cache's; None if there is neither."""
+    if Path(location).is_dir():
+        return Path(location)
+    file = _of_hub(location, CONFIG)
+    return file.parent if file is not None else None
+
+
+def _of_hub(location: str | Path, name: str) -> Path | None:
+    try:
+        file = cached_file(str(location), name, _raise_exceptions_for_missing_entries=False,
+                           _raise_exceptions_for_connection_errors=False)
+    except (OSError, ValueError):
+        return None
+    return Path(file) if file is not None else None
+
+
+def check_model(location: str | Path) -> None:
+    """Refuse what is no full-precision model with a tokenizer, or what is not whole.
+
+    location: a folder, or a hub id of which only the small files are looked at.
+
+    Raises:
+        CofituneError: one sentence with the flaw and the way out.
+    """
+    folder = Path(location)
+    if folder.is_dir():
+        refuse_no_model(folder)
+    elif (folder := local_folder(location)) is None:
+        return  # transformers will say why it is not found
+    if (folder / ADAPTER).is_file() or (not Path(location).is_dir() and _of_hub(location, ADAPTER)):
+        raise CofituneError(
+            f"{location} holds a model and an adapter ({ADAPTER}), and it is not clear which of them is meant: merge "
+            f"the adapter into the model (in peft: merge_and_unload), or remove {ADAPTER} to take the model alone."
+        )
+    config = read_json(folder / CONFIG, "model configuration")
+    if not isinstance(config, dict):
+        raise CofituneError(f"{folder / CONFIG} is not the configuration of a model; fetch the model anew.")
+    if method := quantised(config):
+        raise CofituneError(
+            f"The model {location} is quantised ({method}), so its weights cannot be trained and a delta could not be "
+            "merged: name the full-precision checkpoint; model.quantize makes its frozen part small."
+        )
+    if Path(location).is_dir():
+        if "transformers_weights" not in config:
+            check_weights(folder)
+        _check_tokenizer(folder)
+
+
+def quantised(config: dict[str, Any]) -> str | None:
+    """Name of the method by which a checkpoint's weights are quantised; None if they are not."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(found := part.get(key), dict):
+                return str(found.get("quant_method") or found.get("quant_algo") or "bitsandbytes")
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files that hold the weights of a model folder, as transformers chooses them; empty if there are none.
+
+    Raises:
+        CofituneError: the list of files is broken, or names files elsewhere.
+    """
+    for single, index in _WEIGHTS:
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            try:
+                names = sorted(set(read_json(folder / index, "list of weights")["weight_map"].values()))
+                if any(Path(name).name != name for name in names):
+                    raise ValueError("a file of another folder")
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                if isinstance(error, CofituneError):
+                    raise
+                raise CofituneError(f"{folder / index} is broken ({error}); fetch the model anew.") from None
+            return [folder / name for name in names]
+    return []
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, in part or as a whole, or cut off.
+
+    Raises:
+        CofituneError: the sentence names the file.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise CofituneError(f"{folder} has a {CONFIG} but no weights (model.safetensors or pytorch_model.bin); fetch "
+                            "or copy the model anew.")
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise CofituneError(f"{folder} lacks {len(missing)} of its {len(files)} files of weights, such as "
+                            f"{missing[0].name}: the download or the copy is not complete; fetch it again.")
+    for file in files:
+        if file.suffix == ".safetensors":
+            read_header(file)
+        else:
+            refuse_pointer(file)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    found = [file for name in _TOKENIZERS for file in folder.glob(name)]
+    if not found:
+        raise CofituneError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy the tokenizer's "
+                            "files of the model that it was made from into it.")
+    for file in found:
+        refuse_pointer(file)
+
+
+def refuse_no_model(folder: Path) -> None:
+    """Refuse a folder without config.json, and name what was probably meant.
+
+    Raises:
+        CofituneError: there is no config.json.
+    """
+    if (folder / CONFIG).is_file():
+        return
+    ordinary = "name a folder as save_pretrained writes it, a hub id or a .gguf file"
+    raise CofituneError(f"{folder} is not a model folder: {_what_it_is(folder) or f'it has no {CONFIG}; {ordinary}'}.")
+
+
+def _what_it_is(folder: Path) -> str | None:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if (folder / "delta.safetensors").is_file():
+        return "it is a delta; name its base as the model, and make one model of both by cofitune merge"
+    if (folder / ADAPTER).is_file():
+        return (f"it is an adapter{_base_of(folder)}; merge it into its base (in peft: merge_and_unload) and name the "
+                "result")
+    if (folder / "snapshots").is_dir():
+        commits = sorted((folder / "snapshots").iterdir())
+        named = folder / "refs" / "main"
+        commit = folder / "snapshots" / named.read_text().strip() if named.is_file() else None
+        chosen = commit if commit in commits else commits[-1] if commits else None
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        return f"it is the hub's cache of {name}; name {name}" + (f" or {chosen}" if chosen else "")
+    models = sorted((path for path in inside if (path / CONFIG).is_file()), key=_number)
+    if models:
+        others = f" (one of {len(models)})" if len(models) > 1 else ""
+        return f"the model is one level deeper; name {models[-1]}{others}"
+    for delta in (path for path in inside if (path / "delta.safetensors").is_file()):
+        return f"it is the folder of a run, with the delta {delta}; name the base as the model"
+    if (folder.parent / CONFIG).is_file():
+        return f"the model is one level higher; name {folder.parent}"
+    files = sorted(folder.glob("*.gguf"))
+    if files:
+        return f"it holds GGUF files; name one of them, such as {files[0]}"
+    return None
+
+
+def _number(path: Path) -> tuple[int, str]:
+    end = path.name.rpartition("-")[2]
+    return (int(end) if end.isdecimal() else -1, path.name)
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        name = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" of {name}" if name else ""
