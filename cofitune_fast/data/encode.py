@@ -17,6 +17,10 @@ PLAIN_FORMAT = ("The tokenizer has no chat template: a prompt is the texts of it
 """Sentence that says how rows are written for a model without a chat template."""
 
 
+class RowsCut(UserWarning):
+    """Warning that a length limit cut or dropped rows, for callers that do not read the record of it."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of a prompt and its response; the response is `input_ids[response_start:]` and never empty."""
@@ -31,6 +35,7 @@ class EncodedExamples(list[Encoded]):
     """Encoded examples, with a record of those that a length limit has truncated or dropped.
 
     indices: position of each entry among the given examples.
+    lengths: tokens of each given example before the limit.
     truncated: `where` of the examples whose response was cut.
     dropped: `where` of the examples whose prompt left no room for a response.
     """
@@ -38,6 +43,7 @@ class EncodedExamples(list[Encoded]):
     def __init__(self) -> None:
         super().__init__()
         self.indices: list[int] = []
+        self.lengths: list[int] = []
         self.truncated: list[str] = []
         self.dropped: list[str] = []
 
@@ -100,7 +106,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
     """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
     A response that does not fit is cut at its end. An example whose prompt leaves no room for a response token is
-    dropped. The result counts both, and one warning reports them. Raises CofituneError if no example is left.
+    dropped. The result counts both, and one warning (RowsCut) reports them. Raises CofituneError if no example is left.
     """
     if not examples:
         raise CofituneError("There are no examples to encode; the data need at least one.")
@@ -110,6 +116,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
     first_dropped = ""
     for index, example in enumerate(examples):
         encoded = encode_example(example, tokenizer)
+        result.lengths.append(len(encoded.input_ids))
         if max_length is not None and len(encoded.input_ids) > max_length:
             if encoded.response_start >= max_length:
                 first_dropped = first_dropped or f"{example.where or 'the first'} has {encoded.response_start} tokens"
@@ -129,7 +136,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
             f"max_length {max_length}: {len(result.truncated)} of {len(examples)} responses were cut and "
             f"{len(result.dropped)} examples dropped because their prompt leaves no room for a response"
             + (f" ({first_dropped})." if result.dropped else "."),
-            stacklevel=2,
+            RowsCut, stacklevel=2,
         )
     return result
 

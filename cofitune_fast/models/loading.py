@@ -7,11 +7,21 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
@@ -52,8 +62,11 @@ def load_model(
     quantize: str = "none",
     keep: Keep = (),
     roles: Roles | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LoadedModel:
-    """Load a causal language model in eval mode, with its tokenizer. A missing pad token becomes the end of sequence.
+    """Load a causal language model in eval mode, with its tokenizer.
+
+    A missing pad token, or one beyond the embedding, becomes the end of sequence.
 
     path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
     dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
@@ -62,6 +75,7 @@ def load_model(
         `load_quantized`.
     roles: role -> weights of a layer, for a model whose roles are not seen from its structure, such as
         {"ffn.up": "mlp.fc1"}; see `regions.roles.by_map`. It is kept at the model and checked by `resolve_layout`.
+    tokenizer: the model's own, if `load_outline` has loaded it before.
 
     A GGUF file is dequantised once, into an ordinary model folder in the cache (COFITUNE_CACHE, else
     ~/.cache/cofitune_fast). Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
@@ -84,7 +98,7 @@ def load_model(
         location = plain_folder(path, gguf_file, dtype)
     try:
         with _no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(location)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(location)
             if quantize == "none":
                 model, found = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
                     location, dtype=DTYPES[dtype], attn_implementation=attn_implementation, output_loading_info=True
@@ -100,10 +114,89 @@ def load_model(
         raise
     except Exception as error:
         raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
-    if tokenizer.pad_token is None:
+    pad = tokenizer.pad_token_id
+    if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
     with_roles(model, roles)
     return LoadedModel(model.eval(), tokenizer, source)
+
+
+def load_tokenizer(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model without its weights; for the arguments see `load_model`.
+
+    Raises:
+        CofituneError: the model is missing, or has no tokenizer that transformers reads.
+    """
+    return load_outline(path, gguf_file=gguf_file, dtype=dtype).tokenizer
+
+
+@dataclass
+class Outline:
+    """What is known of a model without its weights: its tokenizer and its configuration.
+
+    source: the folder, hub id or GGUF file that the user named.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    source: str
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def positions(self) -> int | None:
+        """Longest row that the model was made for, in tokens; None if its configuration does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def has_position_table(self) -> bool:
+        """True if the model holds a vector for each position, so that a longer row cannot be computed at all.
+
+        A model with rotary or relative positions computes any row. The model is built without memory to see it, and is
+        taken to have a table if it cannot be built.
+        """
+        try:
+            with torch.device("meta"), no_init_weights():
+                model = auto_class(self.config).from_config(self.config)
+        except Exception:
+            return True
+        words = model.get_input_embeddings()
+        tables = [module.num_embeddings for module in model.modules()
+                  if isinstance(module, nn.Embedding) and module is not words]
+        tables += [buffer.shape[0] for name, buffer in model.named_buffers()
+                   if "position" in name and buffer.dim() == 2]
+        # some families keep a few rows more, such as OPT's two for the padding
+        return self.positions is not None and any(self.positions <= rows <= self.positions + 8 for rows in tables)
+
+
+def load_outline(
+    path: str | Path, *, gguf_file: str | None = None, dtype: str = "auto", device: torch.device | str | None = None
+) -> Outline:
+    """Load the tokenizer and the configuration of a model, and no weights.
+
+    For the arguments see `load_model`. A GGUF file is converted first, as there. Under torchrun all ranks must call it.
+
+    Raises:
+        CofituneError: the model is missing, or transformers cannot read its configuration or tokenizer.
+    """
+    source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
+    sharded = started_by_torchrun()
+    if sharded:
+        join(torch.device(device) if device is not None else default_device())
+    with rank_0_first() if sharded else nullcontext():
+        location = plain_folder(path, gguf_file, dtype)
+    try:
+        with _no_progress_bars():
+            config, tokenizer = AutoConfig.from_pretrained(location), AutoTokenizer.from_pretrained(location)
+        auto_class(config)
+    except CofituneError:
+        raise
+    except Exception as error:
+        raise CofituneError(f"The model {source} cannot be loaded: {_first_line(error)}") from error
+    return Outline(tokenizer, config, source)
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:
