@@ -80,8 +80,8 @@ def look_before(
             looks[name] = read_data(data, parts, suites)
             looks[name].require()
             for split in suites:
-                if split not in looks[name].suites:
-                    data.suite(split)  # raises, saying which files are not set
+                if getattr(data, f"versatility_{split}") is None:
+                    data.suite(split)  # raises, saying what is not set
     outline = load_outline(section.path, gguf_file=section.gguf_file, dtype=section.dtype, device=section.device)
     for name, look in looks.items():
         with _named(name if tasks else ""):

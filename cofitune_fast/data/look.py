@@ -51,11 +51,12 @@ class FileLook:
     Attributes:
         form: name of its format.
         rows: rows that were read, bad ones included.
-        examples: the responses of the good rows.
+        examples: the responses of the good rows; none in a file of choices or continuations.
         faults: the bad rows.
         encoded: the good rows as tokens, cut at `max_length` (None: not cut); None if there was no tokenizer.
         unknown: rows with a token beyond the model's embedding, as sentences.
         beyond: places of the rows longer than the model's positions, after the cut.
+        texts: prompts and responses as plain text, to find what stands twice.
     """
 
     path: str
@@ -67,6 +68,7 @@ class FileLook:
     encoded: EncodedExamples | None = None
     unknown: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
 
     @property
     def good(self) -> int:
@@ -161,7 +163,7 @@ def read_file(path: str | Path, *, limit: int | None = None, on_bad_row: OnBadRo
             form = form or detect_form(row).name
         except CofituneError as error:
             faults.add(_as_fault(error, row.where))
-    return FileLook(str(path), form or "unknown", len(rows), examples, faults)
+    return FileLook(str(path), form or "unknown", len(rows), examples, faults, texts=list(map(text_of, examples)))
 
 
 def _encode(examples: list[Example], tokenizer: Any, max_length: int | None, faults: Faults) -> EncodedExamples:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from ..data.faults import Faults
 from ..data.formats import Example
 from ..data.look import (
     FileLook,
@@ -23,7 +24,7 @@ from ..data.look import (
 from ..errors import CofituneError
 from ..models.loading import Outline
 from ..scoring import Suite
-from ..scoring.tasks import ChoiceItem, ContinuationItem, Item
+from ..scoring.tasks import ChoiceItem, ContinuationItem, Item, read_task
 from .workbench import TrialData, Workbench
 
 PARTS = ("train", "valid", "test")
@@ -83,7 +84,7 @@ class DataLook:
         """
         self.outline = outline
         for part in self.parts:
-            if part in self.files:
+            if part in self.files and (self.files[part].examples or self.files[part].faults):
                 cut = part == "train" or (part == "valid" and evaluated)
                 try:
                     self.files[part].encode(
@@ -94,7 +95,7 @@ class DataLook:
                     self.problems[part] = error
 
     def _check(self, file: FileLook, cut: bool) -> None:
-        file.faults.settle(file.rows, file.good)
+        self._settle(file)
         if file.unknown:
             raise unknown_tokens_error(file.unknown)
         if cut and file.beyond and self.outline.has_position_table:
@@ -108,13 +109,18 @@ class DataLook:
         for part in self.parts:
             if part in self.files:
                 try:
-                    self.files[part].faults.settle(self.files[part].rows, self.files[part].good)
+                    self._settle(self.files[part])
                 except CofituneError as error:
                     self.problems[part] = error
 
+    @staticmethod
+    def _settle(file: FileLook) -> None:
+        if file.faults.on_bad_row == "stop" or not file.good:  # rows that are left out have their line in `sentences`
+            file.faults.settle(file.rows, file.good)
+
     def compare(self) -> None:
         """Find rows that stand twice in train, and what the parts have in common."""
-        texts = {part: [text_of(example) for example in file.examples] for part, file in self.files.items()}
+        texts = {part: file.texts for part, file in self.files.items()}
         if "train" in texts:
             self.twice = repeated(texts["train"])
         for split, suite in self.suites.items():
@@ -184,8 +190,7 @@ def read_data(data: TrialData, parts: Sequence[str] = PARTS, suites: Sequence[st
     for part in PARTS:
         if part in parts or getattr(data, part) is not None:
             try:
-                look.files[part] = read_file(data.file(part), limit=data.limit if part == "train" else None,
-                                             on_bad_row=data.on_bad_row)
+                look.files[part] = _read_part(data, part)
             except CofituneError as error:
                 if part in parts:
                     look.problems[part] = error
@@ -194,9 +199,24 @@ def read_data(data: TrialData, parts: Sequence[str] = PARTS, suites: Sequence[st
             try:
                 look.suites[split] = data.suite(split)
             except CofituneError as error:
-                look.problems.setdefault(f"versatility.{split}", error)
+                if split not in look.files or not look.files[split].faults:  # else its bad rows are the error
+                    look.problems[f"versatility.{split}"] = error
     look.compare()
     return look
+
+
+def _read_part(data: TrialData, part: str) -> FileLook:
+    """Read a file of examples, or for valid and test a file of another kind of task."""
+    path = data.file(part)
+    file = read_file(path, limit=data.limit if part == "train" else None, on_bad_row=data.on_bad_row)
+    if part != "train" and not file.examples:
+        try:
+            task = read_task(path)
+        except CofituneError:
+            return file
+        texts = list(map(_text_of_item, task.items))
+        return FileLook(path, task.kind, len(texts), [], Faults(data.on_bad_row), texts=texts)
+    return file
 
 
 def _text_of_item(item: Item) -> Text:
