@@ -63,7 +63,7 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
         display.stage("Looking at the data")
         looks = look_before(settings, ["train", *SPLITS], SPLITS, tasks=comparison_settings(settings).tasks,
                             say=display.note)
-        for look in looks:
+        for look in [] if so_far else looks:
             refuse_standing_still(settings.training, len(look.files["train"].encoded))
         display.stage(f"Loading {settings.model.path}")
         elsewhere = settings.compare.executor != "in-process"

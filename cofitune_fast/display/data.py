@@ -31,7 +31,9 @@ class DataView:
             positions = f"{model['positions']:,} positions" if model["positions"] else "no limit of positions"
             template = "a chat template" if model["chat_template"] else "no chat template"
             yield Text(f"{model['source']}: {model['vocabulary']:,} tokens, {positions}, {template}", style="bold")
+            yield Text()
         yield _files(content)
+        yield Text()
         for line, style in _lines(content):
             yield Text(line, style=style)
         if content["shown"]:
@@ -39,7 +41,7 @@ class DataView:
             yield _legend(bool(model), coloured)
         for row in content["shown"]:
             tokens = f", {row['tokens']} tokens" if row["tokens"] else ""
-            title = Text(f"{row['where']}{tokens}")
+            title = Text(f"{_place(row['where'], content)}{tokens}")
             yield Rule(title, align="left", style="dim") if console.is_terminal else title
             yield _row(row["segments"], coloured)
         yield Rule(style="dim") if console.is_terminal else Text()
