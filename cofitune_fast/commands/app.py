@@ -23,8 +23,8 @@ from typer.core import TyperCommand, TyperGroup
 from .. import __version__
 from ..errors import CofituneError
 
-COMMANDS = ("demo", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report", "plan",
-            "env")
+COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
+            "plan", "env")
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # Under torchrun only rank 0 prints; the other ranks print nothing but their own errors.

@@ -19,15 +19,17 @@ from ..display import PlainDisplay
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..methods import WORK, read_methods, run_method
+from ..methods.run import SPLITS
 from ..models.sharded import started_by_torchrun
 from ..report import changes_table, comparison_table, write_report
 from ..search import Observer
 from ..search.executors import InProcess
+from ..training import refuse_standing_still
 from ..trials import TrialData, Workbench
 from ..validation import validated
 from .app import AsJson, ConfigFile, command, console, emit
 from .run import do_run
-from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
+from .setup import look_before, make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
 
 @command
@@ -56,11 +58,19 @@ def compare(
 
 def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> None:
     display = PlainDisplay(console)
-    display.stage(f"Loading {needed(settings, 'model').path}")
-    elsewhere = settings.compare.executor != "in-process"
-    with open_comparison(settings, needed(settings, "output"), display,
-                         lambda: make_workbench(settings, device="cpu" if elsewhere else None),
-                         dry_run=dry_run) as comparison:
+
+    def load() -> Workbench:
+        display.stage("Looking at the data")
+        looks = look_before(settings, ["train", *SPLITS], SPLITS, tasks=comparison_settings(settings).tasks,
+                            say=display.note)
+        for look in [] if so_far else looks:
+            refuse_standing_still(settings.training, len(look.files["train"].encoded))
+        display.stage(f"Loading {settings.model.path}")
+        elsewhere = settings.compare.executor != "in-process"
+        return make_workbench(settings, device="cpu" if elsewhere else None, looks=looks)
+
+    needed(settings, "model")
+    with open_comparison(settings, needed(settings, "output"), display, load, dry_run=dry_run) as comparison:
         if dry_run:
             rows, resolution = comparison.plan(), comparison.resolution()
             lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]

@@ -30,7 +30,7 @@ from ..scoring import (
 from ..scoring.results import SUMMARY
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, emit
-from .setup import make_workbench, read_config
+from .setup import look_before, make_workbench, read_config
 
 _DRIFTS = {"drift": "from the base", "task_drift": "from the base, on the task"}
 
@@ -87,7 +87,9 @@ def evaluation(
                               on_bad_row=settings.data.on_bad_row) if generate else []
     if harness:
         needs_packages("--harness", "lm_eval")
-    bench = make_workbench(settings, read_delta(settings.delta).region if settings.delta else None)
+    region = read_delta(settings.delta).region if settings.delta else None
+    looks = look_before(settings, [split], [split] if versatility else [])
+    bench = make_workbench(settings, region, looks=looks)
     base, before = {}, None
     if settings.delta:
         base = bench.all_base_states(split, settings.versatility.drift_rows) if versatility else {}

@@ -7,7 +7,7 @@ import typer
 from ..files import writable_folder
 from ..regions import Region
 from .app import AsJson, ConfigFile, command, emit
-from .setup import make_workbench, needed, read_config
+from .setup import look_before, make_workbench, needed, read_config
 
 
 @command
@@ -15,8 +15,8 @@ def importance(context: typer.Context, config: ConfigFile = None, as_json: AsJso
     """Measure the importance of attention heads and FFN neurons; writes OUTPUT/importance.safetensors."""
     settings = read_config(context, config)
     path = writable_folder(needed(settings, "output")) / "importance.safetensors"
-    bench = make_workbench(settings)
     region = Region.parse(settings.region) if settings.region else None
+    bench = make_workbench(settings, looks=look_before(settings, ["train"]))
     measured = bench.importance(region, **settings.importance.arguments())
     measured.save(path)
     content = {"path": str(path), "samples": measured.samples, "layers": list(measured.layers)}

@@ -15,7 +15,7 @@ from ..search.work import final_work
 from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
-from .setup import make_memory_need, make_workbench, open_pipeline, search_settings, trial_setup
+from .setup import look_before, make_memory_need, make_workbench, open_pipeline, search_settings, trial_setup
 
 
 @command
@@ -40,7 +40,10 @@ def search(
     settings.region = None
     if dry_run:
         search_settings(settings)  # refuses what cannot be, before the model is loaded
-        content = preview_search(settings, make_workbench(settings))
+        data, versatility = settings.data, settings.versatility
+        counted = bool(data.train and data.valid and versatility.valid)  # the costs need all three
+        looks = look_before(settings, ["train", "valid"], ["valid"]) if counted else []
+        content = preview_search(settings, make_workbench(settings, looks=looks))
 
         def table() -> None:
             Console().print(show_space(content["nodes"], content["totals"]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,21 @@ import typer
 
 from ..config import Config, WorkersSection, load_config, parse_overrides
 from ..data.chat import PLAIN_FORMAT
+from ..data.encode import RowsCut
 from ..errors import CofituneError
 from ..files import writable_folder
+from ..importance import Importance
 from ..memory.settings import parse_size
 from ..models import load_model
+from ..models.loading import load_outline
 from ..models.sharded import started_by_torchrun
 from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
 from ..scoring import DRIFT_ROWS
 from ..search import Budget, Limits, Observer, Search, SearchSettings, named_strategy, space_levels
 from ..search.executors import Executor, InProcess
-from ..training import check_arguments
-from ..trials import TrialData, TrialSetup, Workbench, run_job
+from ..training import check_arguments, evaluates, refuse_standing_still
+from ..trials import DataLook, TrialData, TrialSetup, Workbench, read_data, run_job
 from .app import SILENT, console
 
 FULL_SFT = 1.0  # longest training of the default space, as a share of full fine-tuning's; other spaces are tried whole
@@ -46,20 +50,94 @@ def needed(settings: Config, key: str) -> Any:
     return value
 
 
-def make_workbench(settings: Config, region: str | None = None, device: str | None = None) -> Workbench:
+def say(line: str) -> None:
+    """Print a line about the run on standard error, whole and as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def look_before(
+    settings: Config, parts: Sequence[str], suites: Sequence[str] = (), *, tasks: Mapping[str, TrialData] | None = None,
+    evaluated: bool = False, say: Callable[[str], None] = say,
+) -> list[DataLook]:
+    """Check everything that needs no weights: files, then the tokenizer, rows as tokens, positions and the embedding.
+
+    Args:
+        parts: files that will be used, of train, valid and test.
+        suites: parts that are scored with the versatility tasks.
+        tasks: data of several tasks, by name; by default the one of `data`.
+        evaluated: training evaluates on the valid rows.
+        say: receives one line per file and per thing to know.
+
+    Returns:
+        A look at each task's data, with the encoded rows, for `make_workbench`.
+
+    Raises:
+        CofituneError: a file, or a row in it, cannot be used; of several tasks the sentence names the one.
+    """
+    section = needed(settings, "model")
+    looks = {}
+    for name, data in (tasks or {"": trial_data(settings)}).items():
+        with _named(name if tasks else ""):
+            looks[name] = read_data(data, parts, suites)
+            looks[name].require()
+            for split in suites:
+                if getattr(data, f"versatility_{split}") is None:
+                    data.suite(split)  # raises, saying what is not set
+    outline = load_outline(section.path, gguf_file=section.gguf_file, dtype=section.dtype, device=section.device)
+    for name, look in looks.items():
+        with _named(name if tasks else ""):
+            look.encode(outline, evaluated=evaluated)
+            look.require()
+        for line in look.sentences:
+            say(line)
+    warnings.simplefilter("ignore", RowsCut)  # the lines above say it
+    return list(looks.values())
+
+
+@contextmanager
+def _named(task: str) -> Iterator[None]:
+    try:
+        yield
+    except CofituneError as error:
+        raise CofituneError(f"The task {task}: {error}") if task else error from None
+
+
+def check_files(settings: Config) -> None:
+    """Read the files beside the rows: those of the anchor, and a measured importance.
+
+    Raises:
+        CofituneError: one is missing or cannot be used.
+    """
+    anchor = settings.anchor
+    if anchor.weight > 0 and anchor.source == "rows":
+        anchor.read_rows()
+    elif anchor.weight > 0 and anchor.source == "answers" and anchor.prompts != "task":
+        anchor.read_prompts()
+    if settings.importance.file:
+        Importance.load(settings.importance.file)
+
+
+def make_workbench(
+    settings: Config, region: str | None = None, device: str | None = None, looks: Sequence[DataLook] = ()
+) -> Workbench:
     """Load the base of a run; says so if its tokenizer has no chat template.
 
     Args:
         region: kept in full precision when model.quantize is set; defaults to the run's region, if any.
         device: overrides model.device.
+        looks: what `look_before` returned; its tokenizer, rows and tasks are not read for a second time.
     """
     section, region = needed(settings, "model"), region or settings.region
     loaded = load_model(section.path, dtype=section.dtype, device=device or section.device, gguf_file=section.gguf_file,
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
-                        keep=Region.parse(region).modules if region else (), roles=section.roles)
+                        keep=Region.parse(region).modules if region else (), roles=section.roles,
+                        tokenizer=looks[0].outline.tokenizer if looks else None)
     if not loaded.tokenizer.chat_template:
         console.print(PLAIN_FORMAT, highlight=False)
-    return Workbench(loaded, trial_data(settings))
+    bench = Workbench(loaded, trial_data(settings))
+    for look in looks:
+        look.hand_over(bench)
+    return bench
 
 
 def trial_data(settings: Config) -> TrialData:
@@ -78,6 +156,7 @@ def trial_setup(settings: Config, output: str | Path) -> TrialSetup:
     """
     for section in (settings.training, settings.search.training, settings.run.full_sft_training):
         check_arguments({**settings.training, **section})
+    check_files(settings)
     if settings.model.quantize != "none":
         raise CofituneError("search and compare train one region after another, so the model cannot be quantised "
                             "around one of them: leave model.quantize out, or use `cofitune train`.")
@@ -178,15 +257,17 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     setup = trial_setup(settings, output)  # refuses wrong settings before a folder is made or the model is loaded
     if not settings.region:
         search_settings(settings)
-    data = trial_data(settings)
-    data.examples("train")
-    for split in (["valid"] if settings.region is None else []) + ([] if search_alone else ["test"]):
-        data.suite(split)
+    splits = (["valid"] if settings.region is None else []) + ([] if search_alone else ["test"])
+    display.stage("Looking at the data")
+    looks = look_before(settings, ["train", *splits], splits, say=display.note, evaluated=evaluates(setup.training))
+    rungs = [] if settings.region else [(setup.training, search_settings(settings).strategy.rungs[0])]
+    for training, fraction in [*rungs, *([] if search_alone else [(settings.training, 1.0)])]:
+        refuse_standing_still(training, len(looks[0].files["train"].encoded), fraction)
     writable_folder(output)
     display.stage(f"Loading {model.path}")
     # With workers elsewhere this process needs only the model's names and sizes, so it leaves the GPUs to them.
     elsewhere = search_alone and settings.search.executor != "in-process"
-    bench = make_workbench(settings, device="cpu" if elsewhere else None)
+    bench = make_workbench(settings, device="cpu" if elsewhere else None, looks=looks)
     if SILENT:
         from ..search.executors.ranks import follow
 

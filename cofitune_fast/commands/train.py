@@ -28,11 +28,12 @@ from ..training import (
     check_precision,
     evaluates,
     find_checkpoint,
+    refuse_standing_still,
     with_learning_rate,
 )
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
-from .setup import make_workbench, needed, read_config, trial_data
+from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data
 
 
 @command
@@ -86,7 +87,10 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
         if delta.exists() and not overwrite and not settings.training.get("resume_from_checkpoint"):
             raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
                                 "--overwrite.")
-        bench = make_workbench(settings)
+        evaluated = evaluates(settings.training)
+        looks = look_before(settings, ["train", "valid"] if evaluated else ["train"], evaluated=evaluated)
+        refuse_standing_still(settings.training, len(looks[0].files["train"].encoded))
+        bench = make_workbench(settings, looks=looks)
         check_precision(settings.training, bench.model)
         training = with_learning_rate(settings.training, bench.model, full=region.is_full)
         console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
@@ -128,9 +132,9 @@ def check_training(settings: Config, output: Path) -> None:
     """
     check_arguments(settings.training)
     data, resume = trial_data(settings), settings.training.get("resume_from_checkpoint")
-    data.examples("train")
-    if evaluates(settings.training):
-        data.examples("valid")
+    for part in ["train", "valid"] if evaluates(settings.training) else ["train"]:
+        data.file(part)
+    check_files(settings)
     if resume:
         find_checkpoint(resume, output)
 

@@ -13,6 +13,10 @@ from .faults import Faults, OnBadRow, RowFault
 from .formats import Example, Message
 
 
+class RowsCut(UserWarning):
+    """Warning that a length limit cut or dropped rows, for callers that do not read the record of it."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of a prompt and its response; the response is `input_ids[response_start:]` and never empty."""
@@ -27,6 +31,7 @@ class EncodedExamples(list[Encoded]):
     """Encoded examples, with a record of those that are left out, and of those that a length limit has cut.
 
     indices: position of each entry among the given examples.
+    lengths: tokens of each given example before the limit.
     truncated: `where` of the examples whose response was cut.
     dropped: `where` of the examples whose prompt left no room for a response.
     faults: faults of the examples that are left out because they cannot be used.
@@ -35,6 +40,7 @@ class EncodedExamples(list[Encoded]):
     def __init__(self) -> None:
         super().__init__()
         self.indices: list[int] = []
+        self.lengths: list[int] = []
         self.truncated: list[str] = []
         self.dropped: list[str] = []
         self.faults: list[RowFault] = []
@@ -122,7 +128,7 @@ def encode_examples(
     """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
     A response that does not fit is cut at its end. An example whose prompt leaves no room for a response token is
-    dropped. The result counts both, and one warning reports them.
+    dropped. The result counts both, and one warning (RowsCut) reports them.
 
     Args:
         on_bad_row: "stop" refuses examples that the chat template refuses or leaves something out of, after all have
@@ -144,6 +150,7 @@ def encode_examples(
         except RowFault as fault:
             faults.add(fault)
             continue
+        result.lengths.append(len(encoded.input_ids))
         if max_length is not None and len(encoded.input_ids) > max_length:
             if encoded.response_start >= max_length:
                 first_dropped = first_dropped or f"{example.where or 'the first'} has {encoded.response_start} tokens"
@@ -167,7 +174,7 @@ def encode_examples(
             f"max_length {max_length}: {len(result.truncated)} of {len(examples)} responses were cut and "
             f"{len(result.dropped)} examples dropped because their prompt leaves no room for a response"
             + (f" ({first_dropped})." if result.dropped else "."),
-            stacklevel=2,
+            RowsCut, stacklevel=2,
         )
     return result
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
 from ..files import cache_folder
@@ -51,8 +54,11 @@ def load_model(
     quantize: str = "none",
     keep: Keep = (),
     roles: Roles | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LoadedModel:
-    """Load a causal language model in eval mode, with its tokenizer. A missing pad token becomes the end of sequence.
+    """Load a causal language model in eval mode, with its tokenizer.
+
+    A missing pad token, or one beyond the embedding, becomes the end of sequence.
 
     path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
     dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
@@ -61,6 +67,7 @@ def load_model(
         `load_quantized`.
     roles: role -> weights of a layer, for a model whose roles are not seen from its structure, such as
         {"ffn.up": "mlp.fc1"}; see `regions.roles.by_map`. It is kept at the model and checked by `resolve_layout`.
+    tokenizer: the model's own, if `load_outline` has loaded it before.
 
     A GGUF file is dequantised once, into an ordinary model folder in the cache (`files.cache_folder`). Code that a
     model folder brings along is never run. Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
@@ -84,7 +91,7 @@ def load_model(
     check_model(location)
     try:
         with no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             if quantize == "none":
                 model, found = auto_class(read_config(location)).from_pretrained(
                     location, dtype=DTYPES[dtype], attn_implementation=attn_implementation, output_loading_info=True,
@@ -101,10 +108,91 @@ def load_model(
         raise
     except Exception as error:
         raise CofituneError(f"The model {source} cannot be loaded: {first_line(error)}") from error
-    if tokenizer.pad_token is None:
+    pad = tokenizer.pad_token_id
+    if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
     with_roles(model, roles)
     return LoadedModel(model.eval(), tokenizer, source)
+
+
+def load_tokenizer(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model without its weights; for the arguments see `load_model`.
+
+    Raises:
+        CofituneError: the model is missing, or has no tokenizer that transformers reads.
+    """
+    return load_outline(path, gguf_file=gguf_file, dtype=dtype).tokenizer
+
+
+@dataclass
+class Outline:
+    """What is known of a model without its weights: its tokenizer and its configuration.
+
+    source: the folder, hub id or GGUF file that the user named.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    source: str
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def positions(self) -> int | None:
+        """Longest row that the model was made for, in tokens; None if its configuration does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def has_position_table(self) -> bool:
+        """True if the model holds a vector for each position, so that a longer row cannot be computed at all.
+
+        A model with rotary or relative positions computes any row. The model is built without memory to see it, and is
+        taken to have a table if it cannot be built.
+        """
+        try:
+            with torch.device("meta"), no_init_weights():
+                model = auto_class(self.config).from_config(self.config)
+        except Exception:
+            return True
+        words = model.get_input_embeddings()
+        tables = [module.num_embeddings for module in model.modules()
+                  if isinstance(module, nn.Embedding) and module is not words]
+        tables += [buffer.shape[0] for name, buffer in model.named_buffers()
+                   if "position" in name and buffer.dim() == 2]
+        # some families keep a few rows more, such as OPT's two for the padding
+        return self.positions is not None and any(self.positions <= rows <= self.positions + 8 for rows in tables)
+
+
+def load_outline(
+    path: str | Path, *, gguf_file: str | None = None, dtype: str = "auto", device: torch.device | str | None = None
+) -> Outline:
+    """Load the tokenizer and the configuration of a model, and no weights.
+
+    For the arguments see `load_model`. A GGUF file is converted first, as there. Under torchrun all ranks must call it.
+
+    Raises:
+        CofituneError: the model is missing, or transformers cannot read its configuration or tokenizer.
+    """
+    source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
+    sharded = started_by_torchrun()
+    if sharded:
+        join(torch.device(device) if device is not None else default_device())
+    with rank_0_first() if sharded else nullcontext():
+        location = plain_folder(path, gguf_file, dtype)
+    check_model(location)
+    try:
+        with no_progress_bars():
+            config = read_config(location)
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        auto_class(config)
+    except CofituneError:
+        raise
+    except Exception as error:
+        raise CofituneError(f"The model {source} cannot be loaded: {first_line(error)}") from error
+    return Outline(tokenizer, config, source)
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:

@@ -12,9 +12,9 @@ from .arguments import (
 from .options import TrainOptions
 from .rates import with_learning_rate
 from .run import TrainResult, find_checkpoint, last_complete_checkpoint, train_region
-from .schedule import Schedule
+from .schedule import Schedule, refuse_standing_still
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
 __all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "Schedule", "TrainOptions", "TrainResult",
            "check_arguments", "check_precision", "decisive", "evaluates", "find_checkpoint", "last_complete_checkpoint",
-           "train_region", "training_arguments", "with_learning_rate", "without_evaluations"]
+           "refuse_standing_still", "train_region", "training_arguments", "with_learning_rate", "without_evaluations"]

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import get_scheduler
 
+from ..errors import CofituneError
 from ..models.sharded import world_size
 from .arguments import training_arguments
-from .rates import with_learning_rate
+from .rates import FULL_RATE, with_learning_rate
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Schedule:
     data_seed: int
 
     @classmethod
-    def of(cls, training: Mapping[str, Any], model: nn.Module, rows: int, *, full: bool = False) -> Schedule:
+    def of(cls, training: Mapping[str, Any], model: nn.Module | None, rows: int, *, full: bool = False) -> Schedule:
         """Resolve the arguments of a training.
 
         Args:
+            model: may be None if the arguments have a learning rate.
             rows: number of training rows.
             full: every parameter is trained, not a region.
 
@@ -60,3 +64,34 @@ class Schedule:
         data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         return cls(arguments.learning_rate, size, accumulation, batches, epochs, steps,
                    arguments.get_warmup_steps(steps), arguments.seed, data_seed)
+
+
+def refuse_standing_still(training: Mapping[str, Any], rows: int, fraction: float = 1.0) -> None:
+    """Refuse a training whose only step has a learning rate of 0, as the first step of a warm-up has.
+
+    What is trained would equal the base, and nothing would say so. It needs no model.
+
+    Args:
+        rows: number of training rows.
+        fraction: share of the training, such as the first rung of a search, that must move the weights.
+
+    Raises:
+        CofituneError: one sentence with the steps and what to do.
+    """
+    training = {"learning_rate": FULL_RATE, **training}
+    schedule = Schedule.of(training, None, rows)
+    if math.ceil(fraction * schedule.steps) > 1:
+        return
+    arguments, warmup = training_arguments(training, "planned"), schedule.warmup_steps
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=schedule.learning_rate)
+    get_scheduler(arguments.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=schedule.steps,
+                  scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}))
+    if optimizer.param_groups[0]["lr"] > 0:
+        return
+    what, rungs = "The training", ""
+    if fraction < 1.0:
+        what = f"The search's first rung, {fraction:g} of {schedule.steps} steps,"
+        rungs = ", or give higher search.rungs"
+    raise CofituneError(
+        f"{what} is 1 step on {rows} rows, and the warm-up gives it a learning rate of 0, so that every weight would "
+        f"stay as in the base: train longer (training.num_train_epochs), set training.warmup_steps to 0{rungs}.")

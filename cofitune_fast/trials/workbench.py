@@ -24,6 +24,7 @@ from ..data.chat import ThinkingChoice, with_options
 from ..data.faults import OnBadRow
 from ..data.formats import Examples, Message
 from ..data.library import is_hidden, is_hub_id, split_of
+from ..data.look import refuse_unknown_tokens
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
 from ..memory.cached_prefix import CachedPrefix, open_prefix
@@ -188,12 +189,37 @@ class Workbench:
         Raises:
             CofituneError: no training file is named, or it is unusable.
         """
-        return encode_examples(self.data.examples("train"), self.tokenizer, self.data.max_length, self.data.on_bad_row)
+        return self._encoded("train")
 
     @cached_property
     def valid_rows(self) -> list[Encoded]:
         """Encoded validation rows, for evaluations during training."""
-        return encode_examples(self.data.examples("valid"), self.tokenizer, self.data.max_length, self.data.on_bad_row)
+        return self._encoded("valid")
+
+    def _encoded(self, part: str) -> list[Encoded]:
+        rows = encode_examples(self.data.examples(part), self.tokenizer, self.data.max_length, self.data.on_bad_row)
+        refuse_unknown_tokens(rows, self.tokenizer, self._embedding_rows)
+        return rows
+
+    @property
+    def _embedding_rows(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    def take_rows(self, part: str, rows: list[Encoded]) -> None:
+        """Take rows that were encoded before the model was loaded, as `train_rows` or `valid_rows`.
+
+        Args:
+            part: "train" or "valid".
+
+        Raises:
+            CofituneError: a row has a token beyond the model's embedding.
+        """
+        refuse_unknown_tokens(rows, self.tokenizer, self._embedding_rows)
+        vars(self)[f"{part}_rows"] = rows
+
+    def take_suites(self, suites: Mapping[str, Suite]) -> None:
+        """Take suites that were read before the model was loaded, by split."""
+        self._suites |= suites
 
     @cached_property
     def data_digests(self) -> dict[str, str]:

@@ -19,12 +19,14 @@ import queue
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..data.encode import RowsCut
 from ..errors import CofituneError
 from .job import run_job
 from .setup import TrialSetup
@@ -41,6 +43,7 @@ class Worker:
 
     def __init__(self, setup: str, shared: str | None = None):
         self._text, self._shared = setup, shared
+        warnings.simplefilter("ignore", RowsCut)  # who started the worker has said it
 
     def ready(self) -> str:
         """Answer {"ready": process id}, or say why this process cannot work."""

@@ -20,7 +20,7 @@ def config(tiny_run, tmp_path):
         values = {"model": tiny_run["model"], "output": tiny_run["output"], "region": "ffn.up@2-3",
                   "data": {part: tiny_run[f"data.{part}"] for part in ("train", "valid", "test")},
                   "versatility": {part: tiny_run[f"versatility.{part}"] for part in ("valid", "test")},
-                  "training": {"per_device_train_batch_size": 8}, "compare": compare}
+                  "training": {"per_device_train_batch_size": 8, "warmup_steps": 0}, "compare": compare}
         path = tmp_path / "comparison.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
