@@ -123,7 +123,7 @@ def encode_example(example: Example, tokenizer: Any, *, needs_thought: bool = Tr
 
 def encode_examples(
     examples: Sequence[Example], tokenizer: Any, max_length: int | None = None, on_bad_row: OnBadRow = "stop",
-    *, needs_thought: bool = True,
+    *, needs_thought: bool = True, faults: Faults | None = None,
 ) -> EncodedExamples:
     """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
@@ -132,8 +132,9 @@ def encode_examples(
 
     Args:
         on_bad_row: "stop" refuses examples that the chat template refuses or leaves something out of, after all have
-            been looked at; "skip" leaves them out, with a warning.
+            been looked at; "skip" leaves them out, and logs how many.
         needs_thought: see `chat.response_text`.
+        faults: collects what is wrong with examples instead; nothing is refused or logged for it then.
 
     Raises:
         CofituneError: examples cannot be used, or none is left.
@@ -143,12 +144,12 @@ def encode_examples(
     if max_length is not None and max_length < 2:
         raise CofituneError(f"max_length is {max_length}; a prompt and a response need at least 2 tokens.")
     result = EncodedExamples()
-    first_dropped, faults = "", Faults(on_bad_row)
+    first_dropped, found = "", Faults(on_bad_row)
     for index, example in enumerate(examples):
         try:
             encoded = encode_example(example, tokenizer, needs_thought=needs_thought)
         except RowFault as fault:
-            faults.add(fault)
+            found.add(fault)
             continue
         result.lengths.append(len(encoded.input_ids))
         if max_length is not None and len(encoded.input_ids) > max_length:
@@ -160,11 +161,12 @@ def encode_examples(
             encoded = Encoded(encoded.input_ids[:max_length], encoded.response_start, encoded.where)
         result.append(encoded)
         result.indices.append(index)
-    faults.settle(len(examples), len(examples) - len(faults))
-    result.faults = faults.found
-    if faults:
-        warnings.warn(f"{len(faults)} of {len(examples)} examples are left out: {faults.sentence}.", stacklevel=2)
-    if not result:
+    result.faults = found.found
+    if faults is None:
+        found.settle(len(examples), len(examples) - len(found))
+    else:
+        faults.found += found.found
+    if not result and len(found) < len(examples):
         raise CofituneError(
             f"No prompt leaves room for a response within max_length {max_length}: the prompt at {first_dropped}; "
             "raise max_length."

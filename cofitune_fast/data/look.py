@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import CofituneError
-from .encode import Encoded, EncodedExamples, RowsCut, encode_example, encode_examples
+from .chat import thinking_of, turn_end
+from .encode import Encoded, EncodedExamples, RowsCut, encode_examples
 from .faults import Faults, OnBadRow, RowFault
-from .formats import Example, Message, detect_form, parse_examples
-from .rows import read_rows
-from .thinking import thinking_of
-from .turns import turn_end
+from .formats import Example, Message, detect_form, parse_row
+from .rows import collect_rows
 
 BINS = 16
 """Bars of a histogram of lengths."""
@@ -110,7 +109,10 @@ class FileLook:
             CofituneError: no prompt leaves room within `max_length`.
         """
         self.max_length = max_length
-        self.encoded = _encode(self.examples, tokenizer, max_length, self.faults)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RowsCut)  # the look itself tells
+            self.encoded = (encode_examples(self.examples, tokenizer, max_length, faults=self.faults)
+                            if self.examples else EncodedExamples())
         self.unknown = [sentence for row in self.encoded if (sentence := unknown_token(row, tokenizer, vocabulary))]
         self.beyond = [row.where for row in self.encoded if positions is not None and len(row.input_ids) > positions]
 
@@ -155,39 +157,15 @@ def read_file(path: str | Path, *, limit: int | None = None, on_bad_row: OnBadRo
         CofituneError: the file is missing, or not a data file.
     """
     faults = Faults(on_bad_row)
-    rows = read_rows(path, limit)
-    examples, form = [], ""
+    rows = collect_rows(path, limit, faults)
+    count, examples, form = len(rows) + len(faults), [], ""
     for row in rows:
         try:
-            examples += parse_examples([row])
+            examples += parse_row(row, faults)
             form = form or detect_form(row).name
-        except CofituneError as error:
-            faults.add(_as_fault(error, row.where))
-    return FileLook(str(path), form or "unknown", len(rows), examples, faults, texts=list(map(text_of, examples)))
-
-
-def _encode(examples: list[Example], tokenizer: Any, max_length: int | None, faults: Faults) -> EncodedExamples:
-    if not examples:
-        return EncodedExamples()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RowsCut)  # the look itself tells
-        try:
-            return encode_examples(examples, tokenizer, max_length)
-        except CofituneError as error:
-            good, before = [], len(faults)
-            for example in examples:
-                try:
-                    encode_example(example, tokenizer)
-                    good.append(example)
-                except CofituneError as fault:
-                    faults.add(_as_fault(fault, example.where))
-            if len(faults) == before:  # no single row is at fault
-                raise error
-            return encode_examples(good, tokenizer, max_length) if good else EncodedExamples()
-
-
-def _as_fault(error: CofituneError, where: str) -> RowFault:
-    return error if isinstance(error, RowFault) else RowFault("a form that is not understood", where, str(error))
+        except RowFault as fault:
+            faults.add(fault)
+    return FileLook(str(path), form or "unknown", count, examples, faults, texts=list(map(text_of, examples)))
 
 
 # Tokens that the model does not have ----------------------------------------------------------------------------------
