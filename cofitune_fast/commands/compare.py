@@ -126,7 +126,7 @@ def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
     data = validated(DataSection, values, where[0].lower() + where[1:])
     for part in ("train", "valid", "test"):
         if not getattr(data, part):
-            raise CofituneError(f"{where} has no {part} data; name a JSON, JSONL or CSV file.")
+            raise CofituneError(f"{where} has no {part} data; name a data file, a folder or a hub id.")
     return replace(shared, **data.model_dump())
 
 

@@ -92,12 +92,12 @@ class Faults:
                 _log_once(note)
             return
         if len(self.found) == 1 and good:
-            raise CofituneError(f"{self.found[0]} (data.on_bad_row: skip leaves such rows out.)")
+            raise CofituneError(f"{self.found[0]} data.on_bad_row: skip leaves such rows out.")
         if len(self.found) == 1:
             raise self.found[0]
-        cure = "mend them, or set data.on_bad_row to skip" if good else "mend them"
+        cure = " data.on_bad_row: skip leaves them out." if good else ""
         raise CofituneError(f"{len(self.found)} of {rows} rows cannot be used: {self.sentence}. The first: "
-                            f"{str(self.found[0]).rstrip('.')}; {cure}.")
+                            f"{self.found[0]}{cure}")
 
 
 def _counts(places: dict[str, list[str]]) -> str:

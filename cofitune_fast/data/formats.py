@@ -10,7 +10,7 @@ from typing import Any
 
 from .faults import Faults, OnBadRow, RowFault
 from .messages import ROLES, THOUGHTS, Message, Turn, message, read_tools, read_turns, without_first_answer
-from .row import Row
+from .row import Row, is_blank
 from .rows import collect_rows
 
 __all__ = ["FORMS", "ROLES", "Example", "Examples", "Form", "Message", "detect_form", "parse_examples", "read_examples"]
@@ -145,10 +145,10 @@ def _form(row: Row) -> tuple[Form, Row]:
         raise row.fault(f"{name!r} alone", f"has {name!r} alone, as for pre-training, and here responses are trained; "
                                            "write what is given as prompt and what is to be learnt as completion.")
     shown = _quoted(list(fields)[:8]) + (" ..." if len(fields) > 8 else "")
-    known = "; ".join(f"{form.name} ({', '.join(form.required)})" for form in FORMS[: -len(PAIRS)])
-    pairs = ", ".join(f"{first}/{second}" for first, second in PAIRS)
-    raise row.fault("fields of no known form", f"has the fields {shown}, which is none of the known forms: {known}; or "
-                                               f"one of the pairs {pairs}.")
+    known = dict(reversed([(form.name, form) for form in FORMS[: -len(PAIRS)]]))
+    forms = "; ".join(f"{name} ({', '.join(form.required)})" for name, form in reversed(known.items()))
+    raise row.fault("fields of no known form", f"has the fields {shown}, which is none of the known forms: {forms}; or "
+                                               "a pair such as question and answer.")
 
 
 def _parse_messages(row: Row, faults: Faults, name: str) -> list[Example]:
@@ -156,6 +156,8 @@ def _parse_messages(row: Row, faults: Faults, name: str) -> list[Example]:
     system = _system(row)
     if system and turns[0].message["role"] not in ("system", "developer"):
         turns = [*system, *turns]
+    elif system and turns[0].message["content"].strip() != system[0].message["content"].strip():
+        raise row.fault("two system prompts", f"has a system prompt beside {name!r} and another one in it; keep one.")
     return _assistant_turns(turns, row, faults)
 
 
@@ -250,7 +252,7 @@ def _assistant_turns(turns: list[Turn], row: Row, faults: Faults, completion: li
         if answer["role"] != "assistant" or not learnt:
             continue
         also = {key: value for key, value in answer.items() if key not in ("role", "content")}
-        if not answer["content"].strip() and "tool_calls" not in also:
+        if is_blank(answer["content"]) and "tool_calls" not in also:
             raise row.fault("an empty response",
                             f"has an empty assistant turn (turn {position - start + 1}); fill it or remove the row.")
         examples.append(Example(prompt[:position], answer["content"], row.where, references, tools, also))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -100,6 +99,7 @@ def read_tools(row: Row) -> tuple[dict[str, Any], ...]:
         value = parsed(row.fields.get(name))
         if is_missing(value) or (isinstance(value, str) and not value.strip()):
             continue
+        row.check_json(value, f"has in {name!r}")
         tools = [value] if isinstance(value, dict) else value
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise row.fault("tools that are not understood",
@@ -149,7 +149,7 @@ def _content(row: Row, content: Any, key: str, made: Message, place: str) -> str
     if isinstance(content, list) and content:
         return "".join(_part(row, part, made, place) for part in content)
     if isinstance(content, dict) and made["role"] == "tool":  # what a tool returned
-        return json.dumps(content, ensure_ascii=False)
+        return row.check_json(content, place)
     return row.as_text(content, f"{place} {{}} as {key!r}; it must be text.", f"{place} {{}}.")
 
 
@@ -233,10 +233,7 @@ def _call(row: Row, call: Any, place: str) -> dict[str, Any]:
     arguments = {} if arguments == "" else parsed(arguments)
     if not isinstance(arguments, dict):
         raise _bad_call(row, place, f"a call of {name!r} whose 'arguments' are no JSON object.")
-    try:
-        json.dumps(arguments, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise row.fault("half a character", f"{place} half of a character in the arguments of {name!r}.") from None
+    row.check_json(arguments, f"{place} a call of {name!r} with")
     return {**({"id": call["id"]} if "id" in call else {}),
             "type": "function", "function": {"name": name, "arguments": arguments}}
 

@@ -25,7 +25,7 @@ class Row(NamedTuple):
         if name not in self.fields:
             return False
         value = self.fields[name]
-        return not is_missing(value) and (not isinstance(value, str) or bool(value.strip()))
+        return not is_missing(value) and not (isinstance(value, str) and is_blank(value))
 
     def text(self, name: str, empty: bool = False) -> str:
         """Read a text field. A number counts as its text. With `empty` the field may be missing, null or blank.
@@ -41,7 +41,7 @@ class Row(NamedTuple):
                 return ""
             raise self.fault(f"an empty {name!r}", f"has an empty {name!r}; fill it or remove the row.")
         text = self.as_text(value, f"has {{}} as {name!r}; it must be text.", f"has in {name!r} {{}}.")
-        if not empty and not text.strip():
+        if not empty and is_blank(text):
             raise self.fault(f"an empty {name!r}", f"has an empty {name!r}; fill it or remove the row.")
         return text
 
@@ -70,6 +70,10 @@ class Row(NamedTuple):
                 )) from None
         return value
 
+    def check_json(self, value: Any, place: str) -> str:
+        """Return an object or a list as JSON text. Raises RowFault if a text in it cannot be used."""
+        return self.as_text(json.dumps(value, ensure_ascii=False, default=str), "", f"{place} {{}}.")
+
     def list(self, name: str) -> list[Any]:
         """Read a list. In a cell of a table it may be written as JSON or as Python writes it.
 
@@ -92,6 +96,11 @@ class Row(NamedTuple):
 def is_plain(value: Any) -> bool:
     """Whether a value is text in ASCII without NUL, which needs no further look."""
     return type(value) is str and value.isascii() and "\0" not in value
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no character that can be seen: white space, also of no width, and control characters."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 def is_missing(value: Any) -> bool:

@@ -54,7 +54,7 @@ def collect_rows(path: str | Path, limit: int | None, faults: Faults) -> list[Ro
     else:
         rows = _file_rows(Path(path), limit, faults)
     if not rows and not faults:
-        raise CofituneError(f"The data file {path} is empty; it needs at least one row.")
+        raise CofituneError(f"The data file {path} is empty; it needs at least one row (in CSV, after the header).")
     return rows
 
 
@@ -125,7 +125,7 @@ def _split_name(file: Path) -> str:
 
 def _json_rows(path: Path, kind: str, text: str, limit: int | None, faults: Faults) -> list[Row]:
     reader = _Json()
-    whole = kind == ".json" or text.lstrip().startswith("[")
+    whole = kind == ".json" or text.lstrip().startswith("[") or _is_one_object(text)
     listed = _json_list(path, text, reader) if whole else None
     rows = []
     if listed is not None:
@@ -171,10 +171,18 @@ def _json_list(path: Path, text: str, reader: _Json) -> list | None:
         if problem:
             raise CofituneError(f"{path}:{number} {problem}")
     if isinstance(document, dict):
-        document = document["data"] if isinstance(document.get("data"), list) else [document]
+        inside = document.get("data", next(iter(document.values()), None) if len(document) == 1 else None)
+        is_list = isinstance(inside, list) and not document.keys() & {"messages", "conversations", "conversation"}
+        document = inside if is_list else [document]
     if not isinstance(document, list):
         raise CofituneError(f'{path} holds a single JSON value; it needs a list of objects or {{"data": [...]}}.')
     return document
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a text is one object over several lines."""
+    first, _, rest = text.strip().partition("\n")
+    return bool(rest) and first.strip() == "{" and _is_object(text)
 
 
 def _is_object(line: str) -> bool:

@@ -137,6 +137,9 @@ def test_csv_holds_lists_as_json(tmp_path):
         ({"prompt": "hi", "completion": "yo", "label": True}, "as for KTO"),
         ({"prompt": "hi", "completion": "yo", "images": ["a.png"]}, "has 'images'; only text is trained"),
         ({"prompt": "hi", "completion": "yo", "weight": 0.5}, "has 0.5 as 'weight'"),
+        ({"prompt": "hi", "completion": "\u200b \u3000"}, "has an empty 'completion'"),
+        ({"messages": MESSAGES, "system": "be long"}, "has a system prompt beside 'messages' and another one"),
+        ({"messages": [HI, YO], "tools": [{"name": "\ud83d"}]}, "has in 'tools' half of a character"),
         ({"text": "a story"}, "has 'text' alone, as for pre-training"),
         ({"question": "hi", "answer": "yo", "context": "long"}, "has 'context' beside 'question' and 'answer'"),
         ({"messages": [HI, YO], "tools": "no list"}, "has a text as 'tools'"),
@@ -187,5 +190,5 @@ def test_bad_rows_are_left_out_when_asked_for(tmp_path, caplog):
         "an empty 'completion'": 4, "fields of no known form": 1}
     assert [record.message[:41] for record in caplog.records] == ["Left out 5 rows that cannot be used: 4 wi"]
     assert len(read_examples(path, limit=5, on_bad_row="skip")) == 2
-    with pytest.raises(CofituneError, match=r"4 of 4 rows cannot be used: .*; mend them\.$"):
+    with pytest.raises(CofituneError, match=r"4 of 4 rows cannot be used: .*; fill it or remove the row\.$"):
         read_examples(write(tmp_path, *[BAD[1]] * 4), on_bad_row="skip")

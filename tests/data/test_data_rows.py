@@ -24,6 +24,8 @@ LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
         ("x.json", json.dumps(ROWS, indent=1), ["row 1", "row 2", "row 3"]),
         ("x.jsonl", json.dumps(ROWS), ["row 1", "row 2", "row 3"]),
         ("x.json", json.dumps({"version": 1, "data": ROWS}), ["row 1", "row 2", "row 3"]),
+        ("x.json", json.dumps({"train": ROWS}), ["row 1", "row 2", "row 3"]),
+        ("x.jsonl", json.dumps({"data": ROWS}, indent=1), ["row 1", "row 2", "row 3"]),
         ("x.csv", "a\none\ntwo\u2028lines\né\n", ["2", "3", "4"]),
         ("x.tsv", "a\none\n\ntwo\u2028lines\né\n", ["2", "4", "5"]),
         ("x.csv", "\ufeffa,\none,\n,\ntwo\u2028lines,\né\n", ["2", "4", "5"]),
