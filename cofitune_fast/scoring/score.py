@@ -143,12 +143,12 @@ def _encode_answers(
     thought. In plain text a space joins query and answer, unless the query ends with whitespace.
     """
     if chat:
-        text = prompt_text(tokenizer, [{"role": "user", "content": query}]) + lead(tokenizer)
+        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query}]))
+        answers = [blank + answer for answer in answers]
         query_ids = text_ids(tokenizer, text)
     else:
-        # In most tokenizers a space belongs to the token after it.
         text = query.rstrip(" ")
-        answers = [answer if text[-1:].isspace() else f" {answer}" for answer in answers]
+        answers = [separator(text) + without_blank(text, answer) for answer in answers]
         query_ids = encode_text(tokenizer, text)
     rows = []
     for answer in answers:
@@ -162,6 +162,28 @@ def _encode_answers(
         kept = query_ids[-room:]
         rows.append(Encoded(kept + ids, len(kept), where))
     return rows
+
+
+def up_to_answer(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """Return a prompt with what the template writes before an answer's content, and the blanks at its end apart.
+
+    In most tokenizers a blank belongs to the token after it.
+    """
+    before = lead(tokenizer)
+    return prompt + before.rstrip(" "), before[len(before.rstrip(" ")) :]
+
+
+def separator(text: str) -> str:
+    """Return what joins a plain text and its answer: a space, which in most tokenizers belongs to the token after it.
+
+    It is "" where the text ends with whitespace already.
+    """
+    return "" if text[-1:].isspace() else " "
+
+
+def without_blank(text: str, answer: str) -> str:
+    """Return an answer without the blanks at its beginning for which `separator` stands."""
+    return answer.lstrip(" ") if separator(text) else answer
 
 
 def _choice_scores(items: Sequence[ChoiceItem], answers: Sequence[ItemScore]) -> list[ItemScore]:
