@@ -63,8 +63,8 @@ def harness_scores(
     finally:
         logging.getLogger("lm_eval").setLevel(level)
     if live.unfinished:
-        warnings.warn(f"{live.unfinished} of {live.texts} texts generated for lm-eval hold a thought that does not end, "
-                      "and so no answer; raise max_new_tokens, or set data.thinking to empty.", stacklevel=2)
+        warnings.warn(f"{live.unfinished} of {live.texts} texts generated for lm-eval hold a thought that does not "
+                      "end, and so no answer; raise max_new_tokens, or set data.thinking to empty.", stacklevel=2)
     return {name: _figures(name, found, items) for name in found["results"]}
 
 

@@ -54,7 +54,7 @@ def test_every_choice_of_thoughts(tiny_tokenizer, template, choice, prompt, plai
     inside = Example(USER, "<think>\nhm\n</think>\n\nyes")
     if template == OFF and choice == "auto":  # the thought is after the empty one that the prompt has
         for example in (beside, inside):
-            with pytest.raises(RowFault, match="has a thought .reasoning_content. that the chat template leaves out"):
+            with pytest.raises(RowFault, match=r"has a thought .reasoning_content. that the chat template leaves out"):
                 encode_example(example, tokenizer)
         thought = None
     for example, expected in ((Example(USER, "yes"), plain), (beside, thought), (inside, thought)):
@@ -63,7 +63,7 @@ def test_every_choice_of_thoughts(tiny_tokenizer, template, choice, prompt, plai
         assert texts(tokenizer, example) == (prompt, expected + "<|im_end|>")
         assert answer_of(tokenizer, expected) == content_of(tokenizer, example) == "yes"
     if choice == "with":
-        with pytest.raises(RowFault, match="f:1 has no thought, and data.thinking is with; give the row"):
+        with pytest.raises(RowFault, match=r"f:1 has no thought, and data.thinking is with; give the row"):
             encode_example(Example(USER, "yes", "f:1"), tokenizer)
         assert "yes" in texts(tokenizer, Example(USER, "yes"), needs_thought=False)[1]
 
