@@ -23,3 +23,10 @@ CHANNELS = (
 )
 # Has the switch, but does not think by default.
 OFF = SWITCH.replace("is defined and not enable_thinking", "is not defined or not enable_thinking")
+# Has the switch, is inside a thought from the first token on unless told not to, and closes it in finished turns.
+OPENED_SWITCH = (
+    _TURNS + "{% if m.role == 'assistant' %}<think>"
+    "{{ '\n' + m.reasoning_content + '\n' if m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>\n' }}{% endif %}"
+)

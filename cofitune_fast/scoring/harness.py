@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..data import pad_token_id
+from ..data.chat import answer_of, prompt_text, thinking_of, turn_end
+from ..data.encode import encode_continuation, text_ids
 from ..errors import CofituneError
 from ..models.mode import left_as_found
 from .ifeval import known_instructions
+from .score import up_to_answer
 from .tasks import ContinuationItem, InstructionItem, Task, join, read_task
 
 
@@ -24,19 +30,20 @@ def harness_scores(
     tasks: names of lm-eval's tasks, groups and tags, whose data lm-eval loads from the hub; paths of local data files
         of the kinds choice, continuation and instruction (IFEval); or such tasks, already read.
     limit: use only the first items of each task.
-    chat: render prompts through the chat template (lm-eval's apply_chat_template).
+    chat: render prompts through the chat template, as in training and in our own scores (in place of lm-eval's
+        apply_chat_template); an answer stands where the template puts the content of the assistant's turn.
     max_new_tokens: replaces that of tasks that generate.
     items: add "items", lm-eval's samples as plain values.
 
     Choice: query and answer are joined as in our own scores, see `tasks.join`. acc is by summed log-likelihood, and
     acc_norm by log-likelihood per character. Continuation: acc is exact match under greedy decoding, and perplexity is
-    per item, not per token. Instruction: lm-eval's ifeval on the file's prompts.
+    per item, not per token. Instruction: lm-eval's ifeval on the file's prompts. Thoughts are cut from generated texts; a
+    text whose thought does not end is empty, and a warning counts such texts.
 
     The model is restored, see `left_as_found`. Raises CofituneError if lm-eval is missing or a task cannot be loaded.
     """
     try:
         from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise CofituneError(f"lm-eval's scores need {error.name}: pip install 'cofitune-fast[eval]'.") from None
     if limit is not None and limit < 1:
@@ -47,14 +54,63 @@ def harness_scores(
     try:
         with left_as_found(model, tokenizer):
             loaded = _load(read)
+            live = _live_model(model, tokenizer, batch_size, chat)
             found = simple_evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), tasks=loaded, limit=limit,
+                live, tasks=loaded, limit=limit,
                 apply_chat_template=chat, bootstrap_iters=1000, log_samples=items,
                 gen_kwargs={"max_gen_toks": max_new_tokens} if max_new_tokens else None,
             )
     finally:
         logging.getLogger("lm_eval").setLevel(level)
+    if live.unfinished:
+        warnings.warn(f"{live.unfinished} of {live.texts} texts generated for lm-eval hold a thought that does not "
+                      "end, and so no answer; raise max_new_tokens, or set data.thinking to empty.", stacklevel=2)
     return {name: _figures(name, found, items) for name in found["results"]}
+
+
+def _live_model(model: nn.Module, tokenizer: Any, batch_size: int, chat: bool) -> Any:
+    """lm-eval's view of the model, with our rendering of conversations and our reading of what is generated."""
+    from lm_eval.models.huggingface import HFLM
+
+    end = turn_end(tokenizer, getattr(model, "generation_config", None)) if chat else None
+
+    class LiveModel(HFLM):
+        def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+            if not add_generation_prompt:  # the last message is to be continued
+                return super().apply_chat_template(chat_history, False)
+            return prompt_text(tokenizer, chat_history)
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            if not chat:
+                return super()._encode_pair(context, continuation)
+            text, blank = up_to_answer(tokenizer, context)
+            return text_ids(tokenizer, text), encode_continuation(tokenizer, text, blank + continuation)
+
+        def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
+            if end is not None:
+                settings["eos_token_id"] = sorted(end.tokens) or None
+                # A thought may hold what ends an answer, which lm-eval cuts once more when the thought is gone.
+                stop = [*([] if thinking_of(tokenizer) else stop), *filter(None, [end.text])]
+            output = super()._model_generate(context, max_length, stop, **settings)
+            start = context.shape[1]
+            answers = [self._answer(ids) for ids in output[:, start:].tolist()]
+            new = torch.full((len(answers), max(map(len, answers))), pad_token_id(tokenizer))
+            for number, ids in enumerate(answers):
+                new[number, : len(ids)] = torch.tensor(ids, dtype=new.dtype)
+            return torch.cat([output[:, :start], new.to(output)], dim=1)
+
+        def _answer(self, ids: list[int]) -> list[int]:
+            """The ids of the answer in what was generated; those of a text without a thought as they are."""
+            if end is not None:
+                ids = ids[: end.places(tokenizer, ids)[0]]
+            text = tokenizer.decode(ids)
+            answer = answer_of(tokenizer, text, chat=chat)
+            self.texts, self.unfinished = self.texts + 1, self.unfinished + (answer is None)
+            return ids if answer == text else tokenizer(answer or "", add_special_tokens=False)["input_ids"]
+
+    live = LiveModel(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    live.texts = live.unfinished = 0
+    return live
 
 
 def _read(task: str | Path | Task, limit: int | None) -> str | Task:

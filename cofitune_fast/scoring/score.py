@@ -143,9 +143,9 @@ def _encode_answers(
     thought. In plain text `join` joins query and answer.
     """
     if chat:
-        text = prompt_text(tokenizer, [{"role": "user", "content": query}]) + lead(tokenizer)
+        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query}]))
+        answers = [blank + answer.strip(" ") for answer in answers]
         query_ids = text_ids(tokenizer, text)
-        answers = [answer.strip(" ") for answer in answers]
     else:
         text, answers = join(query, answers)
         query_ids = encode_text(tokenizer, text)
@@ -161,6 +161,15 @@ def _encode_answers(
         kept = query_ids[-room:]
         rows.append(Encoded(kept + ids, len(kept), where))
     return rows
+
+
+def up_to_answer(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """Return a prompt with what the template writes before an answer's content, and the blanks at its end apart.
+
+    In most tokenizers a blank belongs to the token after it.
+    """
+    before = lead(tokenizer)
+    return prompt + before.rstrip(" "), before[len(before.rstrip(" ")) :]
 
 
 def _choice_scores(items: Sequence[ChoiceItem], answers: Sequence[ItemScore]) -> list[ItemScore]:

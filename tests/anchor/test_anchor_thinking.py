@@ -2,9 +2,10 @@
 
 import pytest
 from thinking_templates import CHANNELS, OPENED, SWITCH
-from tiny import make_tiny_model, make_tiny_tokenizer
+from tiny import CHATML, make_tiny_model, make_tiny_tokenizer
 
 from cofitune_fast.anchor import AnchorSettings, open_anchor, writing
+from cofitune_fast.data.chat import with_options
 from cofitune_fast.errors import CofituneError
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -12,11 +13,12 @@ CHANNEL = "<|im_start|>user<|message|>{}<|end|><|im_start|>assistant"
 THOUGHT, EMPTY = "<think>\n", "<think>\n\n</think>\n\n"
 
 
-def opened(tmp_path, template=None, **values):
+def opened(tmp_path, template=None, options=None, **values):
     file = tmp_path / "prompts.txt"
     file.write_text("Hello\nWhy?\n", encoding="utf-8")
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer = with_options(tokenizer, **(options or {}))
     settings = AnchorSettings(**{"texts": 3, "tokens": 4, "prompts": str(file), "top_k": 8, **values})
     return open_anchor(make_tiny_model(), tokenizer, settings, "print", folder=tmp_path / "anchor")
 
@@ -47,6 +49,19 @@ def test_other_models_texts_stay_in_the_file_where_earlier_versions_wrote_them(t
     plain = AnchorSettings().identity()
     assert not {"thinking", "thought_tokens"} & set(plain)
     assert AnchorSettings(thinking="answer").identity() == {**plain, "thinking": "answer"}
+
+
+def test_a_file_is_for_one_day_where_the_template_writes_it_and_for_any_choice_of_thoughts(tmp_path):
+    def first_prompt(template, **options):
+        anchor = opened(tmp_path, template, options, texts=1)
+        return begins(anchor)[0]
+
+    dated = "{{ strftime_now('%d.%m.') }}" + CHATML
+    assert [first_prompt(dated, date=f"2026-01-0{day}")[:6] for day in (1, 2, 1)] == ["01.01.", "02.01.", "01.01."]
+    assert len(list((tmp_path / "anchor").iterdir())) == 2
+    for thinking in ("auto", "with", "without", "empty"):
+        assert first_prompt(SWITCH, thinking=thinking, date="2026-01-01") == CHAT.format("Hello")
+    assert len(list((tmp_path / "anchor").iterdir())) == 3
 
 
 @pytest.mark.parametrize(("written", "thought", "kept"), [

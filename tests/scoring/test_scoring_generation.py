@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from thinking_templates import CHANNELS, OPENED, SWITCH
 from tiny import make_tiny_model, write_jsonl
 
-from cofitune_fast.data import Example
+from cofitune_fast.data import Example, encode_prompt
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.memory import MemorySettings
 from cofitune_fast.memory.cached_prefix import open_prefix
@@ -130,6 +132,29 @@ def test_exact_answers_of_a_response_task(monkeypatch, tiny_model, tiny_tokenize
             generation_score(tiny_model, tiny_tokenizer, Task("plain", "response", [plain[2]] * 2, metric=metric))
     with pytest.raises(CofituneError, match="asks for exact_answer, but not every response has a number after ####"):
         generation_score(tiny_model, tiny_tokenizer, Task("plain", "response", plain, metric="exact_answer"))
+
+
+@needs_metrics
+@pytest.mark.parametrize(("template", "written"), [
+    (SWITCH, "<think>\n\n</think>\n\n{}<|im_end|>"), (SWITCH, "<think>\nwell, 3?\n</think>\n\n{}<|im_end|>"),
+    (OPENED, "well\n</think>\n\n{}<|im_end|>"), (CHANNELS, "<|channel|>final<|message|>{}<|im_end|>"),
+    (CHANNELS, "<|channel|>analysis<|message|>3?<|end|><|im_start|>assistant<|channel|>final<|message|>{}<|im_end|>"),
+])
+def test_the_answer_after_the_thought_is_scored(monkeypatch, tiny_model, tiny_tokenizer, template, written):
+    tiny_tokenizer.chat_template = template
+    items = [Example(user("1" * n), f"it is one of {n}\n#### {n}") for n in (1, 2, 3)]
+    task = Task("t", "response", [*items[:2], replace(items[2], response=f"<think>a</think>{items[2].response}")])
+    names = ("bleu", "chrf", "rouge_l", "exact_answer", "last_number")
+    prompts = [encode_prompt(tiny_tokenizer, item.prompt) for item in items]
+    scripted(monkeypatch, tiny_tokenizer, [
+        (ids, written.format(item.response)) for ids, item in zip(prompts, items, strict=True)])
+    score = generation_score(tiny_model, tiny_tokenizer, task)
+    assert [item.text for item in score.items] == [item.response for item in items]
+    assert [score.metrics[name] for name in names] == pytest.approx([1.0] * 5)
+    scripted(monkeypatch, tiny_tokenizer, [(ids, "<think>\n#### 3") for ids in prompts])
+    with pytest.warns(UserWarning, match=r"3 of 3 generated texts hold a thought that does not end within 256 tokens"):
+        score = generation_score(tiny_model, tiny_tokenizer, task)
+    assert [score.metrics[name] for name in names] == [0.0] * 5
 
 
 def states(model, tokenizer):

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from thinking_templates import SWITCH
 from tiny import write_jsonl
 
 from cofitune_fast.errors import CofituneError
@@ -65,6 +66,34 @@ def test_instructions_and_a_task_that_is_read_already(files, tiny_model, tiny_to
         name: ours.metrics[name] for name in METRICS["instruction"]}
     assert found["myorders"]["prompt_level_strict_acc"] == found["myorders"]["inst_level_strict_acc"]
     assert found["myorders"]["n"] == 3
+
+
+@needs_lm_eval
+def test_in_a_chat_choices_stand_where_an_answer_does_and_thoughts_are_cut(
+    monkeypatch, files, tiny_model, tiny_tokenizer
+):
+    tiny_tokenizer.chat_template = SWITCH  # an empty thought stands before an answer
+    found = harness_scores(tiny_model, tiny_tokenizer, [files["mychoices"]], chat=True, items=True)
+    rows = task_rows(read_task(files["mychoices"], chat=True), tiny_tokenizer, None)
+    ours = [-answer.nll for answer in answer_scores(tiny_model, rows, 0)]
+    theirs = [float(response[0]) for item in found["mychoices"]["items"] for response in item["responses"]]
+    assert theirs == pytest.approx(ours, rel=1e-4)
+
+    written = iter(["<think>\nlong,\n\nlong\n</think>\n\nno comma<|im_end|>", "plain<|im_end|>", "<think>\nnever ends"])
+    stops = []
+
+    def generate(input_ids, stopping_criteria, eos_token_id, **_):
+        stops.append(eos_token_id)
+        texts = [tiny_tokenizer(next(written))["input_ids"] for _ in input_ids]
+        return torch.tensor([[*ids, *text, *[0] * (60 - len(text))]
+                             for ids, text in zip(input_ids.tolist(), texts, strict=True)])
+
+    monkeypatch.setattr(tiny_model, "generate", generate)
+    task = read_task(files["myorders"], generate=True)
+    with pytest.warns(UserWarning, match="1 of 3 texts generated for lm-eval hold a thought that does not end"):
+        found = harness_scores(tiny_model, tiny_tokenizer, [task], chat=True, max_new_tokens=60, items=True)
+    assert sorted(item["responses"][0] for item in found["myorders"]["items"]) == ["", "no comma", "plain"]
+    assert stops == [[2]]
 
 
 @needs_lm_eval

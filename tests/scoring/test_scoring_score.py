@@ -5,13 +5,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import make_tiny_model
+from thinking_templates import CHANNELS, OPENED, SWITCH
+from tiny import CHATML, make_tiny_model
 
 from cofitune_fast.data import Encoded, Example, encode_examples
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.memory.abilities import trie_ability
-from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Suite, Task, answer_scores, score_suite, score_task
+from cofitune_fast.scoring import (
+    ChoiceItem,
+    ContinuationItem,
+    Suite,
+    Task,
+    answer_scores,
+    harness,
+    score_suite,
+    score_task,
+)
 from cofitune_fast.scoring import answers as scoring
+from cofitune_fast.scoring.score import task_rows
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
 
@@ -96,6 +107,28 @@ def test_choices_by_hand(chat, tiny_model, tiny_tokenizer):
     assert score.value == score.metrics["accuracy"] == sum(item.correct for item in score.items) / 3
     tokens = sum(item.tokens for item in score.items)
     assert score.metrics["likelihood"] == pytest.approx(math.exp(-sum(item.nll for item in score.items) / tokens))
+
+
+@pytest.mark.parametrize(("template", "before"), [
+    (SWITCH, "<think>\n\n</think>\n\n"), (OPENED, "<think>\n\n</think>\n\n"),
+    (CHANNELS, "<|channel|>final<|message|>"),
+    (CHATML.replace("{{ message['content']", "{{ ' ' + message['content']"), "assistant\n "),
+])
+def test_a_choice_in_a_chat_stands_where_an_answer_does(tiny_tokenizer, template, before):
+    tiny_tokenizer.chat_template = template
+    for row, choice in zip(task_rows(Task("t", "choice", CHOICES, chat=True), tiny_tokenizer, None),
+                           [choice for item in CHOICES for choice in item.choices], strict=True):
+        text = tiny_tokenizer.decode(row.input_ids)
+        assert text.endswith(before + choice)
+        assert tiny_tokenizer.decode(row.input_ids[row.response_start :]).lstrip(" ") == choice
+
+
+def test_a_choice_that_begins_with_a_blank_gets_one(tiny_tokenizer):
+    items = [ChoiceItem("so", ("a", " b"), 0), ChoiceItem("so\n", ("a", " b"), 0)]
+    rows = task_rows(Task("t", "choice", items), tiny_tokenizer, None)
+    assert [tiny_tokenizer.decode(row.input_ids) for row in rows] == ["so a", "so b", "so\na", "so\n b"]
+    rows, config = harness._choice(Task("t", "choice", items[:1] * 2))
+    assert (config["target_delimiter"], rows[0]["choices"]) == (" ", ["a", "b"])
 
 
 def test_items_may_ask_for_the_chat_template(tiny_model, tiny_tokenizer):

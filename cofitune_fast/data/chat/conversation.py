@@ -141,14 +141,13 @@ def _with_thought_as_chosen(tokenizer: Any, message: Message) -> Message:
 def _thought_and_content(tokenizer: Any, example: Example) -> tuple[str | None, str]:
     """The thought of a response, beside its content or in it, and the content without it.
 
-    A template that knows of no thoughts takes a content as it is, unless thoughts are to be left out.
+    By default a template that knows of no thoughts takes a content as it is.
     """
     beside = thought_of(example.answer)
     if beside is not None:
         return beside, example.response
     thought, content = split_thought(tokenizer, example.response)
-    choice = options_of(tokenizer).thinking
-    if thinking_of(tokenizer) is None and choice in ("auto", "with"):
+    if thinking_of(tokenizer) is None and options_of(tokenizer).thinking == "auto":
         return None, example.response
     if thought is None and unfinished(tokenizer, example.response):
         raise RowFault("a thought that does not end", example.where,
@@ -172,15 +171,18 @@ def prompt_opens_thought(tokenizer: Any) -> bool:
     return bool(tokenizer.chat_template) and opens_thought(prompt_text(tokenizer, GREETING))
 
 
-def answer_of(tokenizer: Any, text: str) -> str | None:
+def answer_of(tokenizer: Any, text: str, *, chat: bool = True) -> str | None:
     """Cut from a generated text what precedes the content in the template, and any thought.
 
     Args:
         text: what was generated after `prompt_text`, with special tokens and without its end of turn.
+        chat: False for a text that was generated after a plain text; only thoughts are cut then.
 
     Returns:
         The answer; None if the text holds a thought that does not end, and so no answer.
     """
+    if not chat:
+        return answer_after(tokenizer, text, opened=False)
     before, opened = lead(tokenizer), prompt_opens_thought(tokenizer)
     if before and text.startswith(before):
         text = text.removeprefix(before)

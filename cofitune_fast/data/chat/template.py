@@ -137,9 +137,10 @@ def _takes_parts(tokenizer: Any) -> bool:
     except TemplateRefusal:
         pass
     try:
-        return _MARK in _rendered(tokenizer, [{"role": "user", "content": [{"type": "text", "text": _MARK}]}])
+        text = _rendered(tokenizer, [{"role": "user", "content": [{"type": "text", "text": _MARK}]}])
     except TemplateRefusal:
         return False
+    return _MARK in text and "'text'" not in text  # a list as Python writes it was not read
 
 
 @found_once

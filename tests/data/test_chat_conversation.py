@@ -1,0 +1,194 @@
+"""One rendering of a conversation: what is trained is what would be generated, and its answer is the row's content."""
+
+import json
+
+import pytest
+from thinking_templates import CHANNELS, OFF, OPENED, OPENED_SWITCH, SWITCH
+from tiny import CHATML
+
+from cofitune_fast.data import Example, encode_example, encode_examples, encode_prompt
+from cofitune_fast.data.chat import answer_of, content_of, date_of, prompt_text, with_options, writes_date
+from cofitune_fast.data.faults import RowFault
+from cofitune_fast.errors import CofituneError
+
+USER = [{"role": "user", "content": "hi"}]
+START = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant"
+CHANNEL = "<|im_start|>user<|message|>hi<|end|><|im_start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+EMPTY = "<think>\n\n</think>\n\n"
+THOUGHT = {"reasoning_content": "hm"}
+
+
+def texts(tokenizer, example, **options):
+    row = encode_example(example, tokenizer, **options)
+    assert row.input_ids[: row.response_start] == encode_prompt(tokenizer, example.prompt, example.tools)
+    return tuple(map(tokenizer.decode, (row.input_ids[: row.response_start], row.input_ids[row.response_start :])))
+
+
+@pytest.mark.parametrize(("template", "choice", "prompt", "plain", "thought"), [
+    (CHATML, "auto", START + "\n", "yes", None),
+    (CHATML, "with", START + "\n", None, "<think>\nhm\n</think>\n\nyes"),
+    (CHATML, "without", START + "\n", "yes", "yes"),
+    (CHATML, "empty", START + "\n", "yes", "yes"),
+    (SWITCH, "auto", START + "\n", EMPTY + "yes", "<think>\nhm\n</think>\n\nyes"),
+    (SWITCH, "with", START + "\n", None, "<think>\nhm\n</think>\n\nyes"),
+    (SWITCH, "without", START + "\n", "yes", "yes"),
+    (SWITCH, "empty", START + "\n" + EMPTY, "yes", "yes"),
+    (OPENED, "auto", START + "\n<think>\n", "\n</think>\n\nyes", "hm\n</think>\n\nyes"),
+    (OPENED, "with", START + "\n<think>\n", None, "hm\n</think>\n\nyes"),
+    (OPENED, "without", START + "\n<think>\n", "\n</think>\n\nyes", "\n</think>\n\nyes"),
+    (OPENED, "empty", START + "\n" + EMPTY, "yes", "yes"),
+    (OPENED_SWITCH, "auto", START + "\n<think>\n", "</think>yes", "hm\n</think>yes"),
+    (OPENED_SWITCH, "empty", START + "\n<think></think>", "yes", "yes"),
+    (CHANNELS, "auto", CHANNEL, FINAL + "yes",
+     "<|channel|>analysis<|message|>hm<|end|><|im_start|>assistant" + FINAL + "yes"),
+    (CHANNELS, "without", CHANNEL, FINAL + "yes", FINAL + "yes"),
+    (CHANNELS, "empty", CHANNEL + FINAL, "yes", "yes"),
+    (OFF, "auto", START + "\n" + EMPTY, "yes", "hm\n</think>\n\nyes"),
+    (OFF, "with", START + "\n", None, "<think>\nhm\n</think>\n\nyes"),
+])
+def test_every_choice_of_thoughts(tiny_tokenizer, template, choice, prompt, plain, thought):
+    tiny_tokenizer.chat_template = template
+    tokenizer = with_options(tiny_tokenizer, thinking=choice)
+    beside = Example(USER, "yes", also=THOUGHT)
+    inside = Example(USER, "<think>\nhm\n</think>\n\nyes")
+    if template == OFF and choice == "auto":  # the thought is after the empty one that the prompt has
+        for example in (beside, inside):
+            with pytest.raises(RowFault, match=r"has a thought .reasoning_content. that the chat template leaves out"):
+                encode_example(example, tokenizer)
+        thought = None
+    for example, expected in ((Example(USER, "yes"), plain), (beside, thought), (inside, thought)):
+        if expected is None:
+            continue
+        assert texts(tokenizer, example) == (prompt, expected + "<|im_end|>")
+        assert answer_of(tokenizer, expected) == content_of(tokenizer, example) == "yes"
+    if choice == "with":
+        with pytest.raises(RowFault, match=r"f:1 has no thought, and data.thinking is with; give the row"):
+            encode_example(Example(USER, "yes", "f:1"), tokenizer)
+        assert "yes" in texts(tokenizer, Example(USER, "yes"), needs_thought=False)[1]
+
+
+def test_thoughts_that_have_no_place_or_no_end(tiny_tokenizer):
+    with pytest.raises(RowFault, match=r"f:1 has a thought .* leaves out; set data.thinking to with") as caught:
+        encode_example(Example(USER, "yes", "f:1", also=THOUGHT), tiny_tokenizer)
+    assert caught.value.kind == "a thought that the chat template leaves out"
+    assert texts(tiny_tokenizer, Example(USER, "<think>a</think>b"))[1] == "<think>a</think>b<|im_end|>"
+    tiny_tokenizer.chat_template = SWITCH
+    with pytest.raises(RowFault, match="f:2 has a thought that does not end"):
+        encode_example(Example(USER, "<think>well", "f:2"), tiny_tokenizer)
+    assert answer_of(tiny_tokenizer, "<think>\nwell") is None
+    assert answer_of(tiny_tokenizer, "well") == "well"
+    tiny_tokenizer.chat_template = OPENED
+    assert answer_of(tiny_tokenizer, "well") is None
+    assert answer_of(tiny_tokenizer, "well", chat=False) == "well"
+
+
+def test_earlier_thoughts_go_the_way_of_the_choice(tiny_tokenizer):
+    tiny_tokenizer.chat_template = SWITCH
+    messages = [*USER, {"role": "assistant", "content": "<think>old</think>yes"}, *USER]
+    assert "<think>\nold\n</think>\n\nyes" in prompt_text(tiny_tokenizer, messages)
+    assert "old" not in prompt_text(with_options(tiny_tokenizer, thinking="without"), messages)
+
+
+# What a template leaves out -----------------------------------------------------------------------------------------
+
+NO_SYSTEM = CHATML.replace("{% for message in messages %}",
+                           "{% for message in messages if message.role != 'system' %}")
+TOOLS = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.name + ': ' if m.name }}{{ m.content | tojson if m.role == 'tool' else m.content | trim }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} {{ call.function.arguments ARGUMENTS }}</call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}}}}
+
+
+def call(arguments):
+    return {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(("example", "template", "kind", "sentence"), [
+    (Example([{"role": "system", "content": "Be brief."}, *USER], "y"), NO_SYSTEM, "a message",
+     r"f:1: the content of message 1 \(system\) is not in the rendered prompt"),
+    (Example([{"role": "system", "content": "s"}, *USER], "y"), NO_SYSTEM, "a message", r"message 1 \(system\)"),
+    (Example([*USER, {"role": "assistant", "content": "", **call({})}, {"role": "tool", "content": "{1}"}], "y"),
+     CHATML, "tool calls", r"the call of the tool 'weather' in message 2 \(assistant\)"),
+    (Example(USER, "", also=call({})), CHATML, "tool calls", "the call of the tool 'weather' in the response"),
+    (Example(USER, "y", tools=(TOOL,)), CHATML, "tools", "the tool 'weather' is not in the rendered prompt"),
+    (Example([{**USER[0], "name": "Bob"}], "y"), CHATML, "a name", r"the name of message 1 \(user\), 'Bob'"),
+    (Example(USER, "cut after twenty letters"), CHATML.replace("['content'] }}", "['content'][:20] }}"), "a message",
+     "the content of the response is not in the rendered response"),
+    (Example(USER, "y"), None, None, None),
+    (Example(USER, "y", tools=(TOOL,)), None, "tools", "the tool 'weather'"),
+])
+def test_what_a_template_leaves_out_is_named(tiny_tokenizer, example, template, kind, sentence):
+    tiny_tokenizer.chat_template = template
+    example = Example(example.prompt, example.response, "f:1", (), example.tools, example.also)
+    if kind is None:
+        assert encode_example(example, tiny_tokenizer)
+        return
+    with pytest.raises(RowFault, match=sentence) as caught:
+        encode_example(example, tiny_tokenizer)
+    assert caught.value.kind == f"{kind} that the chat template leaves out" and caught.value.where == "f:1"
+
+
+@pytest.mark.parametrize("arguments", ["| tojson", "| string", "+ ''"])
+@pytest.mark.parametrize("given", [{"city": "Köln"}, '{"city": "Köln"}'])
+def test_a_turn_that_calls_is_trained_whatever_form_the_template_takes(tiny_tokenizer, arguments, given):
+    tiny_tokenizer.chat_template = TOOLS.replace("ARGUMENTS", arguments)
+    asked = [{"role": "user", "content": " two\nlines "}, {"role": "user", "content": "hi", "name": "Bob"}]
+    result = {"role": "tool", "content": '{"t": "2\\n"}', "name": "weather", "tool_call_id": "c"}
+    example = Example(asked, "", tools=(TOOL,), also=call(given))
+    wanted = '<call>weather {"city": "Köln"}</call>'
+    prompt, response = texts(tiny_tokenizer, example)
+    assert response == wanted + "<|im_end|>" and content_of(tiny_tokenizer, example) == wanted
+    assert prompt.startswith("<tools>[{") and "Bob: hi" in prompt
+    after, _ = texts(tiny_tokenizer, Example([*asked, {**example.answer, "content": None}, result], "y", tools=(TOOL,)))
+    assert after.startswith(prompt + response) and json.dumps(result["content"]) in after
+
+
+def test_a_template_that_reads_contents_as_parts(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML.replace(
+        "{{ message['content'] }}", "{% for part in message['content'] %}{{ part.text }}{% endfor %}")
+    assert texts(tiny_tokenizer, Example(USER, "yes")) == (START + "\n", "yes<|im_end|>")
+
+
+def test_bad_rows_are_counted_before_the_run_stops_or_leaves_them_out(tiny_tokenizer):
+    tiny_tokenizer.chat_template = NO_SYSTEM
+    bad = [{"role": "system", "content": "Be brief."}, *USER]
+    examples = [Example(bad, "a", "f:1"), Example(USER, "b", "f:2"), Example(bad, "c", "f:3")]
+    with pytest.raises(CofituneError, match=r"2 of 3 rows .* leaves out \(f:1, f:3\)\. The first: f:1: the content of"):
+        encode_examples(examples, tiny_tokenizer)
+    with pytest.warns(UserWarning, match=r"2 of 3 examples are left out: 2 with a message that the chat template"):
+        rows = encode_examples(examples, tiny_tokenizer, on_bad_row="skip")
+    assert [row.where for row in rows] == ["f:2"] and rows.indices == [1]
+    assert [fault.where for fault in rows.faults] == ["f:1", "f:3"]
+
+
+# Options ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_date_is_fixed(tiny_tokenizer):
+    dated = "\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}\n" + CHATML
+    assert not writes_date(tiny_tokenizer)
+    tiny_tokenizer.chat_template = dated
+    fixed = with_options(tiny_tokenizer, date="2024-02-05")
+    assert writes_date(tiny_tokenizer) and writes_date(fixed)
+    assert prompt_text(fixed, USER) == "\n05 Feb 2024" + START + "\n"
+    assert date_of(fixed) == "2024-02-05"
+    today = with_options(tiny_tokenizer, date=date_of(tiny_tokenizer))
+    assert prompt_text(today, USER) == prompt_text(tiny_tokenizer, USER) != prompt_text(fixed, USER)
+
+
+def test_options_travel_with_a_copy(tiny_tokenizer):
+    assert with_options(tiny_tokenizer, thinking="auto") is tiny_tokenizer
+    emptied = with_options(tiny_tokenizer, thinking="empty")
+    tiny_tokenizer.chat_template = emptied.chat_template = SWITCH
+    assert prompt_text(emptied, USER).endswith(EMPTY) and not prompt_text(tiny_tokenizer, USER).endswith(EMPTY)
+    emptied.chat_template = CHATML  # what was found out about the template is found out anew
+    assert prompt_text(emptied, USER) == START + "\n"
+    for options, sentence in (({"thinking": "no"}, "data.thinking is 'no'; it must be one of auto, with"),
+                              ({"date": "today"}, "data.date is 'today'; it must be a day such as")):
+        with pytest.raises(CofituneError, match=sentence):
+            with_options(tiny_tokenizer, **options)
