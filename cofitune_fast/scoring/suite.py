@@ -70,6 +70,7 @@ def read_suite(
     generate: read files that need generation (IFEval) instead of skipping them with a note; also a key of the mapping.
     Raises CofituneError if data are missing or an entry is malformed.
     """
+    source = source if isinstance(source, Mapping) else Path(source).expanduser()
     if isinstance(source, Mapping):
         entries, origin, root = dict(source), "The suite", Path(root or ".")
     elif Path(source).is_dir():
@@ -130,6 +131,7 @@ def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[
     if nested is None:
         return entries
     if isinstance(nested, str | Path):
+        nested = Path(nested).expanduser()
         if not (root / nested).is_dir():
             raise CofituneError(f"{origin} names the versatility folder {root / nested}, which does not exist.")
         nested = {group: path for group, path in _folder_groups(root / nested).items() if group in VERSATILITY}
@@ -152,7 +154,7 @@ def _read_group(
             if not isinstance(value, _TASK_KEYS[key]) or (key != "chat" and isinstance(value, bool)):
                 raise CofituneError(f"The group {group} has {value!r} as {key!r}, which is of the wrong type.")
         options = {"limit": limit, **options}
-        path = root / options.pop("path")
+        path = root / Path(options.pop("path")).expanduser()
         for file in _data_files(path) if path.is_dir() else [path]:
             try:
                 tasks.append(read_task(file, **options, generate=generate))
