@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 try:
     from .commands.app import app
 except ImportError as _error:
@@ -12,7 +15,18 @@ except ImportError as _error:
 
 def main() -> None:
     """Run the command line."""
+    print_whatever_the_encoding()
     app()
+
+
+def print_whatever_the_encoding() -> None:
+    """Let the standard streams write a question mark for a character that their encoding lacks.
+
+    So a result is shown on a console or a pipe that is not UTF-8, where it would otherwise be lost in an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

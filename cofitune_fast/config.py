@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -331,12 +332,12 @@ def _value(text: str) -> Any:
 
 
 def _with_home(value: Any) -> Any:
-    """Expand the home folder in every path that begins with ~/ ."""
+    """Expand the home folder in every text that begins with ~/ or, of another user, ~name/ ."""
     if isinstance(value, dict):
         return {key: _with_home(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+    return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*[/\\]", value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

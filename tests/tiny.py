@@ -26,6 +26,36 @@ def make_tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = t
     return getattr(transformers, model_class)(config).to(dtype).eval()
 
 
+def make_recurrent_model():
+    """A random language model of one GRU, of which no list of layers and no roles are known."""
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class Config(PretrainedConfig):
+        model_type, vocab_size = "of_its_own", 260
+
+    class Model(PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.embedding, self.gru = torch.nn.Embedding(260, 16), torch.nn.GRU(16, 16, batch_first=True)
+            self.head = torch.nn.Linear(16, 260, bias=False)
+            self.post_init()
+
+        def get_input_embeddings(self):
+            return self.embedding
+
+        def get_output_embeddings(self):
+            return self.head
+
+        def forward(self, input_ids=None, attention_mask=None, **_):
+            return CausalLMOutput(logits=self.head(self.gru(self.embedding(input_ids))[0]))
+
+    torch.manual_seed(0)
+    return Model(Config(pad_token_id=0, bos_token_id=1, eos_token_id=2)).eval()
+
+
 def make_tiny_tokenizer():
     """One token per UTF-8 byte (ids 4..259) plus <pad> 0, <s> 1, <|im_end|> 2 (end of sequence), <|im_start|> 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -41,7 +41,7 @@ def analyze(
     """Show where a speciality enters: change per layer and role, logit lens, attention against FFN."""
     settings = read_config(context, config)
     needed(settings, "model")
-    deltas = delta or ([settings.delta] if settings.delta else [])
+    deltas = [path.expanduser() for path in delta or []] or ([settings.delta] if settings.delta else [])
     path = write_analysis(settings, deltas, needed(settings, "output"), limit=limit,
                           tell=lambda text: console.print(text, highlight=False))
     emit_analysis(write_analysis_page(path, path.parent), as_json)

@@ -10,6 +10,7 @@ import ast
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
@@ -128,6 +129,7 @@ def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
     if SILENT:
         return
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(json.dumps(value, ensure_ascii=not unicode))
     else:
         show()

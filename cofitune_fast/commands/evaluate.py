@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -57,9 +58,21 @@ def evaluate(
     precision; without a delta, the `region`, if one is given.
     """
     content = evaluation(read_config(context, config), split=split, limit=limit, generate=generate,
-                         max_new_tokens=max_new_tokens, harness=harness.split(",") if harness else [],
+                         max_new_tokens=max_new_tokens, harness=_names(harness),
                          against_base=against_base)
     emit(content, as_json, lambda: print(*_lines(content), sep="\n"))
+
+
+def _names(harness: str | None) -> list[str]:
+    """Return the tasks and files of --harness, "a, b": without blanks around them, and with ~ as the home folder.
+
+    Raises:
+        CofituneError: the option is given and names nothing.
+    """
+    names = [os.path.expanduser(name.strip()) for name in (harness or "").split(",") if name.strip()]
+    if harness is not None and not names:
+        raise CofituneError(f"--harness is {harness!r}, which names no task; write names or files with commas between.")
+    return names
 
 
 def evaluation(

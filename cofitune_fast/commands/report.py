@@ -19,6 +19,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Make the page and the pictures of a finished run anew."""
+    folder = folder.expanduser()
     others = (folder / name for name in ("report.json", "search.json", "comparison.json"))
     if (folder / "analysis.json").is_file() and not any(map(Path.is_file, others)):
         emit_analysis(write_analysis_page(folder, folder), as_json)

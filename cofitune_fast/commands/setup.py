@@ -35,7 +35,7 @@ FULL_SFT = 1.0  # longest training of the default space, as a share of full fine
 
 def read_config(context: typer.Context, file: Path | None) -> Config:
     """Read the configuration of a command: the YAML file, if given, overridden by the command line's keys."""
-    return load_config(file, parse_overrides(context.args))
+    return load_config(file and file.expanduser(), parse_overrides(context.args))
 
 
 def needed(settings: Config, key: str) -> Any:

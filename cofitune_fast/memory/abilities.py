@@ -140,7 +140,10 @@ def _prefix_by_structure(layout: Layout, layer: int) -> tuple[Ability, Ability]:
 
 
 def _trie_by_structure(model: nn.Module) -> Ability:
-    layout = resolve_layout(model)
+    try:
+        layout = resolve_layout(model)
+    except CofituneError:  # the whole model can be trained and scored all the same
+        return Ability("its layers are not known")
     if any(block.kind == "mixer" for block in layout.blocks.values()):
         return Ability("linear attention, Mamba or convolution mixes its tokens")
     if not takes_sdpa(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def read_suite(
     on_bad_row: "skip" leaves bad rows out of the tasks, see `read_task`; the suite's notes say so.
     Raises CofituneError if data are missing or an entry is malformed.
     """
+    source = source if isinstance(source, Mapping) else Path(source).expanduser()
     if isinstance(source, Mapping):
         entries, origin, root = dict(source), "The suite", Path(root or ".")
     elif Path(source).is_dir():
@@ -136,6 +138,7 @@ def _with_versatility(entries: dict[str, Any], root: Path, origin: str) -> dict[
     if nested is None:
         return entries
     if isinstance(nested, str | Path):
+        nested = Path(nested).expanduser()
         if not (root / nested).is_dir():
             raise CofituneError(f"{origin} names the versatility folder {root / nested}, which does not exist.")
         nested = {group: path for group, path in _folder_groups(root / nested).items() if group in VERSATILITY}
@@ -158,7 +161,7 @@ def _read_group(
             if not isinstance(value, _TASK_KEYS[key]) or (key != "chat" and isinstance(value, bool)):
                 raise CofituneError(f"The group {group} has {value!r} as {key!r}, which is of the wrong type.")
         options = {"limit": limit, **options}
-        path = options.pop("path")
+        path = os.path.expanduser(options.pop("path"))
         path = Path(path) if is_hub_id(split_of(path)[0]) and not (root / path).exists() else root / path
         for file in _data_files(path) if path.is_dir() and not is_saved(path) else [path]:
             try:

@@ -150,12 +150,16 @@ class Base:
 
     def __init__(self, loaded: LoadedModel):
         self.model, self.tokenizer, self.source = loaded.model, loaded.tokenizer, loaded.source
-        self.layout: Layout = resolve_layout(self.model)
         self.digests = tensor_digests(self.model)
         fingerprint = combine_digests(base_digests(self.model, self.digests))
         self.info = BaseInfo(self.source, fingerprint, dtype_name(self.model))
         self.pad_token_id = pad_token_id(self.tokenizer)
         self.benches: dict[TrialData, Workbench] = {}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The roles of the model's weights. Raises CofituneError if they are not known."""
+        return resolve_layout(self.model)
 
 
 class Workbench:
@@ -169,13 +173,18 @@ class Workbench:
         self._shared, self.data = shared, data
         self.model, self.source = shared.model, shared.source
         self.tokenizer = with_options(shared.tokenizer, thinking=data.thinking, date=data.date)
-        self.layout, self.digests, self.base = shared.layout, shared.digests, shared.info
+        self.digests, self.base = shared.digests, shared.info
         self.pad_token_id = shared.pad_token_id
         shared.benches.setdefault(data, self)
         self._anchors: dict[AnchorSettings, Anchor] = {}
         self._suites: dict[str, Suite] = {}
         self._suite_tokens: dict[str, tuple[int, int]] = {}
         self._base_states: dict[tuple[str, int, str], BaseStates | None] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """As in `Base`: needed for regions of a part of the model, not for all of it or to score."""
+        return self._shared.layout
 
     @property
     def roles(self) -> dict[str, str | list[str]]:

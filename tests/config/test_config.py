@@ -213,6 +213,8 @@ def test_paths_in_the_home_folder(read, monkeypatch):
     assert config.compare.tasks == {"a": {"train": "/home/somebody/a.jsonl"}}
     assert (config.output, config.model.path) == ("/home/somebody/run", "/home/somebody/base")
     assert (config.title, config.region) == ("~ 5 rows", "ffn@all")
+    nested = read("search: {space: [{a: [~/b, '~5', '~no-such-user/x']}]}").search.space
+    assert nested == [{"a": ["/home/somebody/b", "~5", "~no-such-user/x"]}]
 
 
 def test_values_of_other_types(read):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from head_cases import make_model as make_head_model
 from tiny import make_tiny_model
 from transformers import PreTrainedModel
 
@@ -11,6 +12,7 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.importance import compute_importance
 from cofitune_fast.importance.noise import dropout_only, seeded
 from cofitune_fast.models.fingerprint import fingerprint
+from cofitune_fast.models.head import Head
 from cofitune_fast.regions import resolve_layout
 
 BASE = ("tiny", "f" * 64)
@@ -248,6 +250,17 @@ def test_logits_that_no_head_describes_are_taken_from_the_model():
     other.lm_head.register_forward_hook(lambda _, inputs, output: output / 8)
     ours, theirs = (compute_importance(model, make_batches(), base=("m", "f")) for model in (described, other))
     for kind, scores in ours.scores.items():
+        torch.testing.assert_close(scores, theirs.scores[kind], rtol=1e-3, atol=1e-3 * scores.max().item())
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "cohere2", "gemma2"])
+def test_scaled_and_capped_logits_have_the_importance_of_the_models_own(family, monkeypatch):
+    model = make_head_model(family)
+    ours = compute_importance(model, make_batches(), base=BASE, dropout=0.1)
+    monkeypatch.setattr(Head, "of", lambda model: None)  # then the loss is made of the model's logits
+    theirs = compute_importance(model, make_batches(), base=BASE, dropout=0.1)
+    for kind, scores in ours.scores.items():
+        assert scores.max() > 0
         torch.testing.assert_close(scores, theirs.scores[kind], rtol=1e-3, atol=1e-3 * scores.max().item())
 
 

@@ -50,6 +50,12 @@ def test_a_folder(folder):
     assert {len(task.items) for tasks in read_suite(folder, limit=2).groups().values() for task in tasks} == {2}
 
 
+def test_paths_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "other.yaml").write_text("speciality: [~/suite/speciality]\nversatility: ~/suite")
+    assert names(read_suite("~/other.yaml")) == ALL
+
+
 def test_a_folder_with_another_speciality(folder, tmp_path, monkeypatch):
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in RESPONSES))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import make_tiny_model, write_jsonl
+from tiny import make_recurrent_model, make_tiny_model, make_tiny_tokenizer, write_jsonl
 
 from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.models import load_model
-from cofitune_fast.regions import Region
+from cofitune_fast.models import LoadedModel, load_model
+from cofitune_fast.regions import Region, load_delta, save_delta
 from cofitune_fast.training import MemorySettings, TrainOptions
 from cofitune_fast.trials import TrialData, Workbench, workbench
 
@@ -93,6 +93,21 @@ def test_an_exception_inside_a_trial_passes_and_the_base_is_back(bench):
 def test_a_change_outside_the_region_is_found(bench):
     with pytest.raises(CofituneError, match="bytes could not be put back after a trial"), bench.trial(REGION):
         bench.model.get_input_embeddings().weight.data[7, 3] += 1
+
+
+def test_a_model_of_unknown_layers_is_trained_whole_and_scored(bench, tmp_path):
+    model, region = make_recurrent_model(), Region.full()
+    odd = Workbench(LoadedModel(model, make_tiny_tokenizer(), "odd"), bench.data)
+    before, start = odd.score("valid"), copies(model)
+    assert region.describe(model)
+    odd.train(region, tmp_path, {**TRAINING, "learning_rate": 0.03}, TrainOptions())
+    assert changed(model, start) == set(start)
+    save_delta(model, region, tmp_path / "delta", base=odd.base)
+    fresh = make_recurrent_model()
+    load_delta(fresh, tmp_path / "delta")
+    assert not changed(fresh, copies(model)) and odd.score("valid").spec != before.spec
+    with pytest.raises(CofituneError, match="holds no list of layers"):
+        odd.train(Region.parse("ffn@0"), tmp_path, TRAINING, TrainOptions())
 
 
 @pytest.mark.parametrize(("missing", "use", "words"), [
