@@ -115,7 +115,7 @@ def test_long_and_short_factors_are_read(tmp_path):
     ({"llama.attention.sliding_window": 64}, {}, r"says llama.attention.sliding_window 64"),
     ({"llama.final_logit_softcapping": 30.0}, {}, r"says llama.final_logit_softcapping 30.0"),
     ({"llama.expert_count": 8}, {}, r"says llama.expert_count 8"),
-    ({}, {"blk.0.attn_q.bias": [0.5] * 32}, r"holds 39,360 weights, and transformers' .* 39,328, so some would be left"),
+    ({}, {"blk.0.attn_q.bias": [0.5] * 32}, r"holds 39,360 weights, and transformers' .* 39,328, so some would"),
     ({"split.count": 3}, {}, r"is one of the 3 parts of a split GGUF file: join them"),
 ])
 def test_what_would_be_left_out_is_refused(tmp_path, cache, keys, tensors, words):
