@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cofitune_fast import files
+from cofitune_fast.errors import CofituneError
 
 
 def mode(path: Path) -> int:
@@ -197,3 +199,110 @@ def test_a_process_killed_while_it_writes_leaves_the_old_text(tmp_path):
             "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=Path(files.__file__).parents[1])
     assert done.returncode < 0 and (tmp_path / "a").read_text() == "old"
+
+
+def test_what_the_system_refuses_is_one_sentence_with_path_need_and_room(tmp_path, monkeypatch):
+    code = errno.ENOSPC
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    for write in (lambda: files.write_json(tmp_path / "a", {"a": 1}), lambda: _folder(tmp_path / "a")):
+        with pytest.raises(files.WriteFailed, match=r"/a cannot be written \(No space left on device\): .* are free in "
+                                                    r".*; make room there, or choose another one\.$") as failed:
+            write()
+        assert isinstance(failed.value, CofituneError) and failed.value.errno == code
+    code = errno.EROFS
+    with pytest.raises(files.WriteFailed, match=r"\(Read-only file system\): 2 bytes are needed .*; make the folder"):
+        files.write_text(tmp_path / "a", "ab")
+    assert not list(tmp_path.iterdir())
+    assert str(pickle.loads(pickle.dumps(failed.value))) == str(failed.value)  # workers send it
+
+
+def _folder(path: Path) -> None:
+    with files.atomic_folder(path) as folder:
+        (folder / "b").write_text("b")
+
+
+def test_an_error_of_a_library_in_rust_is_known_by_its_number_and_one_about_another_file_is_left_alone(tmp_path):
+    with pytest.raises(files.WriteFailed, match="Disk quota exceeded"), files.atomic_path(tmp_path / "a"):
+        raise RuntimeError(f"I/O error: Disk quota exceeded (os error {errno.EDQUOT})")
+    with pytest.raises(FileNotFoundError), files.atomic_path(tmp_path / "a"):
+        (tmp_path / "base" / "weights").read_bytes()
+
+
+def test_a_folder_where_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(files.WriteFailed, match=r"a/b/c cannot be written|a/b cannot be written"):
+        files.write_text(tmp_path / "a" / "b" / "c", "")
+
+
+def test_a_link_stays_a_link_and_its_folder_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "old").write_text("")
+    _folder(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and [file.name for file in (tmp_path / "disk").iterdir()] == ["b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["seen", "found out by the rename"])
+def test_a_mount_that_cannot_be_renamed_is_filled(tmp_path, monkeypatch, said):
+    mount, replace = tmp_path / "mount", os.replace
+    (mount / "lost+found").mkdir(parents=True)
+    (mount / "old").write_text("")
+
+    def busy(source, target):
+        if Path(source) == mount:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(Path, "is_mount", lambda path: said and path == mount)
+    _folder(mount)
+    assert sorted(file.name for file in mount.iterdir()) == ["b", "lost+found"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mount"]
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    _folder(tmp_path / "a")
+    replace, calls = os.replace, []
+
+    def second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", second)
+    with pytest.raises(files.WriteFailed):
+        _folder(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "b").exists()
+
+
+def test_room_is_asked_for_before_the_work(tmp_path):
+    files.require_room(tmp_path / "not" / "yet", 10**6, "the delta")
+    with pytest.raises(CofituneError, match=r"no room for the delta in .*not: 1,000,000,000 GB are needed and .* "
+                                            r"are free in .*; make room there, or choose"):
+        files.require_room(tmp_path / "not", 10**18, "the delta")
+
+
+@pytest.mark.parametrize("environment, folder", [
+    ({"COFITUNE_CACHE": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c"),
+    ({"COFITUNE_CACHE": "~/c", "HOME": "/h"}, "/h/c"),
+    ({"COFITUNE_CACHE": "", "XDG_CACHE_HOME": "/x"}, "/x/cofitune_fast"),
+    ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, "/h/.cache/cofitune_fast"),
+    ({"HOME": "/h"}, "/h/.cache/cofitune_fast"),
+    ({}, None),
+])
+def test_the_cache_folder(monkeypatch, environment, folder):
+    for name in ("COFITUNE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
+    if folder is None:  # a user without a home, as in a container
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        assert files.cache_folder().parent == Path(files.tempfile.gettempdir())
+    else:
+        assert files.cache_folder() == Path(folder)

@@ -164,6 +164,11 @@ def _tokenizer(file: Path, metadata: _Metadata) -> Any:
         ids = tokenizer("a")["input_ids"]
         if (bool(ids) and ids[place] == token) != wanted:
             setattr(tokenizer, f"add_{kind}_token", wanted)
+    blank = metadata.value("tokenizer.ggml.add_space_prefix")
+    if blank is False and len(tokenizer("a", add_special_tokens=False)["input_ids"]) > 1:
+        logging.getLogger("cofitune_fast").warning(
+            f"{file} begins no text with a blank, and transformers' tokenizer does; name an ordinary model folder if "
+            "that matters.")
     return tokenizer
 
 
@@ -275,7 +280,7 @@ def _llama3(file: Path, freqs: Sequence[float], theta: float, turned: int) -> di
     turns = [_LLAMA3_POSITIONS / (2 * math.pi) * theta ** (-2 * place / turned) for place in range(turned // 2)]
     factor = max(freqs)
     between = [(turn, (1 / value - 1 / factor) / (1 - 1 / factor)) for turn, value in zip(turns, freqs, strict=False)
-               if 1.0 < value < factor]
+               if 1 + 1e-4 < value < factor * (1 - 1e-4)]
     low, high = 1.0, 4.0
     if len(between) > 1:
         (first, at_first), (last, at_last) = between[0], between[-1]

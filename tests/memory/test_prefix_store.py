@@ -167,7 +167,7 @@ def test_only_stores_are_deleted_to_make_room(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("about.json", INDEX, "a novel.txt"):
         (tmp_path / "mine" / name).write_text("x" * 500)
-    open_store(tmp_path / "new", limit=1000).write([row(number, tokens=60) for number in (2,)])
+    open_store(tmp_path / "new", limit=800).write([row(number, tokens=60) for number in (2,)])
     assert not (tmp_path / "old").exists() and (tmp_path / "mine" / "a novel.txt").exists()
 
 

@@ -70,8 +70,9 @@ def elsewhere(folder):
     (no_tokenizer, r"has no tokenizer \(tokenizer.json or tokenizer.model\): copy"),
     (elsewhere, r"index.json is broken \(a file of another folder\)"),
     *((lambda folder, method=method: changed_config(folder, quantization_config={"quant_method": method}),
-       rf"is quantised \({method}\).*: name the full-precision checkpoint") for method in ("gptq", "awq", "fp8", "mxfp4")),
-    (lambda folder: changed_config(folder, quantization_config={"load_in_4bit": True}), r"is quantised \(bitsandbytes\)"),
+       rf"is quantised \({method}\).*: name the full-precision checkpoint") for method in ("gptq", "fp8", "mxfp4")),
+    (lambda folder: changed_config(folder, text_config={"quantization_config": {"load_in_4bit": True}}),
+     r"is quantised \(bitsandbytes\)"),
     (lambda folder: changed_config(folder, model_type="brand_new", auto_map={"AutoConfig": "c.C"}),
      r"by code which the model brings along, and such code is never run here"),
 ])
