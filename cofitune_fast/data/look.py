@@ -1,4 +1,4 @@
-"""What a data file holds, seen without a model's weights: bad rows, tokens, lengths, what is trained, rows twice."""
+"""Facts of a data file, seen without weights: bad rows, tokens, lengths, what is trained, rows that stand twice."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ class DataView:
             template = "a chat template" if model["chat_template"] else "no chat template"
             yield Text(f"{model['source']}: {model['vocabulary']:,} tokens, {positions}, {template}", style="bold")
             yield Text()
-        yield _files(content)
-        yield Text()
+        if content["files"]:
+            yield _files(content)
+            yield Text()
         for line, style in _lines(content):
             yield Text(line, style=style)
         if content["shown"]:

@@ -126,7 +126,7 @@ def load_tokenizer(path: str | Path, gguf_file: str | None = None, dtype: str = 
 
 @dataclass
 class Outline:
-    """What is known of a model without its weights: its tokenizer and its configuration.
+    """Tokenizer and configuration of a model, which are known without its weights.
 
     source: the folder, hub id or GGUF file that the user named.
     """

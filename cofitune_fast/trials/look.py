@@ -33,7 +33,7 @@ SPLITS = ("valid", "test")
 
 @dataclass
 class Overlap:
-    """What two parts of the data hold in common; `part` is to be new to who has learnt `other`."""
+    """Rows that two parts of the data have in common; `part` should be new to a model that has learnt `other`."""
 
     part: str
     other: str
@@ -44,7 +44,7 @@ class Overlap:
         exact, prompt = self.pairs
         same = f", {len(exact):,} of them with the same response" if exact else ""
         return (f"{counted(len(prompt), 'prompt')} of {self.part} also in {self.other}{same} "
-                f"({places([f'{one} = {two}' for one, two in prompt])})")
+                f"(the first: {' = '.join(prompt[0])})")
 
 
 @dataclass
