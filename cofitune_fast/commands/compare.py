@@ -26,6 +26,7 @@ from ..search.executors import InProcess
 from ..trials import TrialData, Workbench
 from ..validation import validated
 from .app import AsJson, ConfigFile, command, console, emit
+from .kept import says_what_is_kept
 from .run import do_run
 from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
@@ -58,9 +59,10 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
     display = PlainDisplay(console)
     display.stage(f"Loading {needed(settings, 'model').path}")
     elsewhere = settings.compare.executor != "in-process"
-    with open_comparison(settings, needed(settings, "output"), display,
-                         lambda: make_workbench(settings, device="cpu" if elsewhere else None),
-                         dry_run=dry_run) as comparison:
+    with says_what_is_kept(settings.output), open_comparison(
+        settings, needed(settings, "output"), display,
+        lambda: make_workbench(settings, device="cpu" if elsewhere else None), dry_run=dry_run,
+    ) as comparison:
         if dry_run:
             rows, resolution = comparison.plan(), comparison.resolution()
             lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]

@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
-from ..search import differences
-from ..training import decisive
+from ..training import decisive, differences
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .entries import without
