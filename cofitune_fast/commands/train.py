@@ -228,7 +228,7 @@ def _refuse_the_base(bench: Workbench, region: Region, result: dict[str, Any]) -
     if is_sharded(bench.model):
         return
     if all(tensor_digest(tensor) == bench.digests.get(name) for name, tensor in region.parameters(bench.model)):
-        raise CofituneError(f"Training changed nothing: after {result['steps']} steps the region has the bits of the base. "
+        raise CofituneError(f"Training changed nothing: after {result['steps']} steps the region has the base's bits. "
                             "A single step is at the warm-up's rate 0: give more rows or epochs, or set "
                             "training.warmup_steps 0; else raise training.learning_rate.")
 
