@@ -26,7 +26,7 @@ from ..search.executors import InProcess
 from ..trials import TrialData, Workbench
 from ..validation import validated
 from .app import AsJson, ConfigFile, command, console, emit
-from .kept import says_what_is_kept
+from .kept import fix_date, note_date, says_what_is_kept
 from .run import do_run
 from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
@@ -119,7 +119,7 @@ def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
     for part in ("train", "valid", "test"):
         if not getattr(data, part):
             raise CofituneError(f"{where} has no {part} data; name a JSON, JSONL or CSV file.")
-    return replace(shared, **data.model_dump())
+    return replace(shared, **{**data.model_dump(), "date": data.date or shared.date})
 
 
 @contextmanager
@@ -136,11 +136,13 @@ def open_comparison(
     if started_by_torchrun():
         raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
                             "train.")
+    fix_date(settings, output)
     chosen = comparison_settings(settings)
     first = next(iter(chosen.tasks.values()))
     setup = replace(trial_setup(settings, os.path.abspath(output)), data=first, training=settings.training, work=WORK)
     if not dry_run:
         writable_folder(output)
+        note_date(settings, output)
     bench = workbench().with_data(first)
     work = lambda job: run_method(bench, setup, job)  # noqa: E731
     executor = InProcess(work) if dry_run else make_workers(settings.compare, setup, work)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from ..config import Config
 from ..errors import CofituneError
-from ..files import read_json
+from ..files import read_json, write_json
 from ..regions import read_delta
 from ..signals import exit_status
 from ..training import changes, find_checkpoint
 from ..training.checkpoint import Checkpoint, checkpoints
 from .app import console
 
+_BEGAN = "began.json"
 _WAYS_OUT = "restore them, choose another output folder, or give --overwrite to start anew"
 
 
@@ -36,6 +39,19 @@ def _something_is_finished(output: Path) -> bool:
     journal = output / "journal.jsonl"
     begun = journal.is_file() and journal.read_bytes().count(b"\n") > 1  # the first line holds the settings
     return begun or any(output.glob("runs/*.json")) or any(output.glob("nodes/*/checkpoint-*/checkpoint.json"))
+
+
+def fix_date(settings: Config, output: str | Path) -> None:
+    """Give a run that goes on in a folder the date on which it began there, unless its settings name one."""
+    if settings.data.date is None:
+        path = Path(output) / _BEGAN
+        settings.data.date = read_json(path, "beginning of a run")["date"] if path.is_file() else str(date.today())
+
+
+def note_date(settings: Config, output: str | Path) -> None:
+    """Write the date of a run into its folder, where `fix_date` finds it."""
+    if not (Path(output) / _BEGAN).is_file():
+        write_json(Path(output) / _BEGAN, {"date": settings.data.date})
 
 
 class Earlier:

@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import TrainerCallback
 
-from .. import data as data_room
 from ..anchor import Anchor
 from ..anchor.writing import thinking_for
 from ..config import Config
@@ -122,7 +121,7 @@ def _train(settings: Config, output: Path, overwrite: bool, console: Console) ->
     known |= plain({
         "training": deciding(training), "base": {"fingerprint": bench.base.fingerprint, "dtype": bench.base.dtype},
         "roles": bench.roles, "template": _text_digest(str(bench.tokenizer.chat_template)),
-        "date": settings.data.date if writes_date(bench.tokenizer) else None,
+        "date": bench.written_date,
     })
     if known["date"] and not date_given:
         console.print(f"The chat template writes the date: {known['date']} (data.date)", highlight=False)
@@ -173,7 +172,7 @@ def _train(settings: Config, output: Path, overwrite: bool, console: Console) ->
         _refuse_the_base(bench, region, result)
         keep(delta, result)
         if rank() == 0:
-            sweep(output, temporary=True, not_of=result["run"] if overwrite else None)
+            sweep(output, not_of=result["run"] if overwrite else None)
     return {**result, "delta": str(delta)}
 
 
@@ -211,12 +210,6 @@ def _known_identity(settings: Config) -> dict[str, Any]:
 
 def _text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def writes_date(tokenizer: Any) -> bool:
-    """True if the chat template writes the date."""
-    writes = getattr(data_room, "writes_date", None)
-    return writes is not None and bool(writes(tokenizer))
 
 
 def _refuse_the_base(bench: Workbench, region: Region, result: dict[str, Any]) -> None:

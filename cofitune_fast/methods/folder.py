@@ -124,6 +124,7 @@ def folder_identity(
         rows[name] = {
             **{key: getattr(data, key) for key in ("max_length", "limit", "metric")},
             "sha256": {key: value for key, value in task.data_digests.items() if key not in files},
+            **({"date": task.written_date} if task.written_date else {}),
         }
     return {
         "settings": {

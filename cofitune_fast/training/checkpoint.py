@@ -101,8 +101,7 @@ def complete_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
 
 def checkpoints(folder: str | Path) -> list[Checkpoint]:
     """Return the checkpoints in `folder` that have a description, the one with the most steps first."""
-    found = [Checkpoint.read(path) for path in Path(folder).glob("checkpoint-*")
-             if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [Checkpoint.read(path) for path in _folders(folder)]
     return sorted((one for one in found if one is not None), key=lambda one: one.step, reverse=True)
 
 
@@ -157,14 +156,33 @@ def rotate(folder: Path, newest: Checkpoint, limit: int | None, best: str | None
             remove_checkpoint(one.path)
 
 
-def sweep(folder: str | Path, *, temporary: bool, not_of: str | None = None) -> None:
+def sweep(folder: str | Path, *, not_of: str | None = None) -> None:
     """Remove checkpoint folders that nobody needs any more when a run has written its result.
 
-    temporary: remove temporary checkpoints. not_of: remove the checkpoints of all runs but this one.
+    Those are temporary checkpoints and such as a kill has left half-written.
+
+    not_of: remove the checkpoints of all runs but this one, too.
     """
-    for one in checkpoints(folder):
-        if (temporary and one.temporary) or (not_of is not None and one.run != not_of):
-            remove_checkpoint(one.path)
+    for path in _folders(folder):
+        one = Checkpoint.read(path)
+        if one is None:
+            needless = not (path / DESCRIPTION).exists() and not _is_json(path / "trainer_state.json")
+        else:
+            needless = one.temporary or (not_of is not None and one.run != not_of)
+        if needless:
+            remove_checkpoint(path)
+
+
+def _folders(folder: str | Path) -> list[Path]:
+    return [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path, "state of a training")
+    except (CofituneError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _file_digest(path: Path) -> str:

@@ -24,8 +24,12 @@ DIGESTS = "digests"
 what the base writes has changed."""
 
 
-_WITHOUT_INFLUENCE = ("use_cpu", "resume_from_checkpoint", CHECKPOINT_MINUTES, "save_on_each_node", "save_only_model",
-                      "enable_jit_checkpoint", "restore_callback_states_from_checkpoint")
+_WITHOUT_INFLUENCE = (
+    "use_cpu", "resume_from_checkpoint", CHECKPOINT_MINUTES, "save_on_each_node", "save_only_model",
+    "enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "gradient_checkpointing",
+    "activation_checkpointing",
+)
+
 
 
 def run_identity(
@@ -47,6 +51,7 @@ def run_identity(
         "reference": asdict(options.reference) if options.reference is not None else None,
         "mask_mode": options.mask_mode if options.masks else None,
         "pull": [options.pull.kind, options.pull.strength] if options.pull is not None else None,
+        "optimizer": options.optimizer_kind,
         "storage": options.storage,
         "memory": {"packing": options.memory.packing, "gradient_release": options.memory.gradient_release},
         DIGESTS: {

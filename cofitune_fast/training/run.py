@@ -222,7 +222,7 @@ def _train(
                 _note(notes, f"The prefix cache takes no more rows: {cache.store.failure}; training went on without.")
     frozen_tensors, frozen_bytes = proof.check(model)
     steps, rows = trainer.state.global_step, trainer.train_dataset
-    if figures.skipped == steps > 0:
+    if figures.skipped == steps > 0 and not interrupt.stopped:
         raise NothingTrained(steps)
     if figures.skipped:
         _note(notes, f"{figures.skipped} of {steps} steps changed nothing, as their gradients were not finite; look at "

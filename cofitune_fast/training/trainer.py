@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix_cache import PrefixCache
 from ..models.attention import trie_attention
 from ..models.head import Head
-from ..models.sharded import barrier, is_sharded, reshard, total, world_size
+from ..models.sharded import barrier, broadcast_object, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta, whole_name
 from .arguments import check_precision, check_sharded, refuse_ineffective
@@ -41,6 +42,7 @@ from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
 from .checkpoint import (
     Checkpoint,
     complete_checkpoint,
+    find_checkpoint,
     load_training_state,
     remove_checkpoint,
     rotate,
@@ -145,6 +147,7 @@ class CoFiTuneTrainer(Trainer):
         if args.world_size > 1:
             check_sharded(model, args, options.memory)
         self.head: Head | None = None
+        args = copy(args)  # the caller's stays as it is
         # Trainer would count by the files' times, other runs' checkpoints too, and remove that of a stopped run.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
@@ -196,11 +199,14 @@ class CoFiTuneTrainer(Trainer):
         if not is_sharded(model):
             super()._move_model_to_device(model, device)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; a checkpoint that is not whole is passed over (True) or refused (a path)."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = broadcast_object(find_checkpoint(resume_from_checkpoint, self.args.output_dir))
         with self._free_prefix():
             if self.options.memory.prefix_weights == "host" and self.prefix_cache is not None:
                 self._park_prefix()
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @contextmanager
     def _free_prefix(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,15 @@ class Workbench:
             key: content_digest(Path(value)) for key, value in vars(self.data).items()
             if key in _FILES and value is not None
         }
+
+    @cached_property
+    def written_date(self) -> str | None:
+        """Day that the chat template writes into each row, YYYY-MM-DD; None if it writes none."""
+        try:
+            from ..data.chat import writes_date
+        except ImportError:
+            return None
+        return (self.data.date or str(date.today())) if writes_date(self.tokenizer) else None
 
     @cached_property
     def total_parameters(self) -> int:

@@ -185,9 +185,11 @@ def test_a_torn_newest_checkpoint_is_passed_over(cofitune, made, tmp_path):
     shutil.copytree(Path(made["output"]) / "stopped", run["output"])
     shutil.copytree(run["output"] / "checkpoint-1", run["output"] / "checkpoint-2")
     (run["output"] / "checkpoint-2" / "trainer_state.json").write_bytes(b"")
+    (run["output"] / "checkpoint-4").mkdir()  # of a run that was killed while it wrote
     status, _, err = cofitune("train", *arguments(run))
     assert status == 0 and "checkpoint-2 is damaged or incomplete" in err and "Going on from step 1 of 3" in err
     assert same(tensors(run["output"]), tensors(Path(made["output"]) / "finished"))
+    assert names(run["output"]) == []
 
 
 def test_the_second_signal_and_one_before_training_claim_nothing(cofitune, made, tmp_path, at_step, monkeypatch):
@@ -239,3 +241,15 @@ def test_a_breakdown_leaves_the_finished_delta_and_names_what_it_wrote(cofitune,
     status, _, err = cofitune("train", *arguments(run), "--overwrite")
     assert status == 2 and "are kept in" in err and "delta-last-good" in err
     assert same(tensors(run["output"]), old) and (run["output"] / "delta-last-good").is_dir()
+
+
+def test_a_run_killed_before_its_delta_was_written_writes_it(cofitune, made, tmp_path):
+    """The last checkpoint is of the last step; checkpoints that were asked for stay."""
+    run = {**made, "output": tmp_path / "run", "training.save_strategy": "steps", "training.save_steps": 3}
+    first = json.loads(cofitune("train", *arguments(run), "--json")[1])
+    shutil.rmtree(run["output"] / "delta")
+    status, out, err = cofitune("train", *arguments(run), "--json")
+    again = json.loads(out)
+    assert status == 0 and "Going on from step 3 of 3" in err and names(run["output"]) == ["checkpoint-3"]
+    assert same(tensors(run["output"]), tensors(Path(made["output"]) / "finished"))
+    assert all(again[key] == first[key] for key in ("loss", "steps", "tokens", "epochs", "run"))
