@@ -1,4 +1,4 @@
-"""What an earlier or a stopped run has left in its folder, and whether the same command goes on from it."""
+"""Results and checkpoints that an earlier or a stopped run has left in its folder: whether the same command goes on."""
 
 from __future__ import annotations
 
