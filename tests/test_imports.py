@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "validation": "errors",
     "yaml_text": "errors",
     "environment": "",
+    "signals": "",
     "artefacts": "errors files",
     "ops": "errors",
     "models": "errors files",
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "scoring": "errors files yaml_text ops models data memory",
     "anchor": "errors files validation models data",
     "losses": "errors ops models",
-    "training": "errors files models anchor data losses optim regions memory planning",
+    "training": "errors files signals models anchor data losses optim regions memory planning",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",
     "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring "

@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import CofituneError
+from ..signals import exit_status, stoppable
 
 COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
             "plan", "env")
@@ -72,7 +73,8 @@ def command(function: Callable[..., None]) -> Any:
     """Turn a function into the command of its module.
 
     A function with a `context` parameter also accepts configuration keys as options. A CofituneError is printed as one
-    line and ends with status 2. Ctrl-C ends with status 130 and says how to resume.
+    line and ends with status 2. Ctrl-C ends with status 130, SIGTERM with 143; `kept.says_what_is_kept` says how to
+    resume.
     """
     open_ended = {"allow_extra_args": True, "ignore_unknown_options": True}
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,14 +86,15 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with stoppable():
+                function(*args, **kwargs)
             _leave_the_others()
         except CofituneError as error:
             _say(error)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            console.print("\ncofitune: stopped. What is finished is kept; the same command goes on from there.")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            console.print("\ncofitune: stopped.")
+            raise typer.Exit(exit_status(error)) from None
 
     return run
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..compare import Comparison, ComparisonSettings
 from ..config import Config, DataSection
+from ..data.library import is_hub_id, split_of
 from ..display import PlainDisplay
 from ..errors import CofituneError
 from ..files import writable_folder
@@ -28,6 +29,7 @@ from ..training import refuse_standing_still
 from ..trials import TrialData, Workbench
 from ..validation import validated
 from .app import AsJson, ConfigFile, command, console, emit
+from .kept import fix_date, note_date, says_what_is_kept
 from .run import do_run
 from .setup import look_before, make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
@@ -58,7 +60,6 @@ def compare(
 
 def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> None:
     display = PlainDisplay(console)
-
     def load() -> Workbench:
         display.stage("Looking at the data")
         looks = look_before(settings, ["train", *SPLITS], SPLITS, tasks=comparison_settings(settings).tasks,
@@ -70,7 +71,9 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
         return make_workbench(settings, device="cpu" if elsewhere else None, looks=looks)
 
     needed(settings, "model")
-    with open_comparison(settings, needed(settings, "output"), display, load, dry_run=dry_run) as comparison:
+    with says_what_is_kept(settings.output), open_comparison(
+        settings, needed(settings, "output"), display, load, dry_run=dry_run,
+    ) as comparison:
         if dry_run:
             rows, resolution = comparison.plan(), comparison.resolution()
             lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
@@ -127,7 +130,7 @@ def _task(name: str, values: Mapping[str, Any], shared: TrialData) -> TrialData:
     for part in ("train", "valid", "test"):
         if not getattr(data, part):
             raise CofituneError(f"{where} has no {part} data; name a data file, a folder or a hub id.")
-    return replace(shared, **data.model_dump())
+    return replace(shared, **{**data.model_dump(), "date": data.date or shared.date})
 
 
 @contextmanager
@@ -144,11 +147,13 @@ def open_comparison(
     if started_by_torchrun():
         raise CofituneError("compare trains whole models too and runs in one process; under torchrun use search and "
                             "train.")
+    fix_date(settings, output)
     chosen = comparison_settings(settings)
     first = next(iter(chosen.tasks.values()))
     setup = replace(trial_setup(settings, os.path.abspath(output)), data=first, training=settings.training, work=WORK)
     if not dry_run:
         writable_folder(output)
+        note_date(settings, output)
     bench = workbench().with_data(first)
     work = lambda job: run_method(bench, setup, job)  # noqa: E731
     executor = InProcess(work) if dry_run else make_workers(settings.compare, setup, work)
@@ -174,4 +179,4 @@ def _setting(run: Mapping[str, Any]) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    return os.path.abspath(path) if path is not None else None
+    return path if path is None or is_hub_id(split_of(path)[0]) else os.path.abspath(path)

@@ -59,7 +59,7 @@ def look_at(settings: Config, rows: int = SHOWN, seed: int = 0) -> dict[str, Any
         model = settings.model
         outline = load_outline(model.path, gguf_file=model.gguf_file, dtype=model.dtype)
         look.encode(outline, evaluated=evaluates(settings.training))
-        tokenizer = outline.tokenizer
+        tokenizer = look.tokenizer
     else:
         look.settle()
     shown = next(iter(look.files.values()), None)

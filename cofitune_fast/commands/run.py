@@ -14,6 +14,7 @@ from ..errors import CofituneError
 from ..models.sharded import started_by_torchrun
 from ..report import methods_table, write_report
 from .app import AsJson, ConfigFile, command, console, emit
+from .kept import says_what_is_kept
 from .setup import open_pipeline
 
 
@@ -44,7 +45,7 @@ def do_run(settings: Config, as_json: bool) -> None:
         raise CofituneError("run trains whole models too and works in one process; under torchrun use search and "
                             "train.")
     display = make_display(console)
-    with display.running(), open_pipeline(settings, display) as pipeline:
+    with says_what_is_kept(settings.output), display.running(), open_pipeline(settings, display) as pipeline:
         written = pipeline.output / "report.json"
         try:
             report = pipeline.run(settings.title)

@@ -15,6 +15,7 @@ from ..search.work import final_work
 from ..training import Schedule
 from ..trials import Workbench
 from .app import AsJson, ConfigFile, command, console, emit
+from .kept import says_what_is_kept
 from .setup import look_before, make_memory_need, make_workbench, open_pipeline, search_settings, trial_setup
 
 
@@ -53,7 +54,8 @@ def search(
         emit(content, as_json, table)
         return
     display = make_display(console, as_json)
-    with display.running(), open_pipeline(settings, display, search_alone=True) as pipeline:
+    with (says_what_is_kept(settings.output), display.running(),
+          open_pipeline(settings, display, search_alone=True) as pipeline):
         if pipeline is None:
             return  # a rank other than 0, which has followed rank 0 to the end
         result = pipeline.search(settings.title)

@@ -29,6 +29,7 @@ from ..search.executors import Executor, InProcess
 from ..training import check_arguments, evaluates, refuse_standing_still
 from ..trials import DataLook, TrialData, TrialSetup, Workbench, read_data, run_job
 from .app import SILENT, console
+from .kept import fix_date, note_date
 
 FULL_SFT = 1.0  # longest training of the default space, as a share of full fine-tuning's; other spaces are tried whole
 
@@ -254,6 +255,7 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     ranks run the same jobs until rank 0 is done, and then receive None.
     """
     output, model = needed(settings, "output"), needed(settings, "model")
+    fix_date(settings, output)
     setup = trial_setup(settings, output)  # refuses wrong settings before a folder is made or the model is loaded
     if not settings.region:
         search_settings(settings)
@@ -264,6 +266,7 @@ def open_pipeline(settings: Config, display: Observer, *, search_alone: bool = F
     for training, fraction in [*rungs, *([] if search_alone else [(settings.training, 1.0)])]:
         refuse_standing_still(training, len(looks[0].files["train"].encoded), fraction)
     writable_folder(output)
+    note_date(settings, output)
     display.stage(f"Loading {model.path}")
     # With workers elsewhere this process needs only the model's names and sizes, so it leaves the GPUs to them.
     elsewhere = search_alone and settings.search.executor != "in-process"

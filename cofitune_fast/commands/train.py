@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,20 +21,27 @@ from ..display import duration
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..importance import Importance
-from ..models.sharded import rank
+from ..models.fingerprint import tensor_digest
+from ..models.sharded import broadcast_object, is_sharded, rank
 from ..regions import DEFAULT_REGION, Region, save_delta
+from ..signals import exit_status, held
 from ..training import (
     LossNotFinite,
     TrainOptions,
     check_arguments,
     check_precision,
     evaluates,
-    find_checkpoint,
     refuse_standing_still,
+    run_identity,
     with_learning_rate,
 )
+from ..training.arguments import CHECKPOINT_MINUTES
+from ..training.checkpoint import sweep
+from ..training.identity import deciding, plain
 from ..trials import Workbench
+from ..trials.workbench import content_digest, data_digest
 from .app import AsJson, ConfigFile, command, console, emit
+from .kept import Earlier, step_to_go_on_from
 from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data
 
 
@@ -45,9 +54,20 @@ def train(
 ) -> None:
     """Train one region, held to the base by the anchor; writes OUTPUT/delta."""
     settings = read_config(context, config)
-    result = train_delta(settings, needed(settings, "output"), overwrite=overwrite, console=console)
+    output = Path(needed(settings, "output"))
+    try:
+        result = train_delta(settings, output, overwrite=overwrite, console=console)
+    except KeyboardInterrupt as error:
+        step = step_to_go_on_from(output)
+        kept = ("No checkpoint was kept, so the same command starts anew." if step is None else
+                f"The same command goes on from the checkpoint of step {step}.")
+        console.print(f"\ncofitune: stopped at once. {kept}")
+        raise typer.Exit(exit_status(error)) from None
 
     def show() -> None:
+        if result["delta"] is None:
+            print(f"no delta yet: {result['region']}, stopped after step {result['steps']}")
+            return
         print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
               f"{result['loss']:.3f}, {duration(result['seconds'])}; "
               f"{result['frozen_tensors']} frozen tensors unchanged")
@@ -57,24 +77,25 @@ def train(
 
     emit(result, as_json, show)
     if result["interrupted"]:
-        console.print(f"Stopped after step {result['steps']}; go on with the same command and "
-                      "--training.resume_from_checkpoint true.")
-        raise typer.Exit(130)
+        console.print(f"Stopped after step {result['steps']} with a checkpoint; the same command goes on from there.",
+                      highlight=False)
+        raise typer.Exit(128 + result["signal"])
 
 
 def train_delta(settings: Config, output: str | Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
     """Train `settings.region`, or the default region, and write OUTPUT/delta.
 
+    A run that was stopped goes on from its last checkpoint; a finished one is not trained again.
+
     Returns:
-        The fields of TrainResult and the path of the delta.
+        The fields of TrainResult and the path of the delta, which is None after a stop.
     """
     output = writable_folder(output)
     settings.region = settings.region or DEFAULT_REGION  # the workbench must know it: it stays unquantised
-    region, masked = Region.parse(settings.region), settings.mask.preset != "none"
-    if settings.importance.file and not masked:
+    if settings.importance.file and settings.mask.preset == "none":
         raise CofituneError(f"importance.file is {settings.importance.file}, but mask.preset is none, so that no mask "
                             "would be made of it; set mask.preset, or leave the file out.")
-    check_training(settings, output)
+    check_training(settings)
     lock = FileLock(output / "train.lock")
     try:
         if rank() == 0:  # ranks that train together share one lock
@@ -83,60 +104,130 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
         raise CofituneError(f"Another run is training in {output}; wait for it or choose another output folder.") \
             from None
     with lock if rank() == 0 else nullcontext():
-        delta = output / "delta"
-        if delta.exists() and not overwrite and not settings.training.get("resume_from_checkpoint"):
-            raise CofituneError(f"{delta} holds the result of an earlier run; choose another output folder, or give "
-                                "--overwrite.")
-        evaluated = evaluates(settings.training)
-        looks = look_before(settings, ["train", "valid"] if evaluated else ["train"], evaluated=evaluated)
-        refuse_standing_still(settings.training, len(looks[0].files["train"].encoded))
-        bench = make_workbench(settings, looks=looks)
-        check_precision(settings.training, bench.model)
-        training = with_learning_rate(settings.training, bench.model, full=region.is_full)
-        console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
-                      highlight=False)
-        masks = None
-        if masked:
-            masks = bench.masks(_importance(settings, bench, region, output, console), region, settings.mask.preset)
-
-        def keep(run: dict[str, Any] | None = None) -> None:
-            save_delta(bench.model, region, delta, base=bench.base, settings={
-                "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
-                "loss": settings.loss, "anchor": asdict(settings.anchor), "quantize": settings.model.quantize,
-                "memory": asdict(settings.memory), "run": run,
-            })
-
-        arguments = {"disable_tqdm": not console.is_terminal, **training}
-        try:
-            result = bench.train(
-                region, output, arguments, TrainOptions(
-                    loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
-                    mask_mode=settings.mask.mode, storage=settings.storage,
-                    memory=settings.memory,
-                ),
-                callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
-            ).to_dict()
-        except LossNotFinite as error:
-            kept = f" The weights of the step before are kept in {delta}." if delta.exists() else ""
-            raise CofituneError(f"{error}{kept}") from None
-        if not result["interrupted"]:
-            keep(result)
-    return {"delta": str(delta), **result}
+        return _train(settings, output, overwrite, console)
 
 
-def check_training(settings: Config, output: Path) -> None:
-    """Refuse what can be told without the model: arguments, data files, a checkpoint that is not there.
+def _train(settings: Config, output: Path, overwrite: bool, console: Console) -> dict[str, Any]:
+    region, delta = Region.parse(settings.region), output / "delta"
+    earlier = Earlier(output, settings.training.get("resume_from_checkpoint"), overwrite)
+    known = _known_identity(settings)
+    earlier.check(known)  # before anything is loaded
+    date_given = settings.data.date is not None
+    began = earlier.began or str(date.today())
+    settings.data.date = settings.data.date or began
+
+    evaluated = evaluates(settings.training)
+    looks = look_before(settings, ["train", "valid"] if evaluated else ["train"], evaluated=evaluated)
+    refuse_standing_still(settings.training, len(looks[0].files["train"].encoded))
+    bench = make_workbench(settings, looks=looks)
+    check_precision(settings.training, bench.model)
+    training = with_learning_rate(settings.training, bench.model, full=region.is_full)
+    known |= plain({
+        "training": deciding(training), "base": {"fingerprint": bench.base.fingerprint, "dtype": bench.base.dtype},
+        "roles": bench.roles, "template": _text_digest(str(bench.tokenizer.chat_template)),
+        "date": bench.written_date,
+    })
+    if known["date"] and not date_given:
+        console.print(f"The chat template writes the date: {known['date']} (data.date)", highlight=False)
+    earlier.check(known)
+    if earlier.finished is not None:
+        console.print(f"{delta} is finished; nothing is trained", highlight=False, markup=False, soft_wrap=True)
+        return {**earlier.finished, "delta": str(delta)}
+
+    checkpoint = broadcast_object(earlier.take())
+    console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
+                  highlight=False)
+    masks = None
+    if settings.mask.preset != "none":
+        importance = _importance(settings, bench, region, output, console, resumed=checkpoint is not None)
+        masks = bench.masks(importance, region, settings.mask.preset)
+    options = TrainOptions(loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
+                           mask_mode=settings.mask.mode, storage=settings.storage, memory=settings.memory)
+    identity = {**run_identity(region, training, options, bench.train_rows,
+                               bench.valid_rows if evaluates(training) else None, bench.base), **known}
+
+    def keep(path: Path, run: dict[str, Any] | None) -> None:
+        save_delta(bench.model, region, path, base=bench.base, settings={
+            "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
+            "loss": settings.loss, "anchor": asdict(settings.anchor), "quantize": settings.model.quantize,
+            "memory": asdict(settings.memory), "run": run, "identity": identity, "began": began,
+        })
+
+    kept: list[Path] = []
+
+    def keep_last_good() -> None:
+        path = output / "delta-last-good" if delta.exists() else delta
+        keep(path, None)
+        kept.append(path)
+
+    arguments = {"disable_tqdm": not console.is_terminal, CHECKPOINT_MINUTES: 10, **training,
+                 "resume_from_checkpoint": checkpoint}
+    try:
+        result = bench.train(
+            region, output, arguments, options, callbacks=[] if console.is_terminal else [_LogLines(console)],
+            on_last_good=keep_last_good, interruptible=True, identity=identity,
+        ).to_dict()
+    except LossNotFinite as error:
+        where = f" The weights of the step before are kept in {kept[0]}." if kept else ""
+        raise CofituneError(f"{error}{where}") from None
+    if result["interrupted"]:
+        return {**result, "delta": None}
+    with held():
+        _refuse_the_base(bench, region, result)
+        keep(delta, result)
+        if rank() == 0:
+            sweep(output, not_of=result["run"] if overwrite else None)
+    return {**result, "delta": str(delta)}
+
+
+def check_training(settings: Config) -> None:
+    """Refuse what can be told without the model: arguments and data files.
 
     Raises:
         CofituneError: one sentence for the first flaw.
     """
     check_arguments(settings.training)
-    data, resume = trial_data(settings), settings.training.get("resume_from_checkpoint")
+    data = trial_data(settings)
     for part in ["train", "valid"] if evaluates(settings.training) else ["train"]:
         data.file(part)
     check_files(settings)
-    if resume:
-        find_checkpoint(resume, output)
+
+
+def _known_identity(settings: Config) -> dict[str, Any]:
+    """Return what decides the result, as far as it is known without the model; named as in the configuration."""
+    data, masked, given = settings.data, settings.mask.preset != "none", settings.importance.file
+    known = plain({
+        "region": str(Region.parse(settings.region)),
+        "loss": settings.loss, "storage": settings.storage, "anchor": settings.anchor.identity(),
+        "memory": {"packing": settings.memory.packing, "gradient_release": settings.memory.gradient_release},
+        "mask": settings.mask.model_dump() if masked else None,
+        "importance": None if not masked else {"file": content_digest(Path(given))} if given
+        else settings.importance.arguments(),
+        "quantize": settings.model.quantize,
+        "data": {"train": data_digest(data.train)[:16], "max_length": data.max_length, "limit": data.limit,
+                 "on_bad_row": data.on_bad_row, "thinking": data.thinking},
+    })
+    if "learning_rate" in settings.training:  # otherwise the model's width decides it
+        known["training"] = deciding(settings.training)
+    return known
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse_the_base(bench: Workbench, region: Region, result: dict[str, Any]) -> None:
+    """Refuse a result that is the base to the bit.
+
+    Raises:
+        CofituneError: no tensor of the region has changed.
+    """
+    if is_sharded(bench.model):
+        return
+    if all(tensor_digest(tensor) == bench.digests.get(name) for name, tensor in region.parameters(bench.model)):
+        raise CofituneError(f"Training changed nothing: after {result['steps']} steps the region has the base's bits. "
+                            "A single step is at the warm-up's rate 0: give more rows or epochs, or set "
+                            "training.warmup_steps 0; else raise training.learning_rate.")
 
 
 class _LogLines(TrainerCallback):
@@ -167,12 +258,14 @@ def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | No
 
 
 def _importance(
-    settings: Config, bench: Workbench, region: Region, output: Path, console: Console
+    settings: Config, bench: Workbench, region: Region, output: Path, console: Console, *, resumed: bool
 ) -> Importance:
-    if settings.importance.file:
-        return Importance.load(settings.importance.file)
+    """Load the importance that is named, or that of the run that is gone on with; else measure it."""
+    own = output / "importance.safetensors"
+    if settings.importance.file or (resumed and own.is_file()):
+        return Importance.load(settings.importance.file or own)
     console.print("Measuring the importance of the region's units", highlight=False)
     importance = bench.importance(None if region.is_full else region, **settings.importance.arguments())
     if rank() == 0:
-        importance.save(output / "importance.safetensors")
+        importance.save(own)
     return importance

@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
-from ..search import differences
-from ..training import decisive
+from ..training import decisive, differences
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.workbench import content_digest
 from .entries import without
@@ -125,6 +124,7 @@ def folder_identity(
         rows[name] = {
             **{key: getattr(data, key) for key in ("max_length", "limit", "metric")},
             "sha256": {key: value for key, value in task.data_digests.items() if key not in files},
+            **({"date": task.written_date} if task.written_date else {}),
         }
     return {
         "settings": {

@@ -82,6 +82,15 @@ def total(value: float) -> float:
     return summed.item()
 
 
+def highest(value: float) -> float:
+    """Return the largest of all ranks' values. Collective."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(float(value), dtype=torch.float64, device=_host())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.item()
+
+
 def any_rank(flag: bool) -> bool:
     """True if the flag is set on any rank. Collective."""
     return total(flag) > 0

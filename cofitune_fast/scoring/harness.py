@@ -37,8 +37,8 @@ def harness_scores(
 
     Choice: query and answer are joined as in our own scores, see `tasks.join`. acc is by summed log-likelihood, and
     acc_norm by log-likelihood per character. Continuation: acc is exact match under greedy decoding, and perplexity is
-    per item, not per token. Instruction: lm-eval's ifeval on the file's prompts. Thoughts are cut from generated texts; a
-    text whose thought does not end is empty, and a warning counts such texts.
+    per item, not per token. Instruction: lm-eval's ifeval on the file's prompts. Thoughts are cut from generated
+    texts; a text whose thought does not end is empty, and a warning counts such texts.
 
     The model is restored, see `left_as_found`. Raises CofituneError if lm-eval is missing or a task cannot be loaded.
     """

@@ -2,7 +2,7 @@
 
 from .budget import Budget, Work
 from .choice import Choice
-from .journal import Journal, differences
+from .journal import Journal
 from .limits import Limits, Need
 from .nodes import Node, Rung
 from .observer import Observer, Silent
@@ -14,4 +14,4 @@ from .work import search_work
 
 __all__ = ["SPACES", "STRATEGIES", "Budget", "Candidate", "Choice", "Journal", "Level", "Limits", "Need", "Node",
            "Observer", "Rung", "Search", "SearchResult", "SearchSettings", "Silent", "Strategy", "Work", "children",
-           "differences", "named_strategy", "node_rate", "search_work", "space_levels"]
+           "named_strategy", "node_rate", "search_work", "space_levels"]

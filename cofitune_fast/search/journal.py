@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
 from ..files import make_folder, sync, writing
+from ..training import differences
 
 VERSION = 4
 
@@ -105,12 +106,3 @@ class Journal:
                 os.fsync(file.fileno())
             if new:
                 sync(self.path.parent)
-
-
-def differences(was: Any, now: Any, where: str = "") -> list[str]:
-    """List what changed, key by key: "training.learning_rate was 0.0004, is 0.0001"."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [text for key in sorted({*was, *now})
-                for text in differences(was.get(key), now.get(key), f"{where}.{key}" if where else key)]
-    shown = ["not set" if value is None else json.dumps(value) for value in (was, now)]
-    return [] if was == now else [f"{where} was {shown[0]}, is {shown[1]}"]

@@ -208,6 +208,7 @@ class Search:
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
                 "anchor": self.setup.anchor.identity(), "reference": self._reference,
                 **({"drift_rows": self.setup.drift_rows} if early else {}),
+                **({"date": self.bench.written_date} if self.bench.written_date else {}),
                 **({"roles": self.bench.roles} if self.bench.roles else {})}
 
     # Laboratory ------------------------------------------------------------------------------------------------------

@@ -9,12 +9,15 @@ from .arguments import (
     training_arguments,
     without_evaluations,
 )
+from .checkpoint import find_checkpoint, last_complete_checkpoint
+from .identity import changes, differences, run_identity
 from .options import TrainOptions
 from .rates import with_learning_rate
-from .run import TrainResult, find_checkpoint, last_complete_checkpoint, train_region
+from .run import TrainResult, train_region
 from .schedule import Schedule, refuse_standing_still
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
 __all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "Schedule", "TrainOptions", "TrainResult",
-           "check_arguments", "check_precision", "decisive", "evaluates", "find_checkpoint", "last_complete_checkpoint",
-           "refuse_standing_still", "train_region", "training_arguments", "with_learning_rate", "without_evaluations"]
+           "changes", "check_arguments", "check_precision", "decisive", "differences", "evaluates",
+           "find_checkpoint", "last_complete_checkpoint", "refuse_standing_still", "run_identity", "train_region",
+           "training_arguments", "with_learning_rate", "without_evaluations"]

@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
 
 PATIENCE = "early_stopping_patience"
 """Our own key among Trainer's arguments: training stops after this many evaluations without a better loss."""
+CHECKPOINT_MINUTES = "checkpoint_minutes"
+"""Our own key among Trainer's arguments: a checkpoint is saved this often; 0 saves none by time."""
 
 
 class Rule(NamedTuple):
@@ -121,7 +123,7 @@ WITHOUT_INFLUENCE = {
     "logging_strategy", "logging_steps", "logging_first_step", "logging_dir", "log_on_each_node", "log_level",
     "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-    "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics",
+    "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics", CHECKPOINT_MINUTES,
 }
 """Arguments that change nothing about what is trained."""
 
@@ -178,7 +180,7 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     patience = values.get(PATIENCE)
     values = {**DEFAULTS, **_best_model(values), "output_dir": str(output_dir),
               "dataloader_pin_memory": torch.cuda.is_available(),
-              **{key: value for key, value in values.items() if key not in (PATIENCE, "bf16")}}
+              **{key: value for key, value in values.items() if key not in (PATIENCE, CHECKPOINT_MINUTES, "bf16")}}
     try:
         arguments = TrainingArguments(**values)
     except ImportError as error:
@@ -244,8 +246,12 @@ def _refuse(values: Mapping[str, Any]) -> None:
         if key == PATIENCE:
             _require_count(key, value)
             continue
+        if key == CHECKPOINT_MINUTES:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise CofituneError(f"training.{key} is {value!r}; it must be a number of minutes, or 0 for none.")
+            continue
         if key not in known:
-            nearest = difflib.get_close_matches(key, sorted({*known, PATIENCE}), n=1)
+            nearest = difflib.get_close_matches(key, sorted({*known, PATIENCE, CHECKPOINT_MINUTES}), n=1)
             hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
             raise CofituneError(f"Unknown key training.{key}; {hint}")
         if key == "output_dir":

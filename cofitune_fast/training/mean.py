@@ -18,3 +18,14 @@ class Mean:
     @property
     def value(self) -> float | None:
         return float(self._sum) / self._count if self._count else None
+
+    @property
+    def sum(self) -> float:
+        return float(self._sum)
+
+    def state(self) -> list[float]:
+        """Return [sum, count] for JSON."""
+        return [self.sum, self._count]
+
+    def load(self, state: list[float]) -> None:
+        self._sum, self._count = state[0], int(state[1])

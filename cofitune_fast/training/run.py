@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from ..data import Encoded
 from ..errors import CofituneError
@@ -22,19 +20,20 @@ from ..memory.abilities import checkpoint_ability, why_not_cut
 from ..memory.cached_prefix import open_prefix
 from ..memory.prefix_cache import PrefixCache
 from ..memory.settings import MemorySettings
-from ..models.sharded import all_ranks, broadcast_object, is_sharded
+from ..models.sharded import all_ranks, broadcast_object, is_sharded, total, world_size
 from ..optim.sharding import local
 from ..planning.out_of_memory import is_out_of_memory
 from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
-from .arguments import PATIENCE, check_precision, evaluates, training_arguments
+from .arguments import CHECKPOINT_MINUTES, PATIENCE, check_precision, evaluates, training_arguments
 from .batching import KeyedRows
-from .callbacks import StopOnInterrupt
-from .checkpoint import OPTIMIZER_FILE, STATE_FILE
+from .callbacks import Patience, Saves, StopOnInterrupt
+from .checkpoint import Checkpoint, find_checkpoint
+from .identity import changes, run_identity
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
 from .room import require_room_for_training
-from .trainer import CoFiTuneTrainer, LossNotFinite
+from .trainer import CoFiTuneTrainer, LossNotFinite, NothingTrained
 
 
 @dataclass
@@ -43,13 +42,17 @@ class TrainResult:
 
     Attributes:
         trained_parameters: number of trained parameters.
-        steps, epochs: updates made, and how often each row was seen.
+        steps, epochs: updates made, and how often each row was seen. These and all figures but the memory's cover the
+            whole run, also where it was resumed.
         tokens: tokens of the task's rows over all epochs.
         loss: mean over the steps, in nats per response token, the anchor's part included.
         seconds: wall-clock time of the training.
         peak_memory_bytes: peak memory; `peak_memory` says which memory was measured, and how.
         frozen_tensors, frozen_bytes: tensors proven unchanged, and their size.
-        interrupted: Ctrl-C ended the training early.
+        interrupted: a signal such as Ctrl-C ended the training early, with a checkpoint.
+        signal: number of that signal.
+        skipped_steps: steps that changed nothing because their gradients were not finite.
+        run: random name of the run, which its checkpoints carry.
         cached_rows: rows whose frozen prefix was in the cache before the run.
         notes: things that the run could not do, in sentences.
         anchor_kl: mean KL per anchor token, in nats, base || model or, for the loss reverse_kl, model || base.
@@ -77,6 +80,9 @@ class TrainResult:
     eval_loss: float | None = None
     best_step: int | None = None
     reference_kl: float | None = None
+    signal: int | None = None
+    skipped_steps: int = 0
+    run: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,6 +102,7 @@ def train_region(
     callbacks: Sequence[TrainerCallback] = (),
     on_last_good: Callable[[], Any] | None = None,
     interruptible: bool = False,
+    identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train `region` in place on the response tokens of `rows`, and prove that every other tensor is unchanged.
 
@@ -106,27 +113,30 @@ def train_region(
             to the base or filtered.
         output_dir: folder for checkpoints.
         training: fields of transformers.TrainingArguments, see `arguments.training_arguments`. `resume_from_checkpoint:
-            true` takes the last complete checkpoint in output_dir. Without a learning rate, `with_learning_rate` sets
-            one.
+            true` takes the last complete checkpoint in output_dir; it must be of the same identity. Without a learning
+            rate, `with_learning_rate` sets one. `checkpoint_minutes` saves a checkpoint that often.
         options: loss, anchor, masks, storage and memory, see TrainOptions.
         base: name, fingerprint and dtype of the base, written into checkpoints.
         pad_token_id: token that pads rows of a batch.
         eval_rows: rows for the evaluations that `training` asks for.
         callbacks: callbacks of transformers.Trainer.
         on_last_good: called when the loss is no longer finite while the weights still are.
-        interruptible: the first Ctrl-C ends training after the current step, with a checkpoint.
+        interruptible: the first Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a checkpoint.
+        identity: what decides the run's result, which its checkpoints carry; by default that of `run_identity`.
 
     Returns:
         The run's TrainResult, with losses in nats per token, time in seconds and memory in bytes.
 
     Raises:
-        LossNotFinite: the loss became NaN or infinite.
-        CofituneError: an argument is refused, memory ran out, or a tensor outside the region changed.
+        LossNotFinite: the loss became NaN or infinite, or, as NothingTrained, the gradients of all steps.
+        CofituneError: an argument is refused, the checkpoint is of another run, memory ran out, or a tensor outside the
+            region changed.
     """
     training = dict(training or {})
     resume = training.pop("resume_from_checkpoint", None)
     if resume:
         resume = broadcast_object(find_checkpoint(resume, output_dir))
+    minutes = training.get(CHECKPOINT_MINUTES)
     if model.device.type == "cpu":
         training.setdefault("use_cpu", True)  # otherwise Trainer would move the model to a GPU
     training = with_learning_rate(training, model, full=region.is_full)
@@ -135,6 +145,9 @@ def train_region(
     if evaluates(training) and not eval_rows:
         raise CofituneError("Evaluations during training need rows: set data.valid, or leave training.eval_strategy "
                             "out.")
+    identity = identity or run_identity(region, training, options, rows, eval_rows, base)
+    if resume:
+        check_identity(Checkpoint.read(resume), identity)
     require_room_for_training(list(region.parameters(model)), arguments, output_dir)
     interrupt = StopOnInterrupt()
     proof = FrozenProof.of(model, [name for name, _ in region.parameters(model)])
@@ -149,23 +162,52 @@ def train_region(
         _note(notes, f"Gradient checkpointing is off: {able.why_not}.")
     cache = _prefix_cache(model, region, [data, evaluated], arguments, options.memory, proof, notes)
     cached_rows = sum(key in cache.store for key in data.keys) if cache else 0
-    patience = training.get(PATIENCE)
+    watching = [*callbacks]
+    if patience := training.get(PATIENCE):
+        watching.append(Patience(patience))
+    if not any(isinstance(one, Saves) for one in callbacks):
+        watching.append(Saves(60 * minutes if minutes else None))
+    if interruptible:
+        watching.append(interrupt)
     use_cache = getattr(model.config, "use_cache", None)
     trainer = CoFiTuneTrainer(
         model, arguments, region, data, options, base=base, pad_token_id=pad_token_id, eval_dataset=evaluated,
-        prefix_cache=cache,
-        callbacks=[*callbacks, *([interrupt] if interruptible else []),
-                   *([EarlyStoppingCallback(patience)] if patience else [])],
+        prefix_cache=cache, identity=identity, callbacks=watching,
     )
     if (reason := why_not_cut(model, region)) is not None:
         _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
-        with PeakMemory() as peak, writing(Path(output_dir)):
-            start = time.perf_counter()
-            output = trainer.train(resume_from_checkpoint=resume)
+        return _train(trainer, interrupt, resume, proof, cache, on_last_good, notes, cached_rows)
+    finally:
+        interrupt.restore()
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # Trainer switches it off
+
+
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run. Collective.
+
+    Raises:
+        CofituneError: one sentence that names the differences.
+    """
+    changed = broadcast_object(changes(checkpoint.identity, identity))
+    if changed:
+        raise CofituneError(f"The checkpoint {checkpoint.path} is of another run ({'; '.join(changed)}): restore that, "
+                            "or start anew in another output folder.")
+
+
+def _train(
+    trainer: CoFiTuneTrainer, interrupt: StopOnInterrupt, resume: str | None, proof: FrozenProof,
+    cache: PrefixCache | None, on_last_good: Callable[[], Any] | None, notes: list[str], cached_rows: int,
+) -> TrainResult:
+    model, region, figures, arguments = trainer.model, trainer.region, trainer.figures, trainer.args
+    try:
+        with PeakMemory() as peak, writing(Path(arguments.output_dir)):
+            figures.start()
+            trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            seconds = figures.seconds
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -176,10 +218,7 @@ def train_region(
             on_last_good()
         raise
     finally:
-        interrupt.restore()
         model.eval()
-        if use_cache is not None:
-            model.config.use_cache = use_cache  # Trainer switches it off
         for _, parameter in trainer.trained:
             parameter.grad = None
         detach_parts(model)
@@ -188,26 +227,35 @@ def train_region(
             if cache.store.failure is not None:
                 _note(notes, f"The prefix cache takes no more rows: {cache.store.failure}; training went on without.")
     frozen_tensors, frozen_bytes = proof.check(model)
+    steps, rows = trainer.state.global_step, trainer.train_dataset
+    if figures.skipped == steps > 0 and not interrupt.stopped:
+        raise NothingTrained(steps)
+    if figures.skipped:
+        _note(notes, f"{figures.skipped} of {steps} steps changed nothing, as their gradients were not finite; look at "
+                     "the data, or lower training.learning_rate.")
     return TrainResult(
         region=str(region),
         trained_parameters=sum(parameter.numel() for _, parameter in trainer.trained),
-        steps=trainer.state.global_step,
+        steps=steps,
         epochs=trainer.state.epoch or 0.0,
-        tokens=round(sum(len(row.input_ids) for row in rows) * (trainer.state.epoch or 0.0)),
-        loss=output.training_loss,
+        tokens=round(sum(len(row.input_ids) for row in rows.rows[:rows.task_rows]) * (trainer.state.epoch or 0.0)),
+        loss=total(figures.loss.sum) / world_size() / max(steps, 1),
         learning_rate=arguments.learning_rate,
         seconds=seconds,
         peak_memory_bytes=peak.bytes,
         peak_memory=peak.measure,
         frozen_tensors=frozen_tensors,
         frozen_bytes=frozen_bytes,
-        interrupted=interrupt.interrupted,
+        interrupted=interrupt.stopped,
         cached_rows=cached_rows,
         notes=notes,
-        anchor_kl=trainer.anchor_kl.value,
+        anchor_kl=figures.anchor_kl.value,
         eval_loss=trainer.kept_eval_loss,
         best_step=trainer.state.best_global_step if arguments.load_best_model_at_end else None,
-        reference_kl=trainer.reference_kl.value,
+        reference_kl=figures.reference_kl.value,
+        signal=interrupt.signal if interrupt.stopped else None,
+        skipped_steps=figures.skipped,
+        run=trainer.run_name,
     )
 
 
@@ -242,31 +290,3 @@ def _filtered(rows: Sequence[Encoded]) -> str | None:
 def _note(notes: list[str], sentence: str) -> None:
     notes.append(sentence)
     logging.getLogger("cofitune_fast").warning(sentence)
-
-
-def find_checkpoint(wanted: str | bool, folder: str | Path) -> str:
-    """Return the checkpoint to resume from: the last complete one in `folder` if `wanted` is True, or the one it names.
-
-    Raises:
-        CofituneError: there is none.
-    """
-    if wanted is True:
-        found = last_complete_checkpoint(folder)
-        if found is None:
-            raise CofituneError(f"There is no complete checkpoint in {folder} to go on from; leave "
-                                "training.resume_from_checkpoint out.")
-        return found
-    if not Path(wanted).is_dir():
-        raise CofituneError(f"training.resume_from_checkpoint is {wanted}, which is no folder; name a checkpoint, or "
-                            "write true for the last one.")
-    return str(wanted)
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint, or None; Trainer's state is the last file of a checkpoint."""
-    needed = ("delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json")
-    found = [
-        path for path in Path(folder).glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", path.name) and all((path / name).is_file() for name in needed)
-    ]
-    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None

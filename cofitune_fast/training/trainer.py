@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..anchor import Anchor
 from ..anchor.settings import AnchorLoss
@@ -30,13 +33,23 @@ from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix_cache import PrefixCache
 from ..models.attention import trie_attention
 from ..models.head import Head
-from ..models.sharded import barrier, is_sharded, reshard, total, world_size
+from ..models.sharded import barrier, broadcast_object, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..regions import BaseInfo, Trainable, load_delta, save_delta, whole_name
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
-from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks
-from .checkpoint import load_training_state, save_training_state, set_random_states
+from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
+from .checkpoint import (
+    Checkpoint,
+    complete_checkpoint,
+    find_checkpoint,
+    load_training_state,
+    remove_checkpoint,
+    rotate,
+    save_training_state,
+    set_random_states,
+)
+from .figures import Figures
 from .mean import Mean
 from .options import TrainOptions
 
@@ -50,6 +63,17 @@ class LossNotFinite(CofituneError):
             "data of that step."
         )
         self.step = step
+
+
+class NothingTrained(LossNotFinite):
+    """The gradients of all `step` steps were NaN or infinite, so that the weights are the base's."""
+
+    def __init__(self, steps: int):
+        CofituneError.__init__(
+            self, f"The gradients of all {steps} steps were not finite, so nothing was trained; look at the data and "
+            "the model's dtype, or lower training.learning_rate."
+        )
+        self.step = steps
 
 
 class CoFiTuneTrainer(Trainer):
@@ -78,6 +102,7 @@ class CoFiTuneTrainer(Trainer):
         pad_token_id: token that pads rows of a batch.
         eval_dataset: rows on which `evaluate` measures the mean loss, in nats per response token.
         prefix_cache: open cache of the layers below the region.
+        identity: what decides the run's result, written into checkpoints; see `identity.run_identity`.
         kwargs: other arguments of transformers.Trainer, such as callbacks.
 
     Raises:
@@ -97,11 +122,15 @@ class CoFiTuneTrainer(Trainer):
         pad_token_id: int,
         eval_dataset: Sequence[Encoded] | KeyedRows | None = None,
         prefix_cache: PrefixCache | None = None,
+        identity: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         refuse_ineffective(args)
         check_precision({"bf16": args.bf16}, model)
-        self.anchor_kl, self.reference_kl, self.kept_eval_loss = Mean(), Mean(), None
+        self.figures, self.kept_eval_loss = Figures(), None
+        self.identity, self.run_name, self.began = dict(identity or {}), secrets.token_hex(6), str(date.today())
+        self.saves = next((one for one in kwargs.get("callbacks") or () if isinstance(one, Saves)), None)
+        self._saved_step: int | None = None
         self._held_tokens: int | None = None  # of all micro-batches of the step
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
@@ -118,6 +147,9 @@ class CoFiTuneTrainer(Trainer):
         if args.world_size > 1:
             check_sharded(model, args, options.memory)
         self.head: Head | None = None
+        args = copy(args)  # the caller's stays as it is
+        # Trainer would count by the files' times, other runs' checkpoints too, and remove that of a stopped run.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         super().__init__(
             model=model,
@@ -167,11 +199,14 @@ class CoFiTuneTrainer(Trainer):
         if not is_sharded(model):
             super()._move_model_to_device(model, device)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; a checkpoint that is not whole is passed over (True) or refused (a path)."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = broadcast_object(find_checkpoint(resume_from_checkpoint, self.args.output_dir))
         with self._free_prefix():
             if self.options.memory.prefix_weights == "host" and self.prefix_cache is not None:
                 self._park_prefix()
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @contextmanager
     def _free_prefix(self) -> Iterator[None]:
@@ -239,7 +274,10 @@ class CoFiTuneTrainer(Trainer):
         return None  # the optimizer clips in the same pass as it updates
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
-        return self._masked_adamw.measure_grad_norm() if self.release is None else self.release.norm
+        norm = self._masked_adamw.measure_grad_norm() if self.release is None else self.release.norm
+        if norm is not None:
+            self.figures.add_norm(norm)
+        return norm
 
     @property
     def _masked_adamw(self) -> MaskedAdamW:
@@ -255,6 +293,11 @@ class CoFiTuneTrainer(Trainer):
 
         Where gradients are released or moved to the host during the backward, the optimizer runs the backward.
         """
+        loss = self._backward(model, inputs, num_items_in_batch)
+        self.figures.loss.add(loss)
+        return loss
+
+    def _backward(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         if self.release is None and self.options.memory.optimizer_states == "device":
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -299,7 +342,7 @@ class CoFiTuneTrainer(Trainer):
             weight, objective = self.anchor.settings.weight, _anchor_loss(inputs, self.anchor.settings.loss)
             share = world_size() / total(len(objective)) / steps
             terms.append(Term(inputs["anchor_predictors"], objective, weight * share))
-            means.append((self.anchor_kl if self.anchor.settings.loss != "ce" else Mean(), weight))
+            means.append((self.figures.anchor_kl if self.anchor.settings.loss != "ce" else Mean(), weight))
         if (reference := self.options.reference) is not None:
             held = len(inputs.get("reference_predictors", ())) if num_items_in_batch is None else self._held_tokens
             held = total(held)  # on every rank, whether this one has such tokens or not
@@ -307,7 +350,7 @@ class CoFiTuneTrainer(Trainer):
                 divergence = TopKl(inputs["reference_ids"], inputs["reference_log_p"],
                                    inputs["reference_targets"] if reference.mask_target else None)
                 terms.append(Term(inputs["reference_predictors"], divergence, reference.weight * world_size() / held))
-                means.append((self.reference_kl, reference.weight))
+                means.append((self.figures.reference_kl, reference.weight))
         with self._forward(inputs) as call:
             losses = response_losses(model, call, terms, head=self.head, liger=self.release is None)
         for (mean, weight), term in zip(means, losses[1:], strict=True):
@@ -356,7 +399,7 @@ class CoFiTuneTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Trainer does, and the mean KLs of anchor and reference per token so far, in nats."""
         if "loss" in logs:
-            means = {"anchor_kl": self.anchor_kl.value, "reference_kl": self.reference_kl.value}
+            means = {name: getattr(self.figures, name).value for name in ("anchor_kl", "reference_kl")}
             logs = {**logs, **{name: mean for name, mean in means.items() if mean is not None}}
         super().log(logs, *args, **kwargs)
 
@@ -375,8 +418,35 @@ class CoFiTuneTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         save_delta(self.model, self.region, Path(output_dir or self.args.output_dir), base=self.base)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        asked = self.control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        # With save_strategy "best" an evaluation overrules a checkpoint that time or a signal asked for.
+        if asked and self._saved_step != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, complete once its description is written; then remove older ones."""
+        step, args = self.state.global_step, self.args
+        folder = Path(args.output_dir) / f"checkpoint-{step}"
+        best = args.save_strategy == SaveStrategy.BEST and self.state.best_global_step == step
+        temporary = self.saves is not None and not (self.saves.asked or best)
+        if args.should_save:
+            remove_checkpoint(folder)  # of an earlier run, or unfinished
+        alone, args.save_only_model = args.save_only_model, args.save_only_model and not temporary
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.save_only_model = alone
+        figures = self.figures.state()
+        figures["loss"][0] = total(figures["loss"][0]) / world_size()
+        if args.should_save:
+            complete_checkpoint(folder, {
+                "step": step, "run": self.run_name, "identity": self.identity, "figures": figures,
+                "temporary": temporary, "began": self.began,
+            })
+            rotate(folder.parent, Checkpoint.read(folder), self.checkpoint_limit, self.state.best_model_checkpoint)
+        self._saved_step = step
         barrier()  # no rank goes on before the checkpoint is complete
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -386,6 +456,9 @@ class CoFiTuneTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             optimizer, scheduler, _ = load_training_state(checkpoint)
+            if (about := Checkpoint.read(checkpoint)) is not None:
+                self.figures.load(about.figures)
+                self.run_name, self.began = about.run, about.began
             (self.release or self._masked_adamw).load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
 

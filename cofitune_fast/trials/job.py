@@ -19,6 +19,7 @@ from ..files import read_json
 from ..regions import Region, load_delta, save_delta
 from ..scoring import Signal
 from ..training import TrainOptions, last_complete_checkpoint, without_evaluations
+from ..training.callbacks import Saves
 from .setup import TrialSetup
 from .workbench import Workbench
 
@@ -107,7 +108,6 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
         if state["global_step"] >= _last_step(job["end"], state["max_steps"]):
             load_delta(bench.model, checkpoint, base_fingerprint=bench.base.fingerprint)
             return dict(_NOTHING_TRAINED)
-    pause = _Pause(job["end"], 60 * setup.checkpoint_minutes)
     # All nodes see the rows in the same order, so that nodes do not differ by it. Everything else that is random has
     # the node's own seed.
     shared = {"data_seed": setup.training.get("data_seed", setup.training.get("seed", 42))}
@@ -116,7 +116,7 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
         {**without_evaluations(setup.training), **shared, "seed": job["seed"], "learning_rate": job["learning_rate"],
          "save_strategy": "no", "save_total_limit": 1, "resume_from_checkpoint": checkpoint},
         TrainOptions(loss=setup.loss, anchor=bench.anchor(setup.anchor), storage=setup.storage, memory=setup.memory),
-        callbacks=[pause],
+        callbacks=[_Pause(job["end"]), Saves(60 * setup.checkpoint_minutes)],
     )
     if job["last"]:
         save_delta(bench.model, region, finished, base=bench.base, settings={"node": dict(job)})
@@ -128,17 +128,13 @@ def _last_step(fraction: float, steps: int) -> int:
 
 
 class _Pause(TrainerCallback):
-    """Stops a training with a checkpoint at a fraction of its steps, and saves a checkpoint every `seconds` before."""
+    """Stops a training with a checkpoint at a fraction of its steps."""
 
-    def __init__(self, fraction: float, seconds: float):
-        self.fraction, self.seconds, self.saved = fraction, seconds, time.monotonic()
+    def __init__(self, fraction: float):
+        self.fraction = fraction
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step >= state.max_steps:
-            return
-        at_rung = state.global_step >= _last_step(self.fraction, state.max_steps)
-        if at_rung or time.monotonic() - self.saved >= self.seconds:
-            control.should_save, self.saved = True, time.monotonic()
-        control.should_training_stop = control.should_training_stop or at_rung
+        if _last_step(self.fraction, state.max_steps) <= state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True

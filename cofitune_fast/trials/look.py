@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from ..data.chat import with_options
 from ..data.faults import Faults
 from ..data.formats import Example
 from ..data.look import (
@@ -70,6 +71,11 @@ class DataLook:
     twice: Pairs | None = None
     overlaps: list[Overlap] = field(default_factory=list)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer with what the data want of thoughts and of the date."""
+        return with_options(self.outline.tokenizer, thinking=self.data.thinking, date=self.data.date)
+
     def require(self, *parts: str) -> None:
         """Raise the first problem of these parts, if there is one; by default of all."""
         for part in parts or self.problems:
@@ -88,7 +94,7 @@ class DataLook:
                 cut = part == "train" or (part == "valid" and evaluated)
                 try:
                     self.files[part].encode(
-                        outline.tokenizer, self.data.max_length if cut else None, vocabulary=outline.vocabulary,
+                        self.tokenizer, self.data.max_length if cut else None, vocabulary=outline.vocabulary,
                         positions=outline.positions)
                     self._check(self.files[part], cut)
                 except CofituneError as error:

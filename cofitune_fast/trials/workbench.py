@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
 from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
 from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples, read_rows
-from ..data.chat import ThinkingChoice, with_options
+from ..data.chat import ThinkingChoice, with_options, writes_date
 from ..data.faults import OnBadRow
 from ..data.formats import Examples, Message
 from ..data.library import is_hidden, is_hub_id, split_of
@@ -235,6 +236,11 @@ class Workbench:
         """SHA-256 (hex) of the content of each data file and folder, by the name of its setting."""
         return {key: data_digest(value) for key, value in vars(self.data).items()
                 if key in _FILES and value is not None}
+
+    @cached_property
+    def written_date(self) -> str | None:
+        """Day that the chat template writes into each row, YYYY-MM-DD; None if it writes none."""
+        return (self.data.date or str(date.today())) if writes_date(self.tokenizer) else None
 
     @cached_property
     def total_parameters(self) -> int:

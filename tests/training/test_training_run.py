@@ -2,21 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from families import tiny_family
 from tiny import make_tiny_model
+from transformers import TrainerCallback
 
 from cofitune_fast.data import Encoded, collate
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.models.fingerprint import named_parameters, tensor_digests
 from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import BaseInfo, Region, read_delta
-from cofitune_fast.training import LossNotFinite, TrainOptions, train_region
-from cofitune_fast.training.checkpoint import random_states, set_random_states
-from cofitune_fast.training.run import last_complete_checkpoint
+from cofitune_fast.signals import Stopped, exit_status
+from cofitune_fast.training import LossNotFinite, MemorySettings, TrainOptions, last_complete_checkpoint, train_region
+from cofitune_fast.training.callbacks import Saves
+from cofitune_fast.training.checkpoint import Checkpoint, random_states, set_random_states
 
 REGION = Region.parse("ffn.up+ffn.down@50%-100%")
 
@@ -100,19 +103,9 @@ def test_resume_is_the_run_without_a_break_bit_for_bit(tmp_path, storage):
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     run(through, tmp_path / "through", training=options, storage=storage)
 
-    class Stop(Exception):
-        pass
-
-    from transformers import TrainerCallback
-
-    class Crash(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise Stop
-
     base = BaseInfo.of(broken, "tiny")
-    with pytest.raises(Stop):
-        run(broken, tmp_path / "broken", training=options, storage=storage, callbacks=[Crash()])
+    with pytest.raises(ZeroDivisionError):
+        run(broken, tmp_path / "broken", training=options, storage=storage, callbacks=[Crash(3)])
     fresh = make_tiny_model(dtype=dtype)
     train_region(
         fresh, REGION, rows(), tmp_path / "broken",
@@ -127,33 +120,45 @@ def test_a_checkpoint_has_no_pickle_and_no_frozen_weights(tmp_path, tiny_model):
     checkpoint = tmp_path / "checkpoint-3"
     names = {path.name for path in checkpoint.iterdir()}
     assert names == {"README.md", "cofitune.json", "delta.safetensors", "optimizer.safetensors", "trainer_state.json",
-                     "training_state.json"}
+                     "training_state.json", "checkpoint.json"}
     assert set(read_delta(checkpoint).parameters) == {name for name, _ in REGION.parameters(tiny_model)}
 
 
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path, tiny_model):
-    run(tiny_model, tmp_path, training={"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2})
-    newest = last_complete_checkpoint(tmp_path)
-    assert newest.endswith("checkpoint-3")
-    os.unlink(os.path.join(newest, "trainer_state.json"))
-    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
+def test_without_a_checkpoint_there_is_none(tmp_path):
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_ctrl_c_saves_a_checkpoint_after_the_step(tmp_path, tiny_model):
-    from transformers import TrainerCallback
+class Press(TrainerCallback):
+    """Send this process a signal during a step."""
 
-    class PressCtrlC(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+    def __init__(self, number, step=1, times=1):
+        self.number, self.step, self.times = number, step, times
 
-    handler = signal.getsignal(signal.SIGINT)
-    result = run(tiny_model, tmp_path, callbacks=[PressCtrlC()], interruptible=True,
-                 training={"num_train_epochs": 5})
-    assert result.interrupted and result.steps == 2
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_a_checkpoint_after_the_step(tmp_path, tiny_model, number):
+    handler = signal.getsignal(number)
+    result = run(tiny_model, tmp_path, callbacks=[Press(number)], interruptible=True,
+                 training={"num_train_epochs": 5, "save_only_model": True})
+    assert result.interrupted and result.steps == 2 and result.signal == number
     assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(tmp_path, tiny_model):
+    result = run(tiny_model, tmp_path, callbacks=[Press(signal.SIGTERM, 2)], interruptible=True)
+    assert not result.interrupted and result.steps == 3 and not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_the_second_signal_ends_at_once(tmp_path, tiny_model):
+    with pytest.raises(Stopped) as stopped:
+        run(tiny_model, tmp_path, callbacks=[Press(signal.SIGTERM, times=2)], interruptible=True)
+    assert exit_status(stopped.value) == 143 and not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path, tiny_model):
@@ -204,12 +209,138 @@ def test_bad_training_arguments(tmp_path, tiny_model, values, words):
         run(tiny_model, tmp_path, training=values)
 
 
-def test_a_cut_off_optimizer_state_is_refused(tmp_path, tiny_model):
-    run(tiny_model, tmp_path, training={"save_strategy": "steps", "save_steps": 3})
-    file = tmp_path / "checkpoint-3" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(CofituneError, match=r"optimizer state .*cannot be read"):
-        run(make_tiny_model(), tmp_path, training={"resume_from_checkpoint": True, "num_train_epochs": 2})
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    ("trainer_state.json", _empty), ("trainer_state.json", _cut), ("optimizer.safetensors", _cut),
+    ("optimizer.safetensors", _flip), ("training_state.json", _flip), ("delta.safetensors", _flip),
+    ("checkpoint.json", _cut), ("checkpoint.json", os.unlink), ("trainer_state.json", os.unlink),
+], ids=str)
+def test_a_damaged_checkpoint_is_none_and_the_one_before_is_taken(checkpointed, tmp_path, name, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpointed, folder)
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-3")
+    damage(folder / "checkpoint-3" / name)
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    with pytest.raises(CofituneError, match="checkpoint-3 is incomplete, damaged or of an earlier version"):
+        run(make_tiny_model(), folder, training={"resume_from_checkpoint": str(folder / "checkpoint-3")})
+
+
+@pytest.fixture(scope="module")
+def checkpointed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpointed")
+    run(make_tiny_model(), folder, training={"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2})
+    return folder
+
+
+def test_old_checkpoints_go_by_their_steps_also_when_the_clock_is_set_back(tmp_path, tiny_model):
+    class SetBack(TrainerCallback):
+        """Give each new checkpoint an earlier time than those before."""
+
+        def on_save(self, args, state, control, **kwargs):
+            os.utime(tmp_path / f"checkpoint-{state.global_step}", (10**9 - 100 * state.global_step,) * 2)
+
+    run(tiny_model, tmp_path, callbacks=[SetBack()],
+        training={"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2})
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"training": {"learning_rate": 2e-2}}, "training.learning_rate was 0.01, is 0.02"),
+    ({"data": rows(seed=1)}, "the rows are other ones"),
+    ({"loss": "dft"}, 'loss was "ce", is "dft"'),
+    ({"masks": {"model.layers.3.mlp.up_proj.weight": torch.zeros(48, 1)}}, 'mask_mode was not set, is "update"'),
+    ({"region": Region.parse("ffn.up@3")}, "region was"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_checkpoint_of_another_run_is_refused_by_the_difference(checkpointed, change, words):
+    training = {"resume_from_checkpoint": True, **change.pop("training", {})}
+    with pytest.raises(CofituneError, match="is of another run") as refused:
+        run(make_tiny_model(), checkpointed, training=training, **change)
+    assert words in str(refused.value)
+
+
+def test_what_has_no_influence_may_change_and_the_new_cadence_counts(checkpointed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpointed, folder)
+    shutil.rmtree(folder / "checkpoint-3")
+    result = run(make_tiny_model(), folder, training={
+        "resume_from_checkpoint": True, "save_strategy": "no", "logging_steps": 1, "checkpoint_minutes": 0})
+    assert result.steps == 3 and not (folder / "checkpoint-3").exists()
+
+
+class Crash(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise ZeroDivisionError
+
+
+def test_checkpoints_by_time_carry_the_figures_and_only_the_newest_is_kept(tmp_path):
+    """Each step is due. The resumed run has the bits and the figures of the run without a break."""
+    through, fresh = make_tiny_model(), make_tiny_model()
+    whole = run(through, tmp_path / "through", training={"num_train_epochs": 2})
+    with pytest.raises(ZeroDivisionError):
+        run(make_tiny_model(), tmp_path / "broken", callbacks=[Saves(0.0), Crash(4)], training={"num_train_epochs": 2})
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint-4"]
+    resumed = run(fresh, tmp_path / "broken", training={"num_train_epochs": 2, "resume_from_checkpoint": True})
+    assert tensor_digests(fresh) == tensor_digests(through)
+    assert (resumed.loss, resumed.steps, resumed.tokens) == (whole.loss, whole.steps, whole.tokens)
+    assert resumed.seconds > Checkpoint.read(tmp_path / "broken" / "checkpoint-4").figures["seconds"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "best"])
+def test_a_stop_between_evaluations_chooses_the_same_weights(tmp_path, strategy):
+    """The signal comes in the middle of an epoch, or after its last step; neither evaluation nor patience is lost."""
+    options = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": strategy, "early_stopping_patience": 2,
+               "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    through = make_tiny_model()
+    whole = run(through, tmp_path / "through", eval_rows=rows(4, seed=2), training=options)
+    for step in (1, 2):
+        model, folder = make_tiny_model(), tmp_path / f"broken-{step}"
+        stopped = run(model, folder, eval_rows=rows(4, seed=2), training=options, interruptible=True,
+                      callbacks=[Press(signal.SIGTERM, step)])
+        assert stopped.interrupted and stopped.signal == signal.SIGTERM and stopped.steps == step + 1
+        fresh = make_tiny_model()
+        resumed = run(fresh, folder, eval_rows=rows(4, seed=2), training={**options, "resume_from_checkpoint": True})
+        assert (resumed.best_step, resumed.eval_loss, resumed.steps) == (whole.best_step, whole.eval_loss, whole.steps)
+        assert tensor_digests(fresh) == tensor_digests(through)
+
+
+@pytest.mark.parametrize("release", ["off", "exact"])
+def test_steps_without_finite_gradients_are_counted_and_a_run_of_them_alone_is_refused(tmp_path, release):
+    memory = MemorySettings(gradient_release=release)
+    result = run(make_tiny_model(), tmp_path / "a", callbacks=[Poison(1)], memory=memory)
+    assert result.skipped_steps == 1 and any("1 of 3 steps changed nothing" in note for note in result.notes)
+    with pytest.raises(LossNotFinite, match="The gradients of all 3 steps were not finite, so nothing was trained"):
+        run(make_tiny_model(), tmp_path / "b", callbacks=[Poison(0, 1, 2)], memory=memory)
+
+
+class Poison(TrainerCallback):
+    """Make the gradients of some steps infinite; the loss stays finite."""
+
+    def __init__(self, *steps):
+        self.steps, self.step = steps, 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        for _, parameter in REGION.parameters(model):
+            parameter.register_hook(lambda grad: grad * float("inf") if self.step in self.steps else grad)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
 
 
 def test_random_states_go_through_json():
