@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..compare import Comparison, ComparisonSettings
 from ..config import Config, DataSection
@@ -25,8 +24,9 @@ from ..search import Observer
 from ..search.executors import InProcess
 from ..trials import TrialData, Workbench
 from ..validation import validated
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .run import do_run
+from .screen import Screen
 from .setup import make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
 
@@ -58,25 +58,28 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
     display = PlainDisplay(console)
     display.stage(f"Loading {needed(settings, 'model').path}")
     elsewhere = settings.compare.executor != "in-process"
-    with open_comparison(settings, needed(settings, "output"), display,
-                         lambda: make_workbench(settings, device="cpu" if elsewhere else None),
-                         dry_run=dry_run) as comparison:
+    with display.running(), open_comparison(
+        settings, needed(settings, "output"), display,
+        lambda: make_workbench(settings, device="cpu" if elsewhere else None), dry_run=dry_run,
+    ) as comparison:
         if dry_run:
             rows, resolution = comparison.plan(), comparison.resolution()
-            lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
-            emit({"runs": rows, "resolution": resolution}, as_json, lambda: print(*lines, sep="\n"))
-            return
-        content = comparison.run(make=not so_far)
+        else:
+            content = comparison.run(make=not so_far)
+    if dry_run:
+        lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
+        emit({"runs": rows, "resolution": resolution}, as_json, lambda: tell(*lines))
+        return
     paths = write_report(Path(settings.output) / "comparison.json", settings.output)
 
     def show() -> None:
-        out = Console()
+        out = Screen()
         out.print(comparison_table(content))
         out.print(changes_table(content))
         for entry in content["resolution"]:
-            out.print(f"{entry['task']}: {entry['sentence']}", highlight=False, markup=False)
+            out.print(f"{entry['task']}: {entry['sentence']}")
         for path in (paths["html"], *paths["png"], paths["json"]):
-            out.print(str(path), highlight=False, soft_wrap=True)
+            out.print(str(path))
 
     emit(content, as_json, show)
 

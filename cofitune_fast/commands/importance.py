@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from ..display import shown_progress
 from ..files import writable_folder
 from ..regions import Region
-from .app import AsJson, ConfigFile, command, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .setup import make_workbench, needed, read_config
 
 
@@ -15,9 +16,9 @@ def importance(context: typer.Context, config: ConfigFile = None, as_json: AsJso
     """Measure the importance of attention heads and FFN neurons; writes OUTPUT/importance.safetensors."""
     settings = read_config(context, config)
     path = writable_folder(needed(settings, "output")) / "importance.safetensors"
-    bench = make_workbench(settings)
     region = Region.parse(settings.region) if settings.region else None
-    measured = bench.importance(region, **settings.importance.arguments())
-    measured.save(path)
+    with shown_progress(console):
+        measured = make_workbench(settings).importance(region, **settings.importance.arguments())
+        measured.save(path)
     content = {"path": str(path), "samples": measured.samples, "layers": list(measured.layers)}
-    emit(content, as_json, lambda: print(f"{path}: {measured.samples} samples, {len(measured.layers)} layers"))
+    emit(content, as_json, lambda: tell(f"{path}: {measured.samples} samples, {len(measured.layers)} layers"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from ..display import shown_progress
 from ..models import load_model
 from ..regions import merge as merge_delta
 from ..regions import read_delta
-from .app import AsJson, ConfigFile, command, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .setup import needed, read_config
 
 
@@ -16,7 +17,8 @@ def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = F
     """Write base and delta as an ordinary model folder: --model BASE --delta FOLDER --output FOLDER."""
     settings = read_config(context, config)
     delta, section = needed(settings, "delta"), needed(settings, "model")
-    base = load_model(section.path, gguf_file=section.gguf_file, dtype=read_delta(delta).base.dtype, device="cpu",
-                      roles=section.roles)
-    out = merge_delta(base, delta, needed(settings, "output"))
-    emit({"path": str(out)}, as_json, lambda: print(out))
+    with shown_progress(console):
+        base = load_model(section.path, gguf_file=section.gguf_file, dtype=read_delta(delta).base.dtype, device="cpu",
+                          roles=section.roles)
+        out = merge_delta(base, delta, needed(settings, "output"))
+    emit({"path": str(out)}, as_json, lambda: tell(out))

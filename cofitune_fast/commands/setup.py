@@ -41,7 +41,7 @@ def needed(settings: Config, key: str) -> Any:
         CofituneError: the key is not set.
     """
     value = getattr(settings, key)
-    if value is None:
+    if value is None or value == "":
         raise CofituneError(f"This command needs {key}: give --{key} VALUE or set it in the YAML.")
     return value
 
@@ -58,7 +58,7 @@ def make_workbench(settings: Config, region: str | None = None, device: str | No
                         attn_implementation=section.attn_implementation, quantize=section.quantize,
                         keep=Region.parse(region).modules if region else (), roles=section.roles)
     if not loaded.tokenizer.chat_template:
-        console.print(PLAIN_FORMAT, highlight=False)
+        console.print(PLAIN_FORMAT)
     return Workbench(loaded, trial_data(settings))
 
 

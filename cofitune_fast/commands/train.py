@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from ..anchor import Anchor
 from ..anchor.writing import thinking_for
 from ..config import Config
-from ..display import duration
+from ..display import duration, shown_progress
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..importance import Importance
@@ -31,7 +31,7 @@ from ..training import (
     with_learning_rate,
 )
 from ..trials import Workbench
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .setup import make_workbench, needed, read_config, trial_data
 
 
@@ -44,15 +44,16 @@ def train(
 ) -> None:
     """Train one region, held to the base by the anchor; writes OUTPUT/delta."""
     settings = read_config(context, config)
-    result = train_delta(settings, needed(settings, "output"), overwrite=overwrite, console=console)
+    with shown_progress(console):
+        result = train_delta(settings, needed(settings, "output"), overwrite=overwrite, console=console)
 
     def show() -> None:
-        print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
+        tell(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
               f"{result['loss']:.3f}, {duration(result['seconds'])}; "
               f"{result['frozen_tensors']} frozen tensors unchanged")
         if result["eval_loss"] is not None:
             best = f", of step {result['best_step']}, the best" if result["best_step"] else ""
-            print(f"loss on the validation rows {result['eval_loss']:.3f}{best}")
+            tell(f"loss on the validation rows {result['eval_loss']:.3f}{best}")
 
     emit(result, as_json, show)
     if result["interrupted"]:
@@ -102,15 +103,14 @@ def train_delta(settings: Config, output: str | Path, *, overwrite: bool, consol
                 "memory": asdict(settings.memory), "run": run,
             })
 
-        arguments = {"disable_tqdm": not console.is_terminal, **training}
         try:
             result = bench.train(
-                region, output, arguments, TrainOptions(
+                region, output, training, TrainOptions(
                     loss=settings.loss, anchor=_anchor(settings, bench, console), masks=masks,
                     mask_mode=settings.mask.mode, storage=settings.storage,
                     memory=settings.memory,
                 ),
-                callbacks=[] if console.is_terminal else [_LogLines(console)], on_last_good=keep, interruptible=True,
+                callbacks=[_LogLines(console)], on_last_good=keep, interruptible=True,
             ).to_dict()
         except LossNotFinite as error:
             kept = f" The weights of the step before are kept in {delta}." if delta.exists() else ""
@@ -136,7 +136,7 @@ def check_training(settings: Config, output: Path) -> None:
 
 
 class _LogLines(TrainerCallback):
-    """Print training progress as lines where there is no terminal for a progress bar."""
+    """Print each figure that Trainer logs as a line; a bar or sparse lines show the steps between."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -146,7 +146,7 @@ class _LogLines(TrainerCallback):
                  "learning_rate": "learning rate", "eval_loss": "loss on the validation rows"}
         shown = [f"{words} {float(logs[key]):.4g}" for key, words in named.items() if (logs or {}).get(key) is not None]
         if shown:
-            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}", highlight=False,
+            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}",
                                soft_wrap=True)
 
 
@@ -158,7 +158,7 @@ def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | No
     thinking = thinking_for(bench.tokenizer, chosen.thinking) if chosen.source == "answers" else "template"
     begun = {"mixed": ", half of them after an empty thought", "empty": ", after an empty thought",
              "answer": ", around the end of a thought", "template": ""}[thinking]
-    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache{begun}", highlight=False)
+    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache{begun}")
     return bench.anchor(chosen)
 
 
@@ -167,7 +167,7 @@ def _importance(
 ) -> Importance:
     if settings.importance.file:
         return Importance.load(settings.importance.file)
-    console.print("Measuring the importance of the region's units", highlight=False)
+    console.print("Measuring the importance of the region's units")
     importance = bench.importance(None if region.is_full else region, **settings.importance.arguments())
     if rank() == 0:
         importance.save(output / "importance.safetensors")

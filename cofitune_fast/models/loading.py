@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CofituneError
 from ..files import atomic_folder
+from ..progress import progress
 from .auto import auto_class
 from .checkpoint import Roles, with_roles
 from .quantized import Keep, load_quantized
@@ -35,6 +36,28 @@ class LoadedModel:
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        CofituneError: there is no such kind of device, or this machine has none of it or fewer.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise CofituneError(f"model.device is {name!r}, which is no device; choose cpu, cuda, cuda:0 or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise CofituneError(f"model.device is {name}, but torch sees no GPU here; leave it out to use the CPU, or "
+                                "install a torch with CUDA.")
+        if device.index is not None and device.index >= count:
+            raise CofituneError(f"model.device is {name}, but there are {count} GPUs here, cuda:0 to cuda:{count - 1}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise CofituneError(f"model.device is {name}, but torch has no MPS here; leave it out.")
+    return device
 
 
 def dtype_name(model: PreTrainedModel) -> str:
@@ -73,7 +96,7 @@ def load_model(
     if dtype not in DTYPES:
         raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
-    device = torch.device(device) if device is not None else default_device()
+    device = checked_device(device) if device is not None else default_device()
     sharded = started_by_torchrun()
     if sharded:
         if quantize != "none":
@@ -83,7 +106,7 @@ def load_model(
     with rank_0_first() if sharded else nullcontext():  # a GGUF file is converted once
         location = plain_folder(path, gguf_file, dtype)
     try:
-        with _no_progress_bars():
+        with _no_progress_bars(), progress(f"Loading {source}"):
             tokenizer = AutoTokenizer.from_pretrained(location)
             if quantize == "none":
                 model, found = auto_class(AutoConfig.from_pretrained(location)).from_pretrained(
@@ -149,7 +172,7 @@ def _converted_gguf(file: Path, dtype: str) -> Path:
     else:
         arguments["quantization_config"] = GgufConfig(gguf_file=file.name, dequantize=True)
     try:
-        with _no_progress_bars(), atomic_folder(folder) as temporary:
+        with _no_progress_bars(), progress(f"Converting {file.name}"), atomic_folder(folder) as temporary:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             if tokenizer.bos_token and tokenizer.bos_token_id not in tokenizer("")["input_ids"] and _begins_texts(file):
                 tokenizer.add_bos_token = True  # transformers 5.5 reads the token, but not that it begins every text

@@ -30,6 +30,7 @@ from ..models.fingerprint import (
 )
 from ..models.loading import LoadedModel, dtype_name, load_model
 from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
+from ..progress import progress
 from .card import model_card
 from .cells import Part
 from .frozen import parts_of, rest_digests
@@ -260,7 +261,7 @@ def merge(
         merged = base
         if dtype is not None:
             merged = (copy.deepcopy(base) if borrowed else base).to(dtype)
-        with atomic_folder(out) as building:
+        with progress(f"Writing {out}"), atomic_folder(out) as building:
             merged.save_pretrained(building)
             if tokenizer is not None:
                 tokenizer.save_pretrained(building)

@@ -14,6 +14,7 @@ from ..data.turns import turn_end
 from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
+from ..progress import progress
 from .ifeval import followed_instructions, known_instructions
 from .results import Score, score_of
 from .tasks import METRICS, Task
@@ -83,7 +84,7 @@ def generate_texts(
             raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
     ends, end = turn_end(tokenizer, getattr(model, "generation_config", None))
     texts = [""] * len(encoded)
-    with left_as_found(model, tokenizer):
+    with left_as_found(model, tokenizer), progress("Writing responses", len(encoded), "responses") as task:
         for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
             batch = [encoded[index] for index in indices]
             room = max_new_tokens if longest is None else min(max_new_tokens, longest - max(map(len, batch)))
@@ -96,6 +97,7 @@ def generate_texts(
                 stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:stop], skip_special_tokens=end is None)
                 texts[index] = text if end is None else text.partition(end)[0]
+            task.advance(len(indices))
     return texts
 
 

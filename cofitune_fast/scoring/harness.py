@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import CofituneError
 from ..models.mode import left_as_found
+from ..progress import progress
 from .ifeval import known_instructions
 from .tasks import ContinuationItem, InstructionItem, Task, read_task
 
@@ -45,7 +46,7 @@ def harness_scores(
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about live models, and logs every task
     try:
-        with left_as_found(model, tokenizer):
+        with left_as_found(model, tokenizer), progress("Scoring with lm-eval"):
             loaded = _load(read)
             found = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), tasks=loaded, limit=limit,

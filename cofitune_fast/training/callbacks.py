@@ -1,4 +1,4 @@
-"""Trainer callbacks: Ctrl-C ends a training with a checkpoint, and ranks decide alike."""
+"""Trainer callbacks: Ctrl-C ends a training with a checkpoint, its steps are shown, and ranks decide alike."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..memory.prefix import FrozenPrefix
 from ..models.sharded import any_rank
+from ..progress import Task
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -48,6 +49,30 @@ class StopOnInterrupt(TrainerCallback):
             self.restore()
             raise KeyboardInterrupt
         self.interrupted = True
+
+
+class ShowSteps(TrainerCallback):
+    """Keeps the task of a training up to date: its steps, and the loss as it was logged last."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task.total, self.task.done = state.max_steps, state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task.done = state.global_step
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:
+        if (loss := (logs or {}).get("loss")) is not None:
+            self.task.note = f"loss {float(loss):.4g}"
 
 
 class EpochOfBatches(TrainerCallback):

@@ -24,10 +24,11 @@ from ..memory.settings import MemorySettings
 from ..models.sharded import all_ranks, broadcast_object, is_sharded
 from ..optim.sharding import local
 from ..planning.out_of_memory import is_out_of_memory
+from ..progress import progress
 from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
 from .arguments import PATIENCE, check_precision, evaluates, training_arguments
 from .batching import KeyedRows
-from .callbacks import StopOnInterrupt
+from .callbacks import ShowSteps, StopOnInterrupt
 from .checkpoint import OPTIMIZER_FILE, STATE_FILE
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
@@ -156,7 +157,8 @@ def train_region(
     if (reason := why_not_cut(model, region)) is not None:
         _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
-        with PeakMemory() as peak:
+        with PeakMemory() as peak, progress("Training", unit="steps") as task:
+            trainer.add_callback(ShowSteps(task))
             start = time.perf_counter()
             output = trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():
