@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,17 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class ShowSteps(TrainerCallback):
-    """Keeps the task of a training up to date: its steps, and the loss as it was logged last."""
+    """Keeps the task of a training up to date: its steps, and the loss as it was logged last; and times the steps."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self._ends = task, []
+
+    @property
+    def steady_seconds(self) -> float | None:
+        """Seconds of all steps at the mean pace of those after the first; None where there are fewer than two."""
+        if len(self._ends) < 2:
+            return None
+        return (self._ends[-1] - self._ends[0]) * len(self._ends) / (len(self._ends) - 1)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -66,6 +74,7 @@ class ShowSteps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.task.done = state.global_step
+        self._ends.append(time.perf_counter())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,

@@ -46,6 +46,8 @@ class TrainResult:
         tokens: tokens of the task's rows over all epochs.
         loss: mean over the steps, in nats per response token, the anchor's part included.
         seconds: wall-clock time of the training.
+        steady_seconds: what the steps of this call take at the pace of those after its first: `seconds` without the
+            preparation; None where there are fewer than two steps.
         peak_memory_bytes: peak memory; `peak_memory` says which memory was measured, and how.
         frozen_tensors, frozen_bytes: tensors proven unchanged, and their size.
         interrupted: Ctrl-C ended the training early.
@@ -76,6 +78,7 @@ class TrainResult:
     eval_loss: float | None = None
     best_step: int | None = None
     reference_kl: float | None = None
+    steady_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,7 +161,7 @@ def train_region(
         _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
         with PeakMemory() as peak, progress("Training", unit="steps") as task:
-            trainer.add_callback(ShowSteps(task))
+            trainer.add_callback(steps := ShowSteps(task))
             start = time.perf_counter()
             output = trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():
@@ -204,6 +207,7 @@ def train_region(
         eval_loss=trainer.kept_eval_loss,
         best_step=trainer.state.best_global_step if arguments.load_best_model_at_end else None,
         reference_kl=trainer.reference_kl.value,
+        steady_seconds=steps.steady_seconds,
     )
 
 
