@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 try:
     from .commands.app import app
+except KeyboardInterrupt:
+    print("cofitune: stopped.", file=sys.stderr)
+    raise SystemExit(130) from None
 except ImportError as _error:
     if (_error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
         raise

@@ -149,7 +149,8 @@ def _one_line_at_most(kept: str) -> Iterator[None]:
         _say(error)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        console.print(f"\ncofitune: stopped{f'; {kept}' if kept else ''}.")
+        after = "\n" if console.is_terminal else ""  # the terminal has written ^C
+        console.print(f"{after}cofitune: stopped{f'; {kept}' if kept else ''}.")
         raise typer.Exit(130) from None
 
 

@@ -169,7 +169,8 @@ def keys_of(command: str) -> Iterator[tuple[str, Key]]:
 
 
 def check_early(arguments: Sequence[str], own: Collection[str]) -> None:
-    """Refuse what can be told from the names alone: an unknown key, a settings file or data file that is not there.
+    """Refuse what can be told from the names alone: an unknown key; a settings file, data file or model that is not
+    there.
 
     Args:
         arguments: those of a command that takes configuration keys.
@@ -195,7 +196,10 @@ def check_early(arguments: Sequence[str], own: Collection[str]) -> None:
         path = given.get(key)
         if isinstance(path, str) and path.endswith(_DATA_FILES) and "\0" not in path \
                 and not os.path.exists(os.path.expanduser(path)):
-            raise CofituneError(f"No data file at {path}: the file does not exist ({key}).")
+            raise CofituneError(f"The data file {path} does not exist; {key} names it.")
+    model = str(given.get("model.path", given.get("model", "")))
+    if model.startswith((".", "/", "~")) and "\0" not in model and not os.path.exists(os.path.expanduser(model)):
+        raise CofituneError(f"No model at {model}: the folder does not exist.")
 
 
 def _flat(content: Mapping[Any, Any]) -> dict[str, Any]:

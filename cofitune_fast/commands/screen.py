@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 # Control characters, the halves of surrogate pairs, and the marks that turn the direction of the text around them.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -26,6 +27,9 @@ class Screen(Console):
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
         if not self.is_terminal and "width" not in options and "COLUMNS" not in self._environ:
             self.width = _WIDE
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

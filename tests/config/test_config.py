@@ -313,7 +313,7 @@ def test_broken_yaml(read, tmp_path, text, words):
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(CofituneError, match=r"No configuration at .*no\.yaml: the file does not exist"):
         load_config(tmp_path / "no.yaml")
-    with pytest.raises(CofituneError, match="cannot be read"):
+    with pytest.raises(CofituneError, match="is a folder; name a YAML file"):
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"title: \xff\xfe")
     with pytest.raises(CofituneError, match="cannot be read"):
