@@ -17,7 +17,7 @@ except ImportError as _error:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="cofitune")
 
 
 if __name__ == "__main__":

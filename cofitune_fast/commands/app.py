@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -37,6 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 DEBUG = bool(os.environ.get("COFITUNE_DEBUG"))  # libraries' warnings, logs and progress bars are shown too
 HELP = {"help_option_names": ["-h", "--help"]}
+_OPEN_ENDED = {"allow_extra_args": True, "ignore_unknown_options": True}
 console = Screen(stderr=True, quiet=SILENT)
 errors = Screen(stderr=True)  # also of ranks that are silent otherwise
 
@@ -55,7 +56,8 @@ class _Commands(TyperGroup):
         """Return a stand-in with the command's help line; `resolve_command` returns the full command."""
         if name not in COMMANDS:
             return None
-        return TyperCommand(name, callback=lambda: None, help=ast.get_docstring(ast.parse(_source(name))))
+        return _StandIn(name, callback=lambda: None, help=ast.get_docstring(ast.parse(_source(name))),
+                        context_settings=_OPEN_ENDED)
 
     def resolve_command(self, context: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         name, command, rest = super().resolve_command(context, args)
@@ -71,6 +73,23 @@ class _Commands(TyperGroup):
 
 def _source(name: str) -> str:
     return Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+
+
+class _Completion(NamedTuple):
+    """What a shell is offered, with the fields of click's CompletionItem."""
+
+    value: str
+    help: str
+    type: str = "plain"
+
+
+class _StandIn(TyperCommand):
+    """Command that is not imported: its line in the help, and its options for the shell's completion."""
+
+    def shell_complete(self, context: Any, incomplete: str) -> list[Any]:
+        options = {f"--{name}": "" for name in sorted(own_options(_source(self.name))) if len(name) > 1}
+        options |= {f"--{name}": key.line for name, key in keys_of(self.name)}
+        return [_Completion(name, line) for name, line in options.items() if name.startswith(incomplete or "--")]
 
 
 class _Command(TyperCommand):
@@ -115,11 +134,10 @@ def command(function: Callable[..., None]) -> Any:
     line and ends with status 2. Ctrl-C ends with status 130. Without arguments a command that needs some shows its
     help.
     """
-    open_ended = {"allow_extra_args": True, "ignore_unknown_options": True}
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     alone.command(
         cls=_Command, no_args_is_help=function.__name__ not in ("demo", "env"),
-        context_settings={**HELP, **(open_ended if "context" in function.__annotations__ else {})},
+        context_settings={**HELP, **(_OPEN_ENDED if "context" in function.__annotations__ else {})},
     )(_guarded(function))
     return typer.main.get_command(alone)
 

@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -255,9 +256,7 @@ def own_options(source: str) -> set[str]:
         if isinstance(node, ast.FunctionDef) and any(getattr(one, "id", None) == "command" for one in
                                                      node.decorator_list):
             for argument in node.args.args:
-                found.add(argument.arg.replace("_", "-"))
-                found |= {part.value.lstrip("-") for part in ast.walk(argument) if isinstance(part, ast.Constant)
-                          and isinstance(part.value, str) and part.value.startswith("-")}
-    return found
-
-
+                written = {part.value.lstrip("-") for part in ast.walk(argument) if isinstance(part, ast.Constant)
+                           and isinstance(part.value, str) and re.fullmatch("--?[a-z-]+", part.value)}
+                found |= written or {argument.arg.replace("_", "-")}
+    return found - {"context", "as-json"}

@@ -97,3 +97,15 @@ def test_the_help_of_a_command_lists_its_keys(command_line, arguments):
                   "--training.learning_rate", "--anchor.weight"):
         assert words in shown, words
     assert "--search.space" not in shown
+
+
+@pytest.mark.parametrize(("typed", "offered"), [
+    ("cofitune tr", ["train"]),
+    ("cofitune train --ov", ["--overwrite"]),
+    ("cofitune train --model base --anchor.te", ["--anchor.texts", "--anchor.temperature"]),
+])
+def test_the_shell_is_offered_commands_options_and_keys(typed, offered, command_line, monkeypatch):
+    monkeypatch.setenv("_COFITUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert command_line()[:2] == (0, "\n".join(offered) + "\n")
