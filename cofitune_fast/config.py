@@ -310,10 +310,11 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise CofituneError(f"The option --{key} has no value; write --{key} VALUE.")
             text = rest.pop(0)
-        if not text:
-            raise CofituneError(f"The option --{key} is given an empty value; write --{key} VALUE, or leave it out.")
         key = key.replace("-", "_")
-        overrides[key] = text if _wants_text(key.split(".")) else _value(text)
+        textual = _wants_text(key.split("."))
+        if not text and not textual:
+            raise CofituneError(f"The option --{key} is given an empty value; write --{key} VALUE, or leave it out.")
+        overrides[key] = text if textual else _value(text)
     return overrides
 
 

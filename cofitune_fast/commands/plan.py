@@ -18,6 +18,7 @@ from ..planning.fit import Choice, fit, longest_that_fits
 from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
+from ..progress import progress
 from ..regions import DEFAULT_REGION, Region, resolve_layout
 from ..training import check_arguments
 from .app import AsJson, ConfigFile, command, console, emit, tell
@@ -36,7 +37,7 @@ def plan(
 ) -> None:
     """Predict memory and time of a training step from the model's configuration; no weights are loaded."""
     settings = read_config(context, config)
-    with shown_progress(console):
+    with shown_progress(console), progress("Measuring this machine and predicting"):
         content, text = plan_run(settings, budget)
     emit(content, as_json, lambda: tell(text))
 

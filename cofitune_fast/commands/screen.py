@@ -25,7 +25,7 @@ class Screen(Console):
 
     def __init__(self, **options: Any):
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
-        if not self.is_terminal and "width" not in options and "COLUMNS" not in self._environ:
+        if not self.is_terminal and "width" not in options:
             self.width = _WIDE
 
     def render_str(self, text: str, **options: Any) -> Text:

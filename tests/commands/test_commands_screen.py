@@ -34,7 +34,7 @@ def test_printable_text_is_json_s_own_way_of_writing_it():
 
 
 def test_lines_are_not_broken_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     screen = Screen(file=io.StringIO())
     screen.print("word " * 60)
     assert screen.file.getvalue().count("\n") == 1

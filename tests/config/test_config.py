@@ -356,7 +356,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
     (["region", "x"], "The argument 'region' does not belong to any option; write --section.key value."),
     (["--region", "x", "y"], "The argument 'y' does not belong to any option"),
     (["--training.max_steps="], "The option --training.max_steps is given an empty value"),
-    (["--output", ""], "The option --output is given an empty value"),
+    (["--data.limit", ""], "The option --data.limit is given an empty value"),
 ])
 def test_arguments_that_are_no_pairs(arguments, words):
     with pytest.raises(CofituneError) as caught:
