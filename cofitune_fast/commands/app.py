@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
         if name in COMMANDS and not context.resilient_parsing:
             with _one_line_at_most("nothing was begun"):
                 if list(keys_of(name)) and not {"-h", "--help"} & set(rest):
-                    check_early(rest, own_options(_source(name)))
+                    check_early(name, rest, own_options(_source(name)))
                 _quiet_libraries()
                 with _calm():
                     command = getattr(import_module(f".{name}", __package__), name)

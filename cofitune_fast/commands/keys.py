@@ -159,6 +159,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """The sections and keys that each command reads."""
 _OPEN = {"training", *(name for name, key in KEYS.items() if key.default == "{}"), "model.roles"}
+_TRAINING_ROWS = ("train", "run", "search", "importance")  # commands that read data.train in any case
 _DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 
 
@@ -169,8 +170,8 @@ def keys_of(command: str) -> Iterator[tuple[str, Key]]:
         yield from ((name, key) for name, key in table.items() if name == section or name.startswith(f"{section}."))
 
 
-def check_early(arguments: Sequence[str], own: Collection[str]) -> None:
-    """Refuse what can be told from the names alone: an unknown key; a settings file, data file or model that is not
+def check_early(command: str, arguments: Sequence[str], own: Collection[str]) -> None:
+    """Refuse what can be told from the names alone: an unknown key; a settings file, training file or model that is not
     there.
 
     Args:
@@ -193,7 +194,7 @@ def check_early(arguments: Sequence[str], own: Collection[str]) -> None:
             key = name[2:].replace("-", "_")
             _check_name(key, "the command line", also=own)
             given[key] = following
-    for key in ("data", "data.train", "data.valid", "data.test"):
+    for key in ("data", "data.train") if command in _TRAINING_ROWS else ():
         path = given.get(key)
         if isinstance(path, str) and path.endswith(_DATA_FILES) and "\0" not in path \
                 and not os.path.exists(os.path.expanduser(path)):
