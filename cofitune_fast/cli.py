@@ -7,6 +7,9 @@ import sys
 
 try:
     from .commands.app import app
+except KeyboardInterrupt:
+    print("cofitune: stopped.", file=sys.stderr)
+    raise SystemExit(130) from None
 except ImportError as _error:
     if (_error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
         raise
@@ -16,7 +19,7 @@ except ImportError as _error:
 def main() -> None:
     """Run the command line."""
     print_whatever_the_encoding()
-    app()
+    app(prog_name="cofitune")
 
 
 def print_whatever_the_encoding() -> None:

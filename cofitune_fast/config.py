@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from yaml import YAMLError
 
@@ -121,7 +122,7 @@ class ImportanceSection(Section):
     samples: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
     dropout: float = Field(0.003, gt=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Workbench.importance`."""
@@ -209,13 +210,14 @@ class CompareSection(WorkersSection):
 
     full_sft: dict[str, Any] = Field(default_factory=dict)
     methods: list[str | dict[str, Any]] = Field(default_factory=list)
-    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     learning_rates: dict[str, list[float]] = Field(default_factory=dict)
     general: str | None = None
     limit: int | None = Field(None, ge=1)
 
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 Preset = Literal["default", "paper"]
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
@@ -277,7 +279,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         given = any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in overrides or {})
         return "the command line" if given or path is None else str(path)
 
-    return validated(Config, _with_home(values), source)
+    return validated(Config, _with_home(values, "", source), source)
 
 
 def _put_under(values: dict[str, Any], preset: dict[str, dict[str, Any]]) -> None:
@@ -309,7 +311,10 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
                 raise CofituneError(f"The option --{key} has no value; write --{key} VALUE.")
             text = rest.pop(0)
         key = key.replace("-", "_")
-        overrides[key] = text if _wants_text(key.split(".")) else _value(text)
+        textual = _wants_text(key.split("."))
+        if not text and not textual:
+            raise CofituneError(f"The option --{key} is given an empty value; write --{key} VALUE, or leave it out.")
+        overrides[key] = text if textual else _value(text)
     return overrides
 
 
@@ -331,12 +336,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _with_home(value: Any) -> Any:
-    """Expand the home folder in every text that begins with ~/ or, of another user, ~name/ ."""
+def _with_home(value: Any, key: str, source: Callable[[str], str]) -> Any:
+    """Expand the home folder in every text that begins with ~/ or, of another user, ~name/ .
+
+    Text that no file name can hold is refused.
+
+    Args:
+        key: the value's name, for errors.
+    """
     if isinstance(value, dict):
-        return {key: _with_home(item) for key, item in value.items()}
+        return {name: _with_home(item, f"{key}.{name}".lstrip("."), source) for name, item in value.items()}
     if isinstance(value, list):
-        return [_with_home(item) for item in value]
+        return [_with_home(item, key, source) for item in value]
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise CofituneError(f"{key} in {source(key)} is {value!r}, which holds a NUL or bytes that are not UTF-8; "
+                            "rename the file, or write it otherwise.")
     return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*[/\\]", value) else value
 
 

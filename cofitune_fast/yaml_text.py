@@ -13,6 +13,8 @@ import yaml
 
 from .errors import CofituneError
 
+_MOST_VALUES = 100_000
+_DEEPEST = 50
 _TAG = "tag:yaml.org,2002:"
 _BOOLEAN = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _FLOAT = re.compile(
@@ -39,9 +41,52 @@ def parse_yaml(text: str) -> Any:
     """Parse a YAML text.
 
     Raises:
-        yaml.YAMLError: the text is not YAML.
+        yaml.YAMLError: the text is not YAML, names a key twice, or is larger or deeper than any settings are.
     """
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, 0)
+        return loader.construct_document(node)
+    except (RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, RecursionError):
+            raise yaml.YAMLError("it is nested too deeply") from None
+        raise yaml.YAMLError(f"a value cannot be read ({error})") from None
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Count the values below a node, aliases written out, and refuse what only an attack has.
+
+    Args:
+        known: counts of the nodes that were counted before, 0 while they are being counted.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if depth > _DEEPEST:
+        raise _problem(node, "it is nested too deeply")
+    if (found := known.get(id(node))) == 0:
+        raise _problem(node, "an alias stands inside what it names")
+    if found is not None:
+        return found
+    known[id(node)] = 0
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    count = 1 + sum(_measure(part, known, depth + 1) for part in parts)
+    if count > _MOST_VALUES:
+        raise _problem(node, f"it holds more than {_MOST_VALUES:,} values")
+    known[id(node)] = count
+    if isinstance(node, yaml.MappingNode):
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise _problem(node.value[len(names) - 1 - names[::-1].index(twice)][0], f"the key {twice[1]} stands twice")
+    return count
+
+
+def _problem(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
@@ -51,6 +96,8 @@ def read_yaml(path: str | Path, what: str) -> Any:
         CofituneError: the file is absent, cannot be read, or is not YAML.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CofituneError(f"The {what} {path} is a folder; name a YAML file.")
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -60,5 +107,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", error)).split())
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        if "'\\t'" in problem:
+            problem = "a tab begins a value or indents the line, where YAML takes only blanks"
         raise CofituneError(f"The {what} {path} is not valid YAML{place}: {problem}.") from None

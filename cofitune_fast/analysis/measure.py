@@ -13,6 +13,7 @@ from ..artefacts.analysis import Counts, Measured
 from ..data import batches, pad_token_id
 from ..errors import CofituneError
 from ..models.mode import evaluation_mode
+from ..progress import tracked
 from ..regions import BaseInfo, Layout, resolve_layout
 from ..scoring import Task
 from ..scoring.results import ItemScore, make_score
@@ -82,7 +83,7 @@ def _read(
     lenses, contributions, rows = [], [], []
     done = 0
     with evaluation_mode(model), torch.no_grad():
-        for indices, batch in plan:
+        for indices, batch in tracked(plan, "Reading the layers", "batches"):
             stream = read_stream(model, layout, batch)
             readout.check(stream)
             lens = read_lens(readout, stream)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data import Encoded, batches, label_predictors
 from ..models.head import logits_at
 from ..models.mode import evaluation_mode
+from ..progress import progress
 
 _BATCH_TOKENS = 1024
 _CHUNK_BYTES = 64 * 2**20  # bytes of float32 values [positions, vocabulary] alive at once
@@ -42,7 +43,7 @@ def top_distributions(
     Args:
         mask_target: leave the row's own token out of each distribution, and renormalise the others.
     """
-    with evaluation_mode(model):
+    with evaluation_mode(model), progress("Computing the base's distributions", len(rows), "texts") as task:
         for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
             mask, targets = label_predictors(batch["labels"])
             logits = logits_at(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, mask)
@@ -52,6 +53,7 @@ def top_distributions(
             sizes = mask.sum(1).tolist()
             parts = (torch.cat(tensors).cpu().split(sizes) for tensors in zip(*found, strict=True))
             yield from zip(indices, map(Distributions, *parts), strict=True)
+            task.advance(len(indices))
 
 
 def _top(logits: Tensor, targets: Tensor, k: int, mask_target: bool) -> Distributions:

@@ -80,6 +80,8 @@ class AnchorSettings:
                 raise CofituneError(f"anchor.{name} is {getattr(self, name)}; it must be at least {bound:g}.")
         if not self.temperature > 0:
             raise CofituneError(f"anchor.temperature is {self.temperature}; it must be above 0.")
+        if not 0 <= self.seed < 2**32:
+            raise CofituneError(f"anchor.seed is {self.seed}; it must be at least 0 and below 2**32.")
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a run's results depend on; a file counts by its content, not its path."""

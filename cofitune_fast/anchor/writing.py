@@ -18,6 +18,7 @@ from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
 from ..models.sharded import broadcast_object
+from ..progress import progress
 from .settings import AnchorThinking
 
 _AT_ONCE = 32  # rows per batch of generation
@@ -91,7 +92,7 @@ def write_texts(
     )
     written: dict[int, Encoded] = {}
     wanted.sort(key=lambda pair: len(pair[1]))
-    with left_as_found(model, tokenizer):
+    with left_as_found(model, tokenizer), progress("Writing the anchor's texts", texts, "texts") as task:
         torch.manual_seed(seed)
         for start in range(0, texts, _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
@@ -104,6 +105,7 @@ def write_texts(
                     first, last = _around(tokens_with(tokenizer, response, close), len(response), tokens)
                     ids, response = ids + response[:first], response[first:last]
                 written[number] = Encoded(ids + response, len(ids), f"anchor text {number + 1}")
+                task.advance()
     return [written[number] for number in range(texts)]
 
 

@@ -15,6 +15,7 @@ from ..analysis import analyze as measure
 from ..analysis import find_variants
 from ..artefacts.analysis import AnalysisEntry
 from ..config import Config
+from ..display import shown_progress
 from ..environment import environment
 from ..errors import CofituneError
 from ..files import writable_folder, write_json
@@ -23,7 +24,7 @@ from ..models.sharded import started_by_torchrun
 from ..regions import BaseInfo
 from ..report import write_analysis_page
 from ..scoring import read_task
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .setup import needed, read_config
 
 ROWS = 100
@@ -42,8 +43,8 @@ def analyze(
     settings = read_config(context, config)
     needed(settings, "model")
     deltas = [path.expanduser() for path in delta or []] or ([settings.delta] if settings.delta else [])
-    path = write_analysis(settings, deltas, needed(settings, "output"), limit=limit,
-                          tell=lambda text: console.print(text, highlight=False))
+    with shown_progress(console):
+        path = write_analysis(settings, deltas, needed(settings, "output"), limit=limit, tell=console.print)
     emit_analysis(write_analysis_page(path, path.parent), as_json)
 
 
@@ -54,7 +55,7 @@ def emit_analysis(paths: dict[str, Any], as_json: bool) -> None:
         paths: the return value of `write_analysis_page`.
     """
     content = {"json": str(paths["json"]), "html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}
-    emit(content, as_json, lambda: print(*paths["sentences"], paths["html"], sep="\n"))
+    emit(content, as_json, lambda: tell(*paths["sentences"], paths["html"]))
 
 
 def write_analysis(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..compare import Comparison, ComparisonSettings
 from ..config import Config, DataSection
@@ -28,9 +27,10 @@ from ..search.executors import InProcess
 from ..training import refuse_standing_still
 from ..trials import TrialData, Workbench
 from ..validation import validated
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .kept import fix_date, note_date, says_what_is_kept
 from .run import do_run
+from .screen import Screen
 from .setup import look_before, make_workbench, make_workers, needed, read_config, trial_data, trial_setup
 
 
@@ -71,25 +71,27 @@ def _compare(settings: Config, as_json: bool, dry_run: bool, so_far: bool) -> No
         return make_workbench(settings, device="cpu" if elsewhere else None, looks=looks)
 
     needed(settings, "model")
-    with says_what_is_kept(settings.output), open_comparison(
+    with says_what_is_kept(settings.output), display.running(), open_comparison(
         settings, needed(settings, "output"), display, load, dry_run=dry_run,
     ) as comparison:
         if dry_run:
             rows, resolution = comparison.plan(), comparison.resolution()
-            lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
-            emit({"runs": rows, "resolution": resolution}, as_json, lambda: print(*lines, sep="\n"))
-            return
-        content = comparison.run(make=not so_far)
+        else:
+            content = comparison.run(make=not so_far)
+    if dry_run:
+        lines = [plan_table(rows), *(f"{entry['task']}: {entry['sentence']}" for entry in resolution)]
+        emit({"runs": rows, "resolution": resolution}, as_json, lambda: tell(*lines))
+        return
     paths = write_report(Path(settings.output) / "comparison.json", settings.output)
 
     def show() -> None:
-        out = Console()
+        out = Screen()
         out.print(comparison_table(content))
         out.print(changes_table(content))
         for entry in content["resolution"]:
-            out.print(f"{entry['task']}: {entry['sentence']}", highlight=False, markup=False)
+            out.print(f"{entry['task']}: {entry['sentence']}")
         for path in (paths["html"], *paths["png"], paths["json"]):
-            out.print(str(path), highlight=False, soft_wrap=True)
+            out.print(str(path))
 
     emit(content, as_json, show)
 

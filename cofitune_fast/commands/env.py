@@ -15,7 +15,7 @@ from ..models.checkpoint import skeleton
 from ..models.loading import plain_folder
 from ..ops import backends, native
 from ..regions import layout_summary
-from .app import AsJson, ConfigFile, command, emit
+from .app import AsJson, ConfigFile, command, emit, tell
 from .setup import read_config
 
 PACKAGES = ("accelerate", "typer", "rich", "pydantic", "matplotlib", "jinja2", "gguf", "bitsandbytes", "safetensors")
@@ -27,7 +27,7 @@ def env(context: typer.Context, config: ConfigFile = None, as_json: AsJson = Fal
     settings = read_config(context, config)
     if settings.model is not None:
         model = describe_model(settings.model)
-        emit(model, as_json, lambda: print("\n".join(model_lines(model))))
+        emit(model, as_json, lambda: tell("\n".join(model_lines(model))))
         return
     packages = {name: _version(name) for name in PACKAGES}
     content = {"environment": environment(), "ops": backends(), "native": native.load_error() or "available",
@@ -35,20 +35,20 @@ def env(context: typer.Context, config: ConfigFile = None, as_json: AsJson = Fal
 
     def show() -> None:
         for key, value in content["environment"].items():
-            print(f"{key:15}{value if value is not None else '-'}")
-        print(f"{'native kernels':15}{content['native']}")
+            tell(f"{key:15}{value if value is not None else '-'}")
+        tell(f"{'native kernels':15}{content['native']}")
         if native.load_error():
-            print(f"{'':15}without them {native.COST_WITHOUT}")
+            tell(f"{'':15}without them {native.COST_WITHOUT}")
         for op, table in content["ops"].items():
             autos = {"auto": "on CPU tensors", "auto on cuda": "on CUDA tensors"}
             chosen = ", ".join(f"{table[key]} {where}" for key, where in autos.items() if key in table)
-            print(f"\n{op} (auto: {chosen})")
+            tell(f"\n{op} (auto: {chosen})")
             for backend, state in table.items():
                 if backend not in autos:
-                    print(f"  {backend:12}{state}")
-        print()
+                    tell(f"  {backend:12}{state}")
+        tell("")
         for name, version in packages.items():
-            print(f"{name:15}{version or 'not installed'}")
+            tell(f"{name:15}{version or 'not installed'}")
 
     emit(content, as_json, show)
 

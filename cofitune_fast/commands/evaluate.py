@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import Config
-from ..display import scores_text
+from ..display import scores_text, shown_progress
 from ..errors import CofituneError
 from ..methods.entries import flips_entry
 from ..regions import load_delta, read_delta
@@ -30,7 +30,7 @@ from ..scoring import (
 )
 from ..scoring.results import SUMMARY
 from ..trials import Workbench
-from .app import AsJson, ConfigFile, command, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .setup import look_before, make_workbench, read_config
 
 _DRIFTS = {"drift": "from the base", "task_drift": "from the base, on the task"}
@@ -57,10 +57,11 @@ def evaluate(
     the responses of the instruction files and of the speciality. With model.quantize the delta's region stays in full
     precision; without a delta, the `region`, if one is given.
     """
-    content = evaluation(read_config(context, config), split=split, limit=limit, generate=generate,
-                         max_new_tokens=max_new_tokens, harness=_names(harness),
-                         against_base=against_base)
-    emit(content, as_json, lambda: print(*_lines(content), sep="\n"))
+    settings = read_config(context, config)
+    with shown_progress(console):
+        content = evaluation(settings, split=split, limit=limit, generate=generate, max_new_tokens=max_new_tokens,
+                             harness=_names(harness), against_base=against_base)
+    emit(content, as_json, lambda: tell(*_lines(content)))
 
 
 def _names(harness: str | None) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from ..config import Config
+from ..display import shown_progress
 from ..errors import CofituneError
 from ..memory.abilities import abilities_line
 from ..memory.settings import parse_size
@@ -17,9 +18,10 @@ from ..planning.fit import Choice, fit, longest_that_fits
 from ..planning.plan import PARTS, Settings
 from ..planning.planner import Planner, fake_model
 from ..planning.step_time import Rates, StepTime, measure_rates, step_time
+from ..progress import progress
 from ..regions import DEFAULT_REGION, Region, resolve_layout
 from ..training import check_arguments
-from .app import AsJson, ConfigFile, command, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .planned import planned_settings, planned_storage
 from .setup import read_config
 
@@ -34,8 +36,10 @@ def plan(
     budget: Annotated[str | None, typer.Option("--fit", help="Find settings within a budget such as 24GiB.")] = None,
 ) -> None:
     """Predict memory and time of a training step from the model's configuration; no weights are loaded."""
-    content, text = plan_run(read_config(context, config), budget)
-    emit(content, as_json, lambda: print(text))
+    settings = read_config(context, config)
+    with shown_progress(console), progress("Measuring this machine and predicting"):
+        content, text = plan_run(settings, budget)
+    emit(content, as_json, lambda: tell(text))
 
 
 def plan_run(settings: Config, budget: str | None = None) -> tuple[dict[str, Any], str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..report import changes_table, comparison_table, methods_table, read_report, write_analysis_page, write_report
 from .analyze import emit_analysis
-from .app import AsJson, command, emit
+from .app import AsJson, command, emit, tell
+from .screen import Screen
 
 
 @command
@@ -29,10 +29,10 @@ def report(
 
     def show() -> None:
         if "runs" in content:
-            Console().print(comparison_table(content))
-            Console().print(changes_table(content))
+            Screen().print(comparison_table(content))
+            Screen().print(changes_table(content))
         elif content["methods"]:
-            Console().print(methods_table(content))
-        print(paths["html"])
+            Screen().print(methods_table(content))
+        tell(paths["html"])
 
     emit({"html": str(paths["html"]), "png": [str(path) for path in paths["png"]]}, as_json, show)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..config import Config, load_config, parse_overrides
 from ..display import make_display
@@ -15,6 +14,7 @@ from ..models.sharded import started_by_torchrun
 from ..report import methods_table, write_report
 from .app import AsJson, ConfigFile, command, console, emit
 from .kept import says_what_is_kept
+from .screen import Screen
 from .setup import open_pipeline
 
 
@@ -57,16 +57,16 @@ def do_run(settings: Config, as_json: bool) -> None:
         paths = write_report(written, pipeline.output)
 
     def show() -> None:
-        out = Console()
+        out = Screen()
         out.print(methods_table(report))
         for check in report["checks"]:
-            out.print(f"{'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}", highlight=False)
+            out.print(f"{'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}")
         for path in (paths["html"], *paths["png"], written):
-            out.print(str(path), highlight=False, soft_wrap=True)
+            out.print(str(path))
 
     emit(report, as_json, show)
     failed = [row["name"] for row in report["methods"] if row["state"] == "failed"]
     failed += [f"the check '{check['name']}'" for check in report["checks"] if not check["passed"]]
     if failed:
-        console.print(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red", highlight=False)
+        console.print(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red")
         raise typer.Exit(1)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..config import Config, load_config, parse_overrides
-from ..display import make_display, scores_text, show_space
+from ..display import make_display, scores_text, show_space, shown_progress
 from ..search import Search, node_rate, search_work
 from ..search.preview import preview
 from ..search.work import final_work
 from ..training import Schedule
 from ..trials import Workbench
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .kept import says_what_is_kept
+from .screen import Screen
 from .setup import look_before, make_memory_need, make_workbench, open_pipeline, search_settings, trial_setup
 
 
@@ -43,13 +43,14 @@ def search(
         search_settings(settings)  # refuses what cannot be, before the model is loaded
         data, versatility = settings.data, settings.versatility
         counted = bool(data.train and data.valid and versatility.valid)  # the costs need all three
-        looks = look_before(settings, ["train", "valid"], ["valid"]) if counted else []
-        content = preview_search(settings, make_workbench(settings, looks=looks))
+        with shown_progress(console):
+            looks = look_before(settings, ["train", "valid"], ["valid"]) if counted else []
+            content = preview_search(settings, make_workbench(settings, looks=looks))
 
         def table() -> None:
-            Console().print(show_space(content["nodes"], content["totals"]))
+            Screen().print(show_space(content["nodes"], content["totals"]))
             for note in content["notes"]:
-                print(f"Left out: {note}")
+                tell(f"Left out: {note}")
 
         emit(content, as_json, table)
         return
@@ -61,8 +62,8 @@ def search(
         result = pipeline.search(settings.title)
 
     def show() -> None:
-        print(f"{result.chosen.region}  {scores_text(result.chosen.scores)}\n{result.choice.sentence}")
-        print(f"The tree, the pictures and all nodes: cofitune report {pipeline.output}")
+        tell(f"{result.chosen.region}  {scores_text(result.chosen.scores)}\n{result.choice.sentence}")
+        tell(f"The tree, the pictures and all nodes: cofitune report {pipeline.output}")
 
     emit(result.to_dict(), as_json, show)
 

@@ -46,14 +46,14 @@ def needed(settings: Config, key: str) -> Any:
         CofituneError: the key is not set.
     """
     value = getattr(settings, key)
-    if value is None:
+    if value is None or value == "":
         raise CofituneError(f"This command needs {key}: give --{key} VALUE or set it in the YAML.")
     return value
 
 
 def say(line: str) -> None:
     """Print a line about the run on standard error, whole and as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line)
 
 
 def look_before(
@@ -134,7 +134,7 @@ def make_workbench(
                         keep=Region.parse(region).modules if region else (), roles=section.roles,
                         tokenizer=looks[0].outline.tokenizer if looks else None)
     if not loaded.tokenizer.chat_template:
-        console.print(PLAIN_FORMAT, highlight=False)
+        console.print(PLAIN_FORMAT)
     bench = Workbench(loaded, trial_data(settings))
     for look in looks:
         look.hand_over(bench)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from ..anchor import Anchor
 from ..anchor.writing import thinking_for
 from ..config import Config
-from ..display import duration
+from ..display import duration, shown_progress
 from ..errors import CofituneError
 from ..files import writable_folder
 from ..importance import Importance
@@ -40,7 +40,7 @@ from ..training.checkpoint import sweep
 from ..training.identity import deciding, plain
 from ..trials import Workbench
 from ..trials.workbench import content_digest, data_digest
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, tell
 from .kept import Earlier, step_to_go_on_from
 from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data
 
@@ -56,7 +56,8 @@ def train(
     settings = read_config(context, config)
     output = Path(needed(settings, "output"))
     try:
-        result = train_delta(settings, output, overwrite=overwrite, console=console)
+        with shown_progress(console):
+            result = train_delta(settings, output, overwrite=overwrite, console=console)
     except KeyboardInterrupt as error:
         step = step_to_go_on_from(output)
         kept = ("No checkpoint was kept, so the same command starts anew." if step is None else
@@ -66,19 +67,18 @@ def train(
 
     def show() -> None:
         if result["delta"] is None:
-            print(f"no delta yet: {result['region']}, stopped after step {result['steps']}")
+            tell(f"no delta yet: {result['region']}, stopped after step {result['steps']}")
             return
-        print(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
+        tell(f"{result['delta']}: {result['region']}, {result['trained_parameters']:,} parameters, loss "
               f"{result['loss']:.3f}, {duration(result['seconds'])}; "
               f"{result['frozen_tensors']} frozen tensors unchanged")
         if result["eval_loss"] is not None:
             best = f", of step {result['best_step']}, the best" if result["best_step"] else ""
-            print(f"loss on the validation rows {result['eval_loss']:.3f}{best}")
+            tell(f"loss on the validation rows {result['eval_loss']:.3f}{best}")
 
     emit(result, as_json, show)
     if result["interrupted"]:
-        console.print(f"Stopped after step {result['steps']} with a checkpoint; the same command goes on from there.",
-                      highlight=False)
+        console.print(f"Stopped after step {result['steps']} with a checkpoint; the same command goes on from there.")
         raise typer.Exit(128 + result["signal"])
 
 
@@ -128,15 +128,14 @@ def _train(settings: Config, output: Path, overwrite: bool, console: Console) ->
         "date": bench.written_date,
     })
     if known["date"] and not date_given:
-        console.print(f"The chat template writes the date: {known['date']} (data.date)", highlight=False)
+        console.print(f"The chat template writes the date: {known['date']} (data.date)")
     earlier.check(known)
     if earlier.finished is not None:
-        console.print(f"{delta} is finished; nothing is trained", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{delta} is finished; nothing is trained")
         return {**earlier.finished, "delta": str(delta)}
 
     checkpoint = broadcast_object(earlier.take())
-    console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}",
-                  highlight=False)
+    console.print(f"Training {region.describe(bench.model)} at a learning rate of {training['learning_rate']}")
     masks = None
     if settings.mask.preset != "none":
         importance = _importance(settings, bench, region, output, console, resumed=checkpoint is not None)
@@ -160,11 +159,10 @@ def _train(settings: Config, output: Path, overwrite: bool, console: Console) ->
         keep(path, None)
         kept.append(path)
 
-    arguments = {"disable_tqdm": not console.is_terminal, CHECKPOINT_MINUTES: 10, **training,
-                 "resume_from_checkpoint": checkpoint}
+    arguments = {CHECKPOINT_MINUTES: 10, **training, "resume_from_checkpoint": checkpoint}
     try:
         result = bench.train(
-            region, output, arguments, options, callbacks=[] if console.is_terminal else [_LogLines(console)],
+            region, output, arguments, options, callbacks=[_LogLines(console)],
             on_last_good=keep_last_good, interruptible=True, identity=identity,
         ).to_dict()
     except LossNotFinite as error:
@@ -231,7 +229,7 @@ def _refuse_the_base(bench: Workbench, region: Region, result: dict[str, Any]) -
 
 
 class _LogLines(TrainerCallback):
-    """Print training progress as lines where there is no terminal for a progress bar."""
+    """Print each figure that Trainer logs as a line; a bar or sparse lines show the steps between."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -241,7 +239,7 @@ class _LogLines(TrainerCallback):
                  "learning_rate": "learning rate", "eval_loss": "loss on the validation rows"}
         shown = [f"{words} {float(logs[key]):.4g}" for key, words in named.items() if (logs or {}).get(key) is not None]
         if shown:
-            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}", highlight=False,
+            self.console.print(f"step {state.global_step} of {state.max_steps}  {'  '.join(shown)}",
                                soft_wrap=True)
 
 
@@ -253,7 +251,7 @@ def _anchor(settings: Config, bench: Workbench, console: Console) -> Anchor | No
     thinking = thinking_for(bench.tokenizer, chosen.thinking) if chosen.source == "answers" else "template"
     begun = {"mixed": ", half of them after an empty thought", "empty": ", after an empty thought",
              "answer": ", around the end of a thought", "template": ""}[thinking]
-    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache{begun}", highlight=False)
+    console.print(f"The anchor: {chosen.texts} texts {made} now unless they are in the cache{begun}")
     return bench.anchor(chosen)
 
 
@@ -264,7 +262,7 @@ def _importance(
     own = output / "importance.safetensors"
     if settings.importance.file or (resumed and own.is_file()):
         return Importance.load(settings.importance.file or own)
-    console.print("Measuring the importance of the region's units", highlight=False)
+    console.print("Measuring the importance of the region's units")
     importance = bench.importance(None if region.is_full else region, **settings.importance.arguments())
     if rank() == 0:
         importance.save(own)

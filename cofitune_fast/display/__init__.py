@@ -9,11 +9,13 @@ from rich.console import Console
 
 from .json_lines import JsonLines
 from .plain import PlainDisplay
+from .progress import shown_progress
 from .space import show_space
 from .texts import duration, scores_text
 from .tree import TreeDisplay
 
-__all__ = ["JsonLines", "PlainDisplay", "TreeDisplay", "duration", "make_display", "scores_text", "show_space"]
+__all__ = ["JsonLines", "PlainDisplay", "TreeDisplay", "duration", "make_display", "scores_text", "show_space",
+           "shown_progress"]
 
 
 def make_display(console: Console, as_json: bool = False) -> JsonLines | PlainDisplay | TreeDisplay:

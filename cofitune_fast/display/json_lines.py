@@ -10,27 +10,35 @@ from typing import Any, TextIO
 
 from ..report.read import plain_json
 from ..search import Candidate, Level, Node
+from .progress import SparseLines
 
 
 class JsonLines:
     """Writes one JSON object per event to a stream, flushed line by line.
 
-    Every line has `event` (stage, note, level, rung, start, finish, drop, chosen, remaining) and `time`, the seconds
-    since the start. The other fields depend on the event. A number that is not finite is null.
+    Every line has `event` (stage, note, level, rung, start, finish, drop, chosen, remaining, progress) and `time`, the
+    seconds since the start. `progress` says what is being done where no other event came for a while. The other
+    fields depend on the event. A number that is not finite is null.
     """
 
     def __init__(self, stream: TextIO):
         self.stream, self.began = stream, time.perf_counter()
+        self._title = ""
+        self._lines = SparseLines(lambda text: self._event("progress", text=text), lambda: self._title)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        yield
+        with self._lines.running():
+            yield
 
     def _event(self, event: str, **fields: Any) -> None:
         line = {"event": event, "time": round(time.perf_counter() - self.began, 3), **fields}
-        print(json.dumps(plain_json(line), ensure_ascii=False, allow_nan=False), file=self.stream, flush=True)
+        self.stream.write(f"{json.dumps(plain_json(line), ensure_ascii=False, allow_nan=False)}\n")
+        self.stream.flush()
+        self._lines.heard()
 
     def stage(self, title: str) -> None:
+        self._title = title
         self._event("stage", title=title)
 
     def note(self, text: str) -> None:

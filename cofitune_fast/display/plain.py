@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from ..search import Candidate, Level, Node
+from .progress import SparseLines, shown_progress
 from .texts import duration, name, rung_text, scores_text
 
 
@@ -17,17 +18,22 @@ class PlainDisplay:
 
     def __init__(self, console: Console):
         self.console, self.began = console, time.perf_counter()
+        self._title = "the beginning"
         self.raced = False  # rungs are mentioned only in levels that have several
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        yield
+        """Show for the time of the block what is being done between the events, see `shown_progress`."""
+        lines = SparseLines(lambda text: self._line(f"  {text}"), lambda: f"still at: {self._title}")
+        with shown_progress(self.console, lines):
+            yield
 
     def _line(self, text: str) -> None:
         line = f"[{time.perf_counter() - self.began:6.0f} s] {text}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def stage(self, title: str) -> None:
+        self._title = title
         self._line(title)
 
     def note(self, text: str) -> None:

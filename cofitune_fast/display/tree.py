@@ -15,6 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..search import Candidate, Level, Node
+from .progress import Bars
 from .texts import duration, name, rung_text, scores_text, short_scores
 
 _AROUND = 14  # terminal lines reserved for the stages, the other levels and the last line
@@ -108,7 +109,7 @@ class TreeDisplay:
         if self.best is not None:
             part = f" at {rung_text(self.best.fraction)}" if self.best.fraction < 1 else ""
             lines.append(f"best so far{part}: {name(self.best)}  {scores_text(self.best.scores)}")
-        return Group(self.tree, Text("\n".join(lines), style="bold"))
+        return Group(self.tree, Bars(), Text("\n".join(lines), style="bold"))
 
     def stage(self, title: str) -> None:
         self._settle()

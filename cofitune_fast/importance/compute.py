@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import CofituneError
 from ..models.head import Head
 from ..models.mode import evaluation_mode
+from ..progress import progress as announced
 from ..regions import BaseInfo, Region, resolve_layout
 from .gates import collect
 from .importance import Importance
@@ -81,7 +82,8 @@ def compute_importance(
 
     samples, head = 0, None
     seeds = torch.Generator().manual_seed(seed)
-    with evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates:
+    with (evaluation_mode(model), collect(model, layout, layers, units, passes=chosen.passes) as gates,
+          announced("Measuring importance", unit="rows") as task):
         for number, raw in enumerate(batches, start=1):
             batch = _checked(raw, number, next(model.parameters()).device)
             if number == 1 and chosen.uses_head:
@@ -96,6 +98,7 @@ def compute_importance(
                     chosen.loss(model, rows, head).backward()
                 gates.end_sample()
             samples += len(batch["input_ids"])
+            task.advance(len(batch["input_ids"]))
             if progress is not None:
                 progress(samples)
     if not samples:

@@ -48,6 +48,10 @@ class Forecast:
                                 work.full_sft)
         return self._known[key]
 
+    def whole_scoring(self, run: Run) -> float:
+        """Return the operations of scoring the parts of a run's task once, with nothing cached."""
+        return self._work(run.task, self._recipes[run.method].anchor_settings(self._general)).scoring()
+
     def operations(self, runs: Iterable[Run], trained: Iterable[str] = ()) -> float:
         """Return the operations of `runs`; runs that share a training count it once.
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import CofituneError
+from ..progress import tracked
 from .sharded import rank, whole, world_size
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of a name, at any position
@@ -99,7 +100,8 @@ def digest_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
         return _digests_of_shards(tensors)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(tensors, pool.map(tensor_digest, tensors.values()), strict=True))
+        found = tracked(pool.map(tensor_digest, tensors.values()), "Hashing weights", "tensors", len(tensors))
+        return dict(zip(tensors, found, strict=True))
 
 
 def _digests_of_shards(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from ..errors import CofituneError
 from ..files import WriteFailed, atomic_folder, cache_folder
+from ..progress import progress
 from .auto import first_line, no_progress_bars
 from .fingerprint import named_parameters
 
@@ -116,7 +117,7 @@ def _convert(file: Path, dtype: str, folder: Path) -> None:
         pass
     else:
         arguments["quantization_config"] = GgufConfig(gguf_file=file.name, dequantize=True)
-    with no_progress_bars():
+    with no_progress_bars(), progress(f"Converting {file.name}"):
         tokenizer = _tokenizer(file, metadata)
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, trust_remote_code=False,
                                                     **arguments)

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from ..errors import CofituneError
 from ..files import cache_folder
+from ..progress import progress
 from .auto import auto_class, first_line, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
 from .folder import check_model, refuse_no_model
@@ -37,6 +38,28 @@ class LoadedModel:
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        CofituneError: there is no such kind of device, or this machine has none of it or fewer.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise CofituneError(f"model.device is {name!r}, which is no device; choose cpu, cuda, cuda:0 or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise CofituneError(f"model.device is {name}, but torch sees no GPU here; leave it out to use the CPU, or "
+                                "install a torch with CUDA.")
+        if device.index is not None and device.index >= count:
+            raise CofituneError(f"model.device is {name}, but there are {count} GPUs here, cuda:0 to cuda:{count - 1}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise CofituneError(f"model.device is {name}, but torch has no MPS here; leave it out.")
+    return device
 
 
 def dtype_name(model: PreTrainedModel) -> str:
@@ -79,7 +102,7 @@ def load_model(
     if dtype not in DTYPES:
         raise CofituneError(f"model dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     source = f"{path}/{gguf_file}" if gguf_file is not None else str(path)
-    device = torch.device(device) if device is not None else default_device()
+    device = checked_device(device) if device is not None else default_device()
     sharded = started_by_torchrun()
     if sharded:
         if quantize != "none":
@@ -90,7 +113,7 @@ def load_model(
         location = plain_folder(path, gguf_file, dtype)
     check_model(location)
     try:
-        with no_progress_bars():
+        with no_progress_bars(), progress(f"Loading {source}"):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             if quantize == "none":
                 model, found = auto_class(read_config(location)).from_pretrained(

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from ..search import Operations, Pace
 
 
 @dataclass
 class Clock:
     """Predicts the time left from operation counts and the measured seconds per operation.
 
+    The pace is that of the finished jobs of this run; until one of a kind is finished, that of the search before it.
+
     Attributes:
-        waiting: {job: its floating-point operations}.
+        waiting: {job: its operations}.
+        search: pace of the search, if there was one.
     """
 
-    waiting: dict[str, float] = field(default_factory=dict)
-    _running: tuple[str, float] | None = None
-    _weight: float = 0.0
-    _seconds: float = 0.0
+    waiting: dict[str, Operations] = field(default_factory=dict)
+    search: Pace = Pace()  # noqa: RUF009  (frozen)
+    _done: list[tuple[Operations, Mapping[str, Any]]] = field(default_factory=list)
 
-    def start(self, job: str) -> None:
-        self._running = (job, time.perf_counter())
+    def finish(self, job: str, cost: Mapping[str, Any] | None = None) -> None:
+        """Take a job off the waiting ones; its cost has training_seconds and scoring_seconds, None if it failed."""
+        operations = self.waiting.pop(job, None)
+        if operations is not None and cost is not None:
+            self._done.append((operations, cost))
 
-    def finish(self, job: str) -> None:
-        weight = self.waiting.pop(job, 0.0)
-        if self._running and self._running[0] == job and weight:
-            self._seconds += time.perf_counter() - self._running[1]
-            self._weight += weight
-        self._running = None
-
-    def learn(self, weight: float, seconds: float) -> None:
-        """Replace the measured speed: `weight` operations took `seconds`."""
-        self._weight, self._seconds = weight, seconds
+    @property
+    def left(self) -> Operations:
+        return sum(self.waiting.values(), Operations())
 
     @property
     def remaining(self) -> float | None:
-        """Predicted seconds of the waiting jobs; None before the first job is finished."""
-        return sum(self.waiting.values()) * self._seconds / self._weight if self._weight else None
+        """Predicted seconds of the waiting jobs; None before a job of each kind was measured."""
+        done = Pace.of(self._done)
+        pace = Pace(done.training or self.search.training, done.scoring or self.search.scoring,
+                    done.beside if done.training else self.search.beside)
+        return pace.seconds(self.left)

@@ -32,7 +32,7 @@ from ..methods.runs import Run, all_runs
 from ..planning.out_of_memory import is_out_of_memory
 from ..regions import Region
 from ..scoring.results import SUMMARY
-from ..search import Journal, Observer, Search, SearchResult, Silent
+from ..search import Journal, Observer, Operations, Search, SearchResult, Silent
 from ..training import decisive
 from ..trials import BaseLost, TrialSetup, Workbench, clean_node
 from ..trials.head import report_head
@@ -43,6 +43,7 @@ from .rows import against_full, failed_row, method_row, resolution_notes
 
 TASK, SPLITS = "task", ("test",)
 COARSE, FINE, FULL = "CoFiTune coarse", "CoFiTune fine", "full SFT"
+_CHECKS = "checks"
 DELTAS = {COARSE: "delta-coarse", FINE: "delta"}
 
 
@@ -125,6 +126,7 @@ class Pipeline:
                 shown = resolution_notes(folder.read(base_name(TASK)), finished.values())
                 if method.name == FINE:
                     report["checks"] = self._checks(run, report["methods"][-1])
+                    self._finished(_CHECKS)
                 self._write(report, start, shown)
             if search is not None:
                 clean_node(self.tree_search.setup, search.choice.chosen)  # the final runs began anew
@@ -153,23 +155,22 @@ class Pipeline:
         if self.tree_search is None:
             return None
         self.observer.stage("Tree search (valid)")
-        self.tree_search.observer, self.tree_search.later = self.observer, sum(self.clock.waiting.values())
+        self.tree_search.observer, self.tree_search.later = self.observer, self.clock.left
         with Journal(self.output, self._search_identity()) as journal:
             result = self.tree_search.run(journal, finish=finish)
-        spent = self.tree_search.ledger.spent()
-        self.clock.learn(spent["flops"], spent["flops"] * self.tree_search.ledger.pace)
+        self.clock.search = self.tree_search.ledger.pace
         return result
 
     def _base_row(self, folder: RunFolder) -> MethodEntry:
         name = base_name(TASK)
         if not folder.file(name).is_file():
             self.observer.stage("Scores of the base (test)")
-            self.clock.start(BASE)
             result = run_method(self.bench, self.setup, {**self._shared_job(name), "recipe": None})
             folder.keep(name, {"id": name, "task": TASK, "state": "done", "why": None,
                                **scores_entry(result["scores"][0]), "cost": result["cost"], "training": None})
-        self._finished(BASE)
-        return method_row(BASE, None, folder.read(name))
+        found = folder.read(name)
+        self._finished(BASE, found["cost"])
+        return method_row(BASE, None, found)
 
     def _importance(self) -> Importance | None:
         if self.settings.preset == "none":
@@ -222,7 +223,6 @@ class Pipeline:
         region = Region.parse(method.recipe.region)
         if folder.find(run) is None:
             self.observer.stage(f"{method.name}: {region.describe(self.bench.model)}")
-            self.clock.start(method.name)
             try:
                 folder.keep(run.id, run_entry(run, run_method(self.bench, self.setup, self._job(folder, run, method))))
             except BaseLost:
@@ -234,8 +234,8 @@ class Pipeline:
                 why = str(error) if isinstance(error, CofituneError) else _OUT_OF_MEMORY
                 self.observer.note(f"{method.name} failed: {why}")
                 return failed_row(method.name, region, why)
-        self._finished(method.name)
         found = folder.read(run.id)
+        self._finished(method.name, found["cost"] if found["state"] == "done" else None)
         row = method_row(method.name, region, found)
         if found["items"]:
             row["flips"] = flips_entry(folder.read(base_name(TASK))["items"]["test"], found["items"]["test"])
@@ -325,11 +325,13 @@ class Pipeline:
         forecast = Forecast(self.bench, self.setup, methods, {TASK: self.bench.data}, SPLITS)
         for run in all_runs(methods, [TASK], [0]):
             training, scoring, _ = forecast.run(run)
-            self.clock.waiting[run.method] = training + scoring
-            self.clock.waiting[BASE] = scoring
+            self.clock.waiting[run.method] = Operations(training, scoring, 1)
+            self.clock.waiting[BASE] = Operations(scoring=forecast.whole_scoring(run))
+            if run.method == FINE:
+                self.clock.waiting[_CHECKS] = self.clock.waiting[BASE]  # the merged model is scored as the base was
 
-    def _finished(self, job: str) -> None:
-        self.clock.finish(job)
+    def _finished(self, job: str, cost: Mapping[str, Any] | None = None) -> None:
+        self.clock.finish(job, cost)
         self.observer.remaining(self.clock.remaining)
 
     def _importance_part(self, importance: Importance | None) -> ImportancePart | None:

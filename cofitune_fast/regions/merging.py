@@ -25,6 +25,7 @@ from ..models.fingerprint import base_fingerprint, named_parameters, named_tenso
 from ..models.folder import CONFIG, check_model, check_weights, local_folder, weight_files
 from ..models.loading import LoadedModel, load_model, plain_folder
 from ..models.tensor_file import Header, read_header, rewrite
+from ..progress import progress
 from .card import merged_card
 from .cells import Part
 from .delta import DeltaInfo, check_tensors, load_delta, opened, read_delta, restore, targets_of
@@ -86,7 +87,8 @@ def merge(
             plan = _plan(folder, headers, info, delta, file, dtype)
             if plan is not None:
                 changes, dtypes, written = plan
-                with atomic_folder(out, sum(header.size for header in headers.values())) as building:
+                need = sum(header.size for header in headers.values())
+                with progress(f"Writing {out}"), atomic_folder(out, need) as building:
                     _write_shards(folder, headers, building, changes, dtypes)
                     _write_rest(folder, building, info, written, tokenizer)
                 return out
@@ -225,7 +227,7 @@ def _write_model(
     headers = _headers(folder) if folder else {}
     changes = _changes(model, headers, info) if headers and dtype is None else None
     need = sum(tensor.numel() * (dtype or tensor.dtype).itemsize for _, tensor in named_tensors(model))
-    with atomic_folder(out, need) as building:
+    with progress(f"Writing {out}"), atomic_folder(out, need) as building:
         written = None
         if changes is not None:
             _write_shards(folder, headers, building, changes, {})

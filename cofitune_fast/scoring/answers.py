@@ -17,6 +17,7 @@ from ..memory.prefix_cache import PlacedRow, row_keys
 from ..models.attention import trie_attention
 from ..models.head import select_positions
 from ..models.mode import evaluation_mode
+from ..progress import progress
 from .results import ItemScore
 
 CHUNK_BYTES = 256 * 2**20
@@ -38,7 +39,8 @@ def answer_scores(
     planned = (_packed(rows, max_tokens_per_batch) if packed else
                _padded(rows, pad_token_id, max_tokens_per_batch))
     scores: list[ItemScore | None] = [None] * len(rows)
-    with evaluation_mode(model), torch.no_grad(), trie_attention(model) if packed else nullcontext():
+    with (evaluation_mode(model), torch.no_grad(), trie_attention(model) if packed else nullcontext(),
+          progress("Scoring answers", len(rows), "answers") as task):
         for batch in planned:
             for (index, _, _), nll, hit in zip(batch.answers, *_forward(model, batch, prefix), strict=True):
                 if not nll.isfinite().all():
@@ -47,6 +49,7 @@ def answer_scores(
                         "its weights may be damaged."
                     )
                 scores[index] = ItemScore(nll.sum().item(), len(nll), bool(hit.all()))
+            task.advance(len(batch.answers))
     return scores
 
 

@@ -15,6 +15,7 @@ from ..models.mode import evaluation_mode
 from ..models.sharded import whole
 from ..ops.linear_kl import reference as kl_of_logits
 from ..ops.linear_kl import to_logits
+from ..progress import progress
 from .metrics import DriftItem
 from .results import Score, SuiteScores, score_of
 
@@ -140,12 +141,13 @@ def _states(
     The batches are the same in every call, so the states of an unchanged model are the same to the bit.
     """
     device = model.get_input_embeddings().weight.device
-    with evaluation_mode(model):
+    with evaluation_mode(model), progress("Comparing with the base", len(rows), "rows") as task:
         for indices, batch in batches(rows, pad_token_id, max_tokens=_BATCH_TOKENS):
             mask, _ = label_predictors(batch["labels"])
             given = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             found = logits_at(model, given, mask) if logits else states_at(model, given, mask.flatten().nonzero()[:, 0])
             yield indices, mask.sum(1).tolist(), found
+            task.advance(len(indices))
 
 
 @torch.no_grad()

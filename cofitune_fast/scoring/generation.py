@@ -16,6 +16,7 @@ from ..data.formats import Message
 from ..errors import CofituneError
 from ..models.generate import continue_prompts, wrote
 from ..models.mode import left_as_found
+from ..progress import progress
 from .ifeval import followed_instructions, known_instructions
 from .numbers import marked_answer
 from .results import Score, score_of
@@ -108,7 +109,7 @@ def generate_texts(
             raise CofituneError(f"{name} has {len(ids)} tokens, which leaves the model no room to answer in {longest}.")
     end = turn_end(tokenizer, getattr(model, "generation_config", None))
     texts: list[str | None] = [None] * len(encoded)
-    with left_as_found(model, tokenizer):
+    with left_as_found(model, tokenizer), progress("Writing responses", len(encoded), "responses") as task:
         for indices in plan_batches([len(ids) + max_new_tokens for ids in encoded], max_tokens=max_tokens_per_batch):
             batch = [encoded[index] for index in indices]
             room = max_new_tokens if longest is None else min(max_new_tokens, longest - max(map(len, batch)))
@@ -120,6 +121,7 @@ def generate_texts(
                 "stopping_criteria": [wrote(tokenizer, end.text, max(map(len, batch)))]}
             for index, ids in zip(indices, continue_prompts(model, batch, config, **options), strict=True):
                 texts[index] = answer_text(tokenizer, end, ids)
+            task.advance(len(indices))
     unfinished = texts.count(None)
     if unfinished:
         warnings.warn(

@@ -16,6 +16,7 @@ from ..data.chat import answer_of, prompt_text, thinking_of, turn_end
 from ..data.encode import encode_continuation, text_ids
 from ..errors import CofituneError
 from ..models.mode import left_as_found
+from ..progress import progress
 from .ifeval import known_instructions
 from .score import up_to_answer
 from .tasks import ContinuationItem, InstructionItem, Task, join, read_task
@@ -52,7 +53,7 @@ def harness_scores(
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about live models, and logs every task
     try:
-        with left_as_found(model, tokenizer):
+        with left_as_found(model, tokenizer), progress("Scoring with lm-eval"):
             loaded = _load(read)
             live = _live_model(model, tokenizer, batch_size, chat)
             found = simple_evaluate(

@@ -16,6 +16,7 @@ from ..data.chat import lead, prompt_text
 from ..data.encode import encode_continuation, encode_text, text_ids
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
+from ..progress import progress
 from .answers import answer_scores
 from .generation import generation_score, generation_tokens
 from .results import ItemScore, Score, SuiteScores, make_score
@@ -41,7 +42,8 @@ def score_suite(
     for group, tasks in suite.groups().items():
         scores[group] = {}
         for task in tasks:
-            score = scores[group][task.name] = score_task(model, tokenizer, task, **options)
+            with progress(f"Scoring {task.name}"):
+                score = scores[group][task.name] = score_task(model, tokenizer, task, **options)
             if on_task is not None:
                 on_task(task.name, score)
     return SuiteScores.of(scores)

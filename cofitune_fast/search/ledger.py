@@ -9,6 +9,7 @@ from typing import Any
 from ..files import read_json, write_json
 from ..scoring import Signal, SuiteScores, resampled_figures
 from .journal import Journal
+from .pace import Operations, Pace
 from .uncertainty import Estimate, Measure
 
 BASE = "base"
@@ -62,8 +63,20 @@ class Ledger:
         records = [*self._journal.of_kind(BASE), *self._rungs.values()]
         return {key: sum(record["cost"][key] for record in records) for key in COSTS}
 
+    def operations(self, record: Mapping[str, Any]) -> Operations:
+        """Return the operations of a record; one of an earlier version does not tell its scoring's from the others."""
+        cost = record["cost"]
+        scoring = cost.get("scoring_flops", 0.0 if record.get("region") else cost["flops"])
+        return Operations(cost["flops"] - scoring, scoring, 1 if record.get("region") else 0)
+
     @property
-    def pace(self) -> float:
+    def pace(self) -> Pace:
+        """Return the measured speed of training and of scoring so far."""
+        records = [*self._journal.of_kind(BASE), *self._rungs.values()]
+        return Pace.of((self.operations(record), record["cost"]) for record in records)
+
+    @property
+    def pace_of_all(self) -> float:
         """Seconds per operation so far; what writing the anchor took, which happens once, is left out."""
         spent = self.spent()
         return (spent["seconds"] - self.base["cost"]["training_seconds"]) / spent["flops"]

@@ -9,6 +9,7 @@ from ..errors import CofituneError
 from ..regions import Layout, Region
 from .budget import Work
 from .limits import Limits, Need, fitting, nothing_fits
+from .pace import Operations
 from .space import Candidate, Level, check_space, children
 from .strategy import Strategy
 from .work import token_weights
@@ -58,22 +59,22 @@ def likely_walk(levels: Sequence[Level], layout: Layout, strategy: Strategy) -> 
 
 def level_work(
     candidates: Sequence[Candidate], strategy: Strategy, work: Work, layout: Layout, *, surviving: float = _SURVIVING,
-) -> float:
+) -> Operations:
     """Estimate the operations of one level.
 
     Args:
         surviving: share of the nodes that pass each rung; of a race only `beam` nodes are trained to the end.
     """
-    total = 0.0
+    total = Operations()
     for candidate in candidates:
         region, share, begin = candidate.region, 1.0, 0.0
         lowest, trained = lowest_layer(region, layout), token_weights(region.cells(layout), layout)
         for end in strategy.rungs:
             if strategy.race and end == 1.0:
                 share = min(1.0, strategy.beam / len(candidates))
-            step = (work.training(lowest, trained, begin, end, seen=1.0)
-                    + work.measuring(strategy.measure(end), lowest, first=False))
-            total += share * step
+            step = Operations(work.training(lowest, trained, begin, end, seen=1.0),
+                              work.measuring(strategy.measure(end), lowest, first=False), 1)
+            total += step.times(share)
             begin, share = end, share * (surviving if strategy.race else 1.0)
     return total
 
@@ -144,8 +145,8 @@ def preview(
         paper = Strategy("greedy", (1.0,), race=False)
         uncached = Work(**{**vars(work), "cached": False})
         for key, way, base in (("full_sft_most", 1.0, work), ("full_sft_likely", _SURVIVING, work)):
-            spent = sum(level_work(found, strategy, base, layout, surviving=way) for found in tree)
+            spent = sum(level_work(found, strategy, base, layout, surviving=way).total for found in tree)
             totals[key] = (spent + work.scoring()) / work.full_sft
-        greedy = sum(level_work(found, paper, uncached, layout) for found in likely_walk(levels, layout, paper))
+        greedy = sum(level_work(found, paper, uncached, layout).total for found in likely_walk(levels, layout, paper))
         totals["full_sft_paper"] = (greedy + work.scoring()) / work.full_sft
     return {"nodes": rows, "totals": totals, "notes": notes}

@@ -29,6 +29,7 @@ from .ledger import BASE, Ledger
 from .limits import Limits, Need, fitting, nothing_fits
 from .nodes import Node, Rung, short_label
 from .observer import Observer, Silent
+from .pace import Operations
 from .preview import level_work, likely_walk, lowest_layer, predict_need, trained_cells
 from .race import OutOfBudget, tree_search
 from .results import SearchResult
@@ -123,11 +124,11 @@ class Search:
         self._reference = self.reference_size(bench)
         self._regions: set[Any] = set()
         self._needs: dict[Region, Need] = {}
-        self.later = 0.0  # operations that follow the search, for the prediction of the time left
+        self.later = Operations()  # that follow the search, for the prediction of the time left
         self._seen: dict[int, float] = {}  # {lowest layer of a region: share of the rows whose states there are cached}
         walk = list(likely_walk(settings.levels, bench.layout, settings.strategy))
         self.likely = walk[-1][0].region if walk else Region.full()  # about as large as the region to be chosen
-        self._left = {  # operations that each level may still take, for the prediction of the time left
+        self._left = {  # what each level may still take, for the prediction of the time left
             found[0].level: level_work(found, settings.strategy, self.work, bench.layout) for found in walk
         }
 
@@ -146,9 +147,9 @@ class Search:
         return candidate.region.count(self.bench.model)
 
     @property
-    def left(self) -> float:
+    def left(self) -> Operations:
         """Estimated operations that are still to come."""
-        return sum(self._left.values())
+        return sum(self._left.values(), Operations())
 
     def run(self, journal: Journal, *, finish: bool = True) -> SearchResult:
         """Search, or resume the search that `journal` holds.
@@ -161,6 +162,8 @@ class Search:
         """
         self.ledger = Ledger(journal, self.settings.strategy.resamples)
         base = self._score_base()
+        if (sentence := self._nothing_trained()) is not None:
+            self.observer.note(sentence)
         stopped = None
         try:
             tree_search(self.settings.levels, self.bench.layout, self.settings.strategy, self,
@@ -183,7 +186,7 @@ class Search:
                     clean_node(self.setup, folder.name, delta=True)
         self._left = {}
         self.observer.chosen(result.chosen, choice.sentence)
-        self.observer.remaining(self.later * self.ledger.pace)
+        self.observer.remaining(self.ledger.pace.seconds(self.later))
         return result
 
     def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
@@ -287,13 +290,23 @@ class Search:
             job = {"id": BASE, "region": None, "split": "valid", "measure": measures, "anchor": anchored}
             ((_, answer),) = self.executor.run([job])
             flops = sum(self.work.measuring(measure) for measure in measures)
-            self.ledger.keep_base(answer, {"tokens": 0, "flops": flops, "full_sft": flops / self.work.full_sft})
+            self.ledger.keep_base(answer, {"tokens": 0, "flops": flops, "scoring_flops": flops,
+                                           "full_sft": flops / self.work.full_sft})
         scores = self.ledger.base["scores"]
         self.observer.note(f"base on valid: Spec {scores['spec']:.3f}  Vers {scores['vers']:.3f}  "
                            f"Uni {scores['uni']:.3f}")
         self.observer.note(str(suite_resolution(self.ledger.base_scores(),
                                                 confidence=self.settings.strategy.confidence)))
         return self.ledger.base
+
+    def _nothing_trained(self) -> str | None:
+        """Return a sentence if the first rung ends before warm-up has raised the learning rate from 0; else None."""
+        first, steps = self.settings.strategy.rungs[0], self.schedule.steps
+        if self.schedule.warmup_steps == 0 or math.ceil(first * steps) > 1:
+            return None
+        return (f"The first rung, {first:g} of a node's training, is 1 of its {steps} steps, which warm-up makes at a "
+                "learning rate of 0: all nodes still equal the base there, and it tells nothing; raise search.rungs, "
+                "or train more steps.")
 
     def need(self, region: Region) -> Need:
         """Predict what the whole training of a region needs, with nothing cached before."""
@@ -356,7 +369,7 @@ class Search:
                 "measure": [self.settings.strategy.measure(end)], "learning_rate": node.learning_rate,
                 "seed": node.candidate.seed(self.schedule.seed), "begin": node.fraction, "end": end, "last": end == 1.0}
 
-    def flops(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> float:
+    def operations(self, job: Mapping[str, Any], seen: Mapping[int, float]) -> Operations:
         """Return the operations of a job.
 
         Args:
@@ -364,9 +377,11 @@ class Search:
         """
         region, layout = Region.parse(job["region"]), self.bench.layout
         lowest = lowest_layer(region, layout)
-        return self.work.training(
-            lowest, token_weights(region.cells(layout), layout), job["begin"], job["end"], seen=seen.get(lowest, 0.0)
-        ) + sum(self.work.measuring(measure, lowest, first=lowest not in seen) for measure in job["measure"])
+        return Operations(
+            self.work.training(lowest, token_weights(region.cells(layout), layout), job["begin"], job["end"],
+                               seen=seen.get(lowest, 0.0)),
+            sum(self.work.measuring(measure, lowest, first=lowest not in seen) for measure in job["measure"]), 1,
+        )
 
     def note_seen(self, job: Mapping[str, Any], seen: dict[int, float]) -> None:
         """Add to `seen` the rows whose states the job leaves in the cache."""
@@ -374,10 +389,12 @@ class Search:
         seen[lowest] = max(seen.get(lowest, 0.0), self.work.rows_seen(job["end"]))
 
     def _predicted(self, job: Mapping[str, Any]) -> dict[str, float]:
-        """Predict tokens, flops and full_sft of a job."""
-        flops = self.flops(job, self._seen)
+        """Predict tokens, flops, those of its scoring, and full_sft of a job."""
+        operations = self.operations(job, self._seen)
+        flops = operations.total
         tokens = round(self.work.tokens * self.work.epochs * (job["end"] - job["begin"]))
-        return {"tokens": tokens, "flops": flops, "full_sft": flops / self.work.full_sft}
+        return {"tokens": tokens, "flops": flops, "scoring_flops": operations.scoring,
+                "full_sft": flops / self.work.full_sft}
 
     def _affordable(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the first jobs that the budget covers.
@@ -395,7 +412,7 @@ class Search:
         paid: list[dict[str, Any]] = []
         for job in jobs[: self.executor.slots] if budget.unit == "hours" else jobs:
             predicted = self._predicted(job)
-            total += budget.used(predicted["flops"] * self.ledger.pace, predicted["tokens"],
+            total += budget.used(self.ledger.pace_of_all * predicted["flops"], predicted["tokens"],
                                  predicted["full_sft"])
             if total > budget.amount:
                 break
@@ -413,5 +430,5 @@ class Search:
             clean_node(self.setup, node.id)
         rivals = [other for other in self.nodes.values() if other.fraction == node.fraction]
         self.observer.finish(node, max(rivals, key=lambda other: other.figure), from_journal)
-        self._left[node.level] = max(0.0, self._left.get(node.level, 0.0) - record["cost"]["flops"])
-        self.observer.remaining((self.left + self.later) * self.ledger.pace)
+        self._left[node.level] = self._left.get(node.level, Operations()).less(self.ledger.operations(record))
+        self.observer.remaining(self.ledger.pace.seconds(self.left + self.later))

@@ -44,7 +44,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         steps = (0.0, *self.rungs)
-        if len(steps) < 2 or steps[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(steps)):
+        if len(steps) < 2 or steps[-1] != 1.0 or not all(a < b for a, b in itertools.pairwise(steps)):
             raise CofituneError(f"search.rungs is {list(self.rungs)}; give rising fractions of the training that end "
                                 "with 1, such as [0.25, 0.5, 1].")
         if self.race and (len(self.rungs) < 2 or self.beam is None):

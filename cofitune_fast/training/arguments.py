@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
@@ -260,14 +261,17 @@ def _refuse(values: Mapping[str, Any]) -> None:
             raise _not_taken(key, value)
         _check_kind(key, value, known[key])
     for key in ("learning_rate", "num_train_epochs"):
-        if values.get(key, 1) <= 0:
+        if not 0 < values.get(key, 1) < math.inf:
             raise CofituneError(f"training.{key} is {values[key]!r}; it must be a number above 0.")
     for key in ("adam_beta1", "adam_beta2"):
         if not 0 <= values.get(key, 0) < 1:
             raise CofituneError(f"training.{key} is {values[key]!r}; it must be at least 0 and below 1.")
     for key in ("max_grad_norm", "weight_decay", "adam_epsilon"):
-        if (values.get(key) or 0) < 0:
+        if not 0 <= (values.get(key) or 0) < math.inf:
             raise CofituneError(f"training.{key} is {values[key]!r}; it must not be negative.")
+    for key in ("seed", "data_seed"):
+        if not 0 <= (values.get(key) or 0) < 2**32:
+            raise CofituneError(f"training.{key} is {values[key]!r}; it must be at least 0 and below 2**32.")
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _require_count(key, values.get(key, 1))
     _check_reports(values.get("report_to", "none"))

@@ -1,4 +1,4 @@
-"""Trainer callbacks: checkpoints by time, signals end a training with a checkpoint, and ranks decide alike."""
+"""Trainer callbacks: checkpoints by time, signals end a training with a checkpoint, steps are shown, ranks agree."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 
 from ..memory.prefix import FrozenPrefix
 from ..models.sharded import any_rank, highest
+from ..progress import Task
 from ..signals import Stopped, handled
 
 
@@ -133,6 +134,38 @@ class Patience(EarlyStoppingCallback):
         kept = kept[-1] if isinstance(kept, list) else kept
         for name, value in kept.get("attributes", {}).items():
             setattr(self, name, value)
+
+
+class ShowSteps(TrainerCallback):
+    """Keeps the task of a training up to date: its steps, and the loss as it was logged last; and times the steps."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self._ends = task, []
+
+    @property
+    def steady_seconds(self) -> float | None:
+        """Seconds of all steps at the mean pace of those after the first; None where there are fewer than two."""
+        if len(self._ends) < 2:
+            return None
+        return (self._ends[-1] - self._ends[0]) * len(self._ends) / (len(self._ends) - 1)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task.total, self.task.done = state.max_steps, state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task.done = state.global_step
+        self._ends.append(time.perf_counter())
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:
+        if (loss := (logs or {}).get("loss")) is not None:
+            self.task.note = f"loss {float(loss):.4g}"
 
 
 class EpochOfBatches(TrainerCallback):

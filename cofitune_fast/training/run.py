@@ -23,10 +23,11 @@ from ..memory.settings import MemorySettings
 from ..models.sharded import all_ranks, broadcast_object, is_sharded, total, world_size
 from ..optim.sharding import local
 from ..planning.out_of_memory import is_out_of_memory
+from ..progress import progress
 from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
 from .arguments import CHECKPOINT_MINUTES, PATIENCE, check_precision, evaluates, training_arguments
 from .batching import KeyedRows
-from .callbacks import Patience, Saves, StopOnInterrupt
+from .callbacks import Patience, Saves, ShowSteps, StopOnInterrupt
 from .checkpoint import Checkpoint, find_checkpoint
 from .identity import changes, run_identity
 from .options import TrainOptions
@@ -47,6 +48,8 @@ class TrainResult:
         tokens: tokens of the task's rows over all epochs.
         loss: mean over the steps, in nats per response token, the anchor's part included.
         seconds: wall-clock time of the training.
+        steady_seconds: what the steps of this call take at the pace of those after its first: `seconds` without the
+            preparation; None where there are fewer than two steps.
         peak_memory_bytes: peak memory; `peak_memory` says which memory was measured, and how.
         frozen_tensors, frozen_bytes: tensors proven unchanged, and their size.
         interrupted: a signal such as Ctrl-C ended the training early, with a checkpoint.
@@ -83,6 +86,7 @@ class TrainResult:
     signal: int | None = None
     skipped_steps: int = 0
     run: str = ""
+    steady_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -202,7 +206,8 @@ def _train(
 ) -> TrainResult:
     model, region, figures, arguments = trainer.model, trainer.region, trainer.figures, trainer.args
     try:
-        with PeakMemory() as peak, writing(Path(arguments.output_dir)):
+        with (PeakMemory() as peak, writing(Path(arguments.output_dir)), progress("Training", unit="steps") as task):
+            trainer.add_callback(shown := ShowSteps(task))
             figures.start()
             trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():
@@ -256,6 +261,7 @@ def _train(
         signal=interrupt.signal if interrupt.stopped else None,
         skipped_steps=figures.skipped,
         run=trainer.run_name,
+        steady_seconds=shown.steady_seconds,
     )
 
 

@@ -35,6 +35,7 @@ from ..models.attention import trie_attention
 from ..models.head import Head
 from ..models.sharded import barrier, broadcast_object, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
+from ..progress import tracked
 from ..regions import BaseInfo, Trainable, load_delta, save_delta, whole_name
 from .arguments import check_precision, check_sharded, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
@@ -234,7 +235,8 @@ class CoFiTuneTrainer(Trainer):
     def _park_prefix(self) -> None:
         """Fill the prefix cache with all rows; if it then holds them all, move the prefix's weights to the host."""
         for rows, batches in ((self.train_dataset, self.batches), (self.eval_dataset, self.eval_batches)):
-            for indices in batches.batches if batches is not None else ():
+            chosen = batches.batches if batches is not None else ()
+            for indices in tracked(chosen, "Filling the prefix cache", "batches"):
                 batch = self.data_collator([rows[index] for index in indices])
                 if not self.prefix_cache.store.has_all(row.key for row in batch["placed"]):
                     batch = self._prepare_inputs(batch)

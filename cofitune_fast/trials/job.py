@@ -24,7 +24,7 @@ from .setup import TrialSetup
 from .workbench import Workbench
 
 DELTA = "delta"
-_NOTHING_TRAINED = {"peak_memory_bytes": 0, "cached_rows": 0, "notes": []}
+_NOTHING_TRAINED = {"peak_memory_bytes": 0, "cached_rows": 0, "notes": [], "steady_seconds": 0.0}
 
 
 def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +42,9 @@ def run_job(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> dict
     Returns:
         scores: for "uni" the figures of SuiteScores, for "signal" those of `signal_figures`.
         items: for each measure the per-item values, as SuiteScores or Signal write them.
-        cost: seconds, training_seconds, scoring_seconds, trained_parameters, peak_memory_bytes, cached_rows and notes.
-            The last three are 0 or empty if an earlier run of the job had trained already.
+        cost: seconds, training_seconds, scoring_seconds, trained_parameters, peak_memory_bytes, cached_rows and notes,
+            and steady_seconds, see TrainResult. The last four are 0 or empty if an
+            earlier run of the job had trained already.
     """
     start = time.perf_counter()
     if job.get("anchor"):
@@ -120,7 +121,8 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
     )
     if job["last"]:
         save_delta(bench.model, region, finished, base=bench.base, settings={"node": dict(job)})
-    return {"peak_memory_bytes": run.peak_memory_bytes, "cached_rows": run.cached_rows, "notes": run.notes}
+    return {"peak_memory_bytes": run.peak_memory_bytes, "cached_rows": run.cached_rows, "notes": run.notes,
+            "steady_seconds": run.steady_seconds}
 
 
 def _last_step(fraction: float, steps: int) -> int:

@@ -344,7 +344,7 @@ def test_a_search_that_cannot_be_is_refused_in_a_sentence(cofitune, tiny_run, ch
 
 @pytest.mark.parametrize("options", [["search"], ["search", "--dry-run"], ["run"]])
 def test_the_numbers_of_a_search_are_checked_before_the_model_is_looked_for(cofitune, tiny_run, options):
-    status, _, err = cofitune(*options, *arguments({**tiny_run, "model": "./nowhere", "search.confidence": 0.1}))
+    status, _, err = cofitune(*options, *arguments({**tiny_run, "model": "nowhere", "search.confidence": 0.1}))
     assert status == 2 and "search.confidence is 0.1; it must be at least 0.5" in err
     assert not Path(tiny_run["output"]).exists()
 

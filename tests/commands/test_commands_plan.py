@@ -116,7 +116,7 @@ def test_a_wrong_setting_gets_one_sentence(plan, tiny_run, argv, said):
 
 
 def test_without_a_model_and_without_a_region(plan, tiny_run):
-    status, _, err = plan()
+    status, _, err = plan("--region", "ffn@2")
     assert status == 2 and "needs model" in err
     run = ("--model", tiny_run["model"], "--data.max_length", "64", *MACHINE)
     assert plan(*run)[1] == plan(*run, "--region", DEFAULT_REGION)[1] != plan(*run, "--region", "ffn@0")[1]

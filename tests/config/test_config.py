@@ -301,9 +301,22 @@ def test_a_search_space_of_the_wrong_type(read, tmp_path):
     wrong(read, f"search.space in {tmp_path / 'run.yaml'} is wrong: ", "search: {space: 5}")
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True))
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("model: x\ndata: [a\nregion: y", "{path} is not valid YAML at line 3"),
     ("model: x\n\ttitle: y", "is not valid YAML at line 2"),
+    ("data:\n\ttrain: y", "at line 2: a tab begins a value or indents the line"),
+    ("data: {train: a, valid: b,\n train: c}", "at line 2: the key train stands twice."),
+    ("a: &a [*a]", "at line 1: an alias stands inside what it names."),
+    (BOMB, "holds more than 100,000 values."),
+    (f"title: {'[' * 3000}", "it is nested too deeply."),
+    (f"title: {'[' * 60}{']' * 60}", "it is nested too deeply."),
+    ("title: 0b_", "a value cannot be read"),
+    ("title: !!bool x", "a value cannot be read"),
+    (f"title: {'9' * 5000}", "a value cannot be read"),
     ("a: b: c", "is not valid YAML at line 1"),
     ("- model", "{path} must be a mapping of sections, not list."),
     ("just words", "must be a mapping of sections, not str."),
@@ -312,10 +325,27 @@ def test_broken_yaml(read, tmp_path, text, words):
     wrong(read, words.format(path=tmp_path / "run.yaml"), text)
 
 
+def test_an_alias_that_is_not_abused_is_taken(read):
+    assert read("data: &rows {train: a.jsonl}\ncompare: {tasks: {one: *rows, two: *rows}}").compare.tasks == {
+        "one": {"train": "a.jsonl"}, "two": {"train": "a.jsonl"}}
+
+
+@pytest.mark.parametrize("path", ["a\0b", "rows\udcff.jsonl"])
+def test_text_that_no_file_name_can_hold(path):
+    with pytest.raises(CofituneError, match=r"data\.train in the command line is .* NUL or bytes that are not UTF-8"):
+        load_config(None, {"data.train": path})
+
+
+@pytest.mark.parametrize("seeds", [{"importance.seed": -1}, {"compare.seeds": [1, 2**32]}, {"anchor.seed": -1}])
+def test_a_seed_that_is_none(seeds):
+    with pytest.raises(CofituneError, match=next(iter(seeds)).replace(".", r"\.")):
+        load_config(None, seeds)
+
+
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(CofituneError, match=r"No configuration at .*no\.yaml: the file does not exist"):
         load_config(tmp_path / "no.yaml")
-    with pytest.raises(CofituneError, match="cannot be read"):
+    with pytest.raises(CofituneError, match="is a folder; name a YAML file"):
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"title: \xff\xfe")
     with pytest.raises(CofituneError, match="cannot be read"):
@@ -327,6 +357,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
     (["--region", "--data.limit", "3"], "The option --region has no value"),
     (["region", "x"], "The argument 'region' does not belong to any option; write --section.key value."),
     (["--region", "x", "y"], "The argument 'y' does not belong to any option"),
+    (["--training.max_steps="], "The option --training.max_steps is given an empty value"),
+    (["--data.limit", ""], "The option --data.limit is given an empty value"),
 ])
 def test_arguments_that_are_no_pairs(arguments, words):
     with pytest.raises(CofituneError) as caught:

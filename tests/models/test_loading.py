@@ -21,6 +21,20 @@ def test_a_folder_without_a_model(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(("device", "gpus", "words"), [
+    ("gpu", 0, "model.device is 'gpu', which is no device; choose cpu, cuda, cuda:0 or mps"),
+    ("cuda", 0, "model.device is cuda, but torch sees no GPU here"),
+    ("cuda:7", 2, "there are 2 GPUs here, cuda:0 to cuda:1"),
+    ("mps", 0, "model.device is mps, but torch has no MPS here"),
+])
+def test_a_device_that_is_not_there_is_told_before_anything_is_read(device, gpus, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(CofituneError, match=words):
+        load_model("nowhere", device=device)
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(CofituneError, match=r"No model at .*nowhere: the folder does not exist"):
         load_model(tmp_path / "nowhere")

@@ -1,0 +1,36 @@
+"""Consoles on which names stay names: no markup in them is obeyed, and no control character reaches the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+# Control characters, the halves of surrogate pairs, and the marks that turn the direction of the text around them.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_WIDE = 1000  # columns where there is no terminal
+
+
+def printable(text: str) -> str:
+    r"""Write characters that a terminal would obey, or cannot show, as \uXXXX, which JSON reads as the character."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class Screen(Console):
+    """Console for text that holds names of people's files; lines are not broken where there is no terminal."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
+        if not self.is_terminal and "width" not in options:
+            self.width = _WIDE
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
