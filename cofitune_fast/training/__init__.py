@@ -9,9 +9,10 @@ from .arguments import (
     training_arguments,
     without_evaluations,
 )
+from .checkpoint import find_checkpoint, last_complete_checkpoint
 from .options import TrainOptions
 from .rates import with_learning_rate
-from .run import TrainResult, find_checkpoint, last_complete_checkpoint, train_region
+from .run import TrainResult, train_region
 from .schedule import Schedule
 from .trainer import CoFiTuneTrainer, LossNotFinite
 

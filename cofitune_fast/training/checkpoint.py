@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,34 @@ def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, A
                             "earlier checkpoint.") from None
     rest = {key: value for key, value in content["optimizer"].items() if key != "numbers"}
     return {"state": state, **rest}, content["scheduler"], content["random"]
+
+
+def find_checkpoint(wanted: str | bool, folder: str | Path) -> str:
+    """Return the checkpoint to resume from: the last complete one in `folder` if `wanted` is True, or the one it names.
+
+    Raises:
+        CofituneError: there is none.
+    """
+    if wanted is True:
+        found = last_complete_checkpoint(folder)
+        if found is None:
+            raise CofituneError(f"There is no complete checkpoint in {folder} to go on from; leave "
+                                "training.resume_from_checkpoint out.")
+        return found
+    if not Path(wanted).is_dir():
+        raise CofituneError(f"training.resume_from_checkpoint is {wanted}, which is no folder; name a checkpoint, or "
+                            "write true for the last one.")
+    return str(wanted)
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """Return the newest complete checkpoint, or None; Trainer's state is the last file of a checkpoint."""
+    needed = ("delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json")
+    found = [
+        path for path in Path(folder).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name) and all((path / name).is_file() for name in needed)
+    ]
+    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
 
 
 def random_states() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
 from .arguments import PATIENCE, check_precision, evaluates, training_arguments
 from .batching import KeyedRows
 from .callbacks import StopOnInterrupt
-from .checkpoint import OPTIMIZER_FILE, STATE_FILE
+from .checkpoint import find_checkpoint
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
@@ -236,31 +235,3 @@ def _filtered(rows: Sequence[Encoded]) -> str | None:
 def _note(notes: list[str], sentence: str) -> None:
     notes.append(sentence)
     logging.getLogger("cofitune_fast").warning(sentence)
-
-
-def find_checkpoint(wanted: str | bool, folder: str | Path) -> str:
-    """Return the checkpoint to resume from: the last complete one in `folder` if `wanted` is True, or the one it names.
-
-    Raises:
-        CofituneError: there is none.
-    """
-    if wanted is True:
-        found = last_complete_checkpoint(folder)
-        if found is None:
-            raise CofituneError(f"There is no complete checkpoint in {folder} to go on from; leave "
-                                "training.resume_from_checkpoint out.")
-        return found
-    if not Path(wanted).is_dir():
-        raise CofituneError(f"training.resume_from_checkpoint is {wanted}, which is no folder; name a checkpoint, or "
-                            "write true for the last one.")
-    return str(wanted)
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint, or None; Trainer's state is the last file of a checkpoint."""
-    needed = ("delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json")
-    found = [
-        path for path in Path(folder).glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", path.name) and all((path / name).is_file() for name in needed)
-    ]
-    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None

@@ -30,7 +30,7 @@ from cofitune_fast.models.fingerprint import named_parameters, tensor_digests
 from cofitune_fast.regions import BaseInfo, FrozenProof, Region, load_delta, read_delta, restore, save_delta
 from cofitune_fast.scoring.score import answer_scores
 from cofitune_fast.training import LossNotFinite, MemorySettings, TrainOptions, train_region
-from cofitune_fast.training.run import last_complete_checkpoint
+from cofitune_fast.training.checkpoint import last_complete_checkpoint
 from cofitune_fast.trials import TrialData, Workbench
 
 WORLD = 2

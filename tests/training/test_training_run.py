@@ -15,8 +15,7 @@ from cofitune_fast.models.fingerprint import named_parameters, tensor_digests
 from cofitune_fast.ops._storage import STORAGES
 from cofitune_fast.regions import BaseInfo, Region, read_delta
 from cofitune_fast.training import LossNotFinite, TrainOptions, train_region
-from cofitune_fast.training.checkpoint import random_states, set_random_states
-from cofitune_fast.training.run import last_complete_checkpoint
+from cofitune_fast.training.checkpoint import last_complete_checkpoint, random_states, set_random_states
 
 REGION = Region.parse("ffn.up+ffn.down@50%-100%")
 
@@ -196,7 +195,7 @@ def test_checkpointing_ends_the_backward_at_the_region(tmp_path):
 @pytest.mark.parametrize("values, words", [
     ({"learning_rate": -1e-4}, "training.learning_rate is -0.0001; it must be a number above 0"),
     ({"learning_rat": 1e-4}, r"Unknown key training.learning_rat; did you mean training.learning_rate\?"),
-    ({"lr_scheduler_type": "sawtooth"}, "The training settings are not accepted by transformers"),
+    ({"lr_scheduler_type": "sawtooth"}, "lr_scheduler_type is 'sawtooth'; choose one of linear"),
     ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant=True"),
 ])
 def test_bad_training_arguments(tmp_path, tiny_model, values, words):
