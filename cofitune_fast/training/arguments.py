@@ -259,7 +259,7 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     except ImportError as error:
         raise CofituneError(f"Training needs accelerate: pip install 'cofitune-fast[train]' ({error}).") from None
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise CofituneError(f"The training settings are not accepted by transformers: {reason}.") from None
     _check_scheduler(arguments)
     for key, wanted in ((PATIENCE, patience), ("load_best_model_at_end", arguments.load_best_model_at_end),

@@ -60,6 +60,9 @@ class FixedBatches(Sampler[list[int]]):
                                seed=seed if shuffle else None)
         if drop_last:
             planned = [batch for batch in planned if len(batch) == batch_size * ranks]
+            if not planned:
+                raise CofituneError(f"training.dataloader_drop_last leaves none of {len(lengths)} training rows, as a "
+                                    f"batch has {batch_size * ranks}; leave it out, or take smaller batches.")
         self.batches = [batch[rank::ranks] for batch in _without_small(planned, ranks)]
         if anchor:
             order = random.Random(f"{seed} anchor").sample(anchor, len(anchor))

@@ -31,6 +31,7 @@ from .checkpoint import find_checkpoint
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
+from .trackers import tracked
 from .trainer import CoFiTuneTrainer, LossNotFinite
 
 
@@ -155,7 +156,7 @@ def train_region(
     if (reason := why_not_cut(model, region)) is not None:
         _note(notes, f"The layers below the region are not cut off: {reason}.")
     try:
-        with PeakMemory() as peak:
+        with PeakMemory() as peak, tracked(arguments):
             start = time.perf_counter()
             output = trainer.train(resume_from_checkpoint=resume)
             if torch.cuda.is_available():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -138,6 +139,10 @@ class CoFiTuneTrainer(Trainer):
                                             "eval_on_start": args.eval_on_start}):
             raise CofituneError("Evaluations during training need rows: give CoFiTuneTrainer an eval_dataset, or leave "
                                 "args.eval_strategy out.")
+        if args.eval_strategy.value == "no" and any(
+            EarlyStoppingCallback in (one, type(one)) for one in kwargs.get("callbacks") or ()
+        ):
+            raise CofituneError("EarlyStoppingCallback needs evaluations; set args.eval_strategy to steps or epoch.")
         if prefix_cache is not None and (reason := why_not(model, self.prefix, args)) is not None:
             raise CofituneError(f"The prefix cannot be cached, because {reason}; leave prefix_cache out.")
         self.anchor = data.anchor
@@ -494,6 +499,9 @@ def _check_unwrapped(model: Any) -> None:
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise CofituneError(f"model is {type(model).__name__}, and the trainer needs a causal language model of "
                             "transformers; cofitune_fast.load_model loads one.")
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        raise CofituneError(f"The model is a {type(model).__name__}, which has no head; give the model for causal "
+                            "language modelling, as cofitune_fast.load_model loads it.")
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:
