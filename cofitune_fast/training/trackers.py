@@ -40,3 +40,4 @@ def tracked(arguments: TrainingArguments) -> Iterator[None]:
             del os.environ["WANDB_DIR"]
         if not begun and wandb.run is not None:
             wandb.finish()
+            wandb.teardown()  # wandb reads its settings once, and the next run may have another folder

@@ -188,6 +188,7 @@ def stand_in(monkeypatch, **members):
     wandb.run, wandb.finished = None, 0
     for name, member in members.items():
         setattr(wandb, name, member)
+    wandb.teardown = lambda: None
     wandb.finish = lambda: setattr(wandb, "finished", wandb.finished + 1)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     return wandb
