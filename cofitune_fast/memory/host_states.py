@@ -171,8 +171,8 @@ class _Mirror:
         if self._seen != self._version():
             self.read()
 
-    def _version(self) -> tuple[int, int]:
-        return self.p.data_ptr(), self.p._version
+    def _version(self) -> tuple[int, int, tuple[int, ...]]:
+        return self.p.data_ptr(), self.p._version, self.p.stride()
 
     def check(self, grad: Tensor) -> None:
         require(

@@ -294,9 +294,11 @@ class Region:
         Returns the trained (name, parameter) pairs.
 
         Raises:
-            CofituneError: as in `cells`; a weight of the region is quantised and cannot be trained; or a part of a
-                tensor would be trained whose weights are sharded.
+            CofituneError: as in `cells`; the model holds adapters of PEFT, which a delta would not hold; a weight of
+                the region is quantised and cannot be trained; or a part of a tensor would be trained whose weights are
+                sharded.
         """
+        _refuse_adapters(model)
         parts.detach(model)
         pairs = self.parameters(model)
         for name, parameter in pairs:
@@ -445,3 +447,13 @@ def _amount(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise CofituneError(f"A region is applied to a model, and this is {type(model).__name__}; "
+                            "cofitune_fast.load_model loads one.")
+    kind = next((type(one).__name__ for one in model.modules() if type(one).__module__.split(".")[0] == "peft"), None)
+    if kind is not None:
+        raise CofituneError(f"The model holds adapters of PEFT ({kind}), which a delta of a region would not hold; "
+                            "merge them first by PEFT's merge_and_unload, or load the model without them.")

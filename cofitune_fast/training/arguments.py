@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import trainer_log_levels
 
 from ..errors import CofituneError
 from ..memory.settings import MemorySettings
@@ -67,8 +69,11 @@ _SHARDED = "leave it out and start the command under torchrun, which shares the 
 _LIGER = "the loss takes Liger's kernel by itself, on a GPU where the package is installed; leave it out"
 _COMPILED = ("a model whose frozen layers are skipped would be compiled anew at every step; leave it out (in a loop of "
              "your own the optimizer's step may be compiled)")
-_REENTRANT = Rule("use_reentrant=True would run the backward through all frozen layers; leave it out",
-                  lambda value: not (value or {}).get("use_reentrant"))
+_COMMANDS = "the command that is run decides what is done; leave it out"
+_CHECKPOINTING = {"use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
+_REENTRANT = Rule("use_reentrant=True would run the backward through all frozen layers, and torch.utils.checkpoint "
+                  f"takes only {', '.join(sorted(_CHECKPOINTING - {'use_reentrant'}))} beside it; leave it out",
+                  lambda value: not value or (value.keys() <= _CHECKPOINTING and not value.get("use_reentrant")))
 
 REFUSED: dict[str, Rule] = {
     "optim": Rule(_OWN_OPTIMIZER, _one_of("adamw_torch", "adamw_torch_fused")),
@@ -96,11 +101,12 @@ REFUSED: dict[str, Rule] = {
     "train_sampling_strategy": Rule("rows of like length come together wherever that saves padding; leave it out",
                                     _one_of("random", "sequential")),
     "debug": Rule("its hooks would look into layers that are skipped; leave it out"),
+    "do_predict": Rule(_COMMANDS),
 }
 OURS = {
     "output_dir", "bf16", "remove_unused_columns", "max_grad_norm", "save_strategy", "save_only_model",
     "resume_from_checkpoint", "load_best_model_at_end", "prediction_loss_only", "length_column_name",
-    "eval_do_concat_batches", "use_cpu", "hub_strategy",
+    "eval_do_concat_batches", "use_cpu", "hub_strategy", "do_train", "do_eval",
 }
 """Arguments that are honoured in our own way, or mean what is done here anyway: clipping is the optimizer's, saving a
 delta's, evaluation measures the loss alone, and rows have no columns."""
@@ -116,8 +122,7 @@ HONOURED = {
     "enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed",
     "data_seed", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
-    "dataloader_in_order", "ddp_backend", "ddp_timeout", "skip_memory_metrics", "do_train", "do_eval", "do_predict",
-    "local_rank",
+    "dataloader_in_order", "ddp_backend", "ddp_timeout", "skip_memory_metrics", "local_rank",
 }
 """Arguments that Trainer itself acts on, as ever."""
 WITHOUT_INFLUENCE = {
@@ -127,6 +132,66 @@ WITHOUT_INFLUENCE = {
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics", CHECKPOINT_MINUTES,
 }
 """Arguments that change nothing about what is trained."""
+
+
+RENAMED = {
+    "evaluation_strategy": "write training.eval_strategy",
+    "warmup_ratio": "write the fraction as training.warmup_steps, such as 0.03",
+    "group_by_length": "rows of like length come together wherever that saves padding; leave it out",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "write training.use_cpu",
+    "per_gpu_train_batch_size": "write training.per_device_train_batch_size",
+    "overwrite_output_dir": "leave it out",
+    "save_safetensors": "all files are safetensors; leave it out",
+}
+"""Arguments of older releases of transformers, and what to write instead."""
+
+CHOICES: dict[str, Collection[Any]] = {
+    "eval_strategy": [one.value for one in IntervalStrategy],
+    "logging_strategy": [one.value for one in IntervalStrategy],
+    "save_strategy": [one.value for one in SaveStrategy],
+    "lr_scheduler_type": [one.value for one in SchedulerType],
+    "hub_strategy": [one.value for one in HubStrategy],
+    "log_level": list(trainer_log_levels),
+    "log_level_replica": list(trainer_log_levels),
+    "include_num_input_tokens_seen": [True, False, "all", "non_padding", "no"],
+    "dataloader_multiprocessing_context": [None, "fork", "spawn", "forkserver"],
+}
+"""Arguments that name one of some words."""
+
+
+class Range(NamedTuple):
+    """Values that a number may have, and how a sentence says it."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+_POSITIVE = Range("a number above 0", lambda value: value > 0)
+_NOT_NEGATIVE = Range("a number of at least 0", lambda value: value >= 0)
+_DECAY = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+_COUNT = Range("a whole number of at least 1", lambda value: value >= 1)
+_FROM_ZERO = Range("a whole number of at least 0", lambda value: value >= 0)
+_SEED = Range("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
+_INTERVAL = Range("a whole number of steps from 1, or a fraction of the run below 1",
+                  lambda value: 0 < value < 1 or (value >= 1 and value == int(value)))
+
+RANGES = {
+    **dict.fromkeys(("learning_rate", "num_train_epochs"), _POSITIVE),
+    **dict.fromkeys(("max_grad_norm", "weight_decay", "adam_epsilon", "neftune_noise_alpha", "eval_delay"),
+                    _NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _DECAY),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                     "torch_empty_cache_steps", "save_total_limit", "ddp_timeout", "dataloader_prefetch_factor"),
+                    _COUNT),
+    "dataloader_num_workers": _FROM_ZERO,
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _INTERVAL),
+    "warmup_steps": Range("0, a whole number of steps, or a fraction of the run below 1",
+                          lambda value: value == 0 or _INTERVAL.holds(value)),
+    "max_steps": Range("a whole number of at least 1, or -1 for no limit", lambda value: value == -1 or value >= 1),
+}
+"""Arguments that are numbers of a range; None is left to the argument's own type."""
 
 
 def decisive(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,11 +208,20 @@ def refuse_ineffective(arguments: TrainingArguments) -> None:
     Raises:
         CofituneError: one sentence that names the argument and what to do.
     """
+    if not isinstance(arguments, TrainingArguments):
+        raise CofituneError(f"args is {type(arguments).__name__}, and the trainer needs transformers' "
+                            "TrainingArguments; make them by cofitune_fast.training.training_arguments.")
     for key, rule in REFUSED.items():
         value = getattr(arguments, key, None)
         value = getattr(value, "value", value)
         if key not in _SET_BY_ITSELF and not rule.accepts(value):
             raise _not_taken(key, value)
+    if arguments.resume_from_checkpoint:
+        raise CofituneError("args.resume_from_checkpoint has no effect here; give it to CoFiTuneTrainer.train.")
+    for key in RANGES:
+        _check_range(key, getattr(arguments, key, None))
+    _check_without_effect({key: getattr(arguments, key) for key in ("lr_scheduler_type", "lr_scheduler_kwargs")})
+    _check_scheduler(arguments)
 
 
 def check_sharded(model: nn.Module, args: TrainingArguments, memory: MemorySettings) -> None:
@@ -179,15 +253,16 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     """
     _refuse(values)
     patience = values.get(PATIENCE)
-    values = {**DEFAULTS, **_best_model(values), "output_dir": str(output_dir),
+    values = {**DEFAULTS, **_saving(values), "output_dir": str(output_dir),
               "dataloader_pin_memory": torch.cuda.is_available(),
               **{key: value for key, value in values.items() if key not in (PATIENCE, CHECKPOINT_MINUTES, "bf16")}}
     try:
         arguments = TrainingArguments(**values)
     except ImportError as error:
         raise CofituneError(f"Training needs accelerate: pip install 'cofitune-fast[train]' ({error}).") from None
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CofituneError(f"The training settings are not accepted by transformers: {error}") from None
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CofituneError(f"The training settings are not accepted by transformers: {reason}.") from None
     _check_scheduler(arguments)
     for key, wanted in ((PATIENCE, patience), ("load_best_model_at_end", arguments.load_best_model_at_end),
                         ("save_strategy", arguments.save_strategy == "best")):
@@ -202,6 +277,10 @@ def check_arguments(training: Mapping[str, Any]) -> None:
     Raises:
         CofituneError: as `training_arguments`.
     """
+    resume = training.get("resume_from_checkpoint")
+    if not isinstance(resume, (bool, str, NoneType)):
+        raise CofituneError(f"training.resume_from_checkpoint is {resume!r}; it must be true or the folder of a "
+                            "checkpoint.")
     training_arguments({key: value for key, value in training.items() if key != "resume_from_checkpoint"}, "checked")
 
 
@@ -227,9 +306,9 @@ def check_precision(training: Mapping[str, Any], model: nn.Module) -> None:
                             "bfloat16, or leave training.bf16 out.")
 
 
-def _best_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a run that keeps its best model or stops early: save at each evaluation, compare by the
-    loss.
+def _saving(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a run that names when to save, keeps its best model or stops early: it saves at each
+    evaluation and compares by the loss.
     """
     defaults: dict[str, Any] = {}
     if values.get("save_strategy") == "best":
@@ -238,7 +317,10 @@ def _best_model(values: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {"save_strategy": values.get("eval_strategy", "no"), "save_total_limit": 1}
         if "eval_steps" in values:
             defaults["save_steps"] = values["eval_steps"]
-    return {**defaults, "metric_for_best_model": "loss"} if defaults or PATIENCE in values else {}
+    by_loss = {"metric_for_best_model": "loss"} if defaults or PATIENCE in values else {}
+    if "save_steps" in values:
+        defaults.setdefault("save_strategy", "steps")
+    return {**defaults, **by_loss}
 
 
 def _refuse(values: Mapping[str, Any]) -> None:
@@ -252,33 +334,71 @@ def _refuse(values: Mapping[str, Any]) -> None:
                 raise CofituneError(f"training.{key} is {value!r}; it must be a number of minutes, or 0 for none.")
             continue
         if key not in known:
-            nearest = difflib.get_close_matches(key, sorted({*known, PATIENCE, CHECKPOINT_MINUTES}), n=1)
-            hint = f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
-            raise CofituneError(f"Unknown key training.{key}; {hint}")
+            raise CofituneError(f"Unknown key training.{key}; {_instead(key, {*known, PATIENCE, CHECKPOINT_MINUTES})}")
         if key == "output_dir":
             raise CofituneError("training.output_dir is set, but the folder of a run is `output`; leave it out.")
+        _check_mapping(key, value)
         if key in REFUSED and not REFUSED[key].accepts(value):
             raise _not_taken(key, value)
         _check_kind(key, value, known[key])
-    for key in ("learning_rate", "num_train_epochs"):
-        if not 0 < values.get(key, 1) < math.inf:
-            raise CofituneError(f"training.{key} is {values[key]!r}; it must be a number above 0.")
-    for key in ("adam_beta1", "adam_beta2"):
-        if not 0 <= values.get(key, 0) < 1:
-            raise CofituneError(f"training.{key} is {values[key]!r}; it must be at least 0 and below 1.")
-    for key in ("max_grad_norm", "weight_decay", "adam_epsilon"):
-        if not 0 <= (values.get(key) or 0) < math.inf:
-            raise CofituneError(f"training.{key} is {values[key]!r}; it must not be negative.")
-    for key in ("seed", "data_seed"):
-        if not 0 <= (values.get(key) or 0) < 2**32:
-            raise CofituneError(f"training.{key} is {values[key]!r}; it must be at least 0 and below 2**32.")
-    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        _require_count(key, values.get(key, 1))
+        _check_range(key, value)
+        if key in CHOICES:
+            _check_choice(key, value)
+    _check_without_effect(values)
     _check_reports(values.get("report_to", "none"))
+
+
+def _instead(key: str, known: Collection[str]) -> str:
+    """Return what to do about a key that is not known, as the end of a sentence."""
+    if key in RENAMED:
+        return RENAMED[key] + "."
+    nearest = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"did you mean training.{nearest[0]}?" if nearest else "see transformers.TrainingArguments."
 
 
 def _not_taken(key: str, value: Any) -> CofituneError:
     return CofituneError(f"training.{key} is {value!r}, which is not taken here: {REFUSED[key].instead}.")
+
+
+def _check_mapping(key: str, value: Any) -> None:
+    if key.endswith("_kwargs") and not isinstance(value, (Mapping, NoneType)):
+        raise CofituneError(f"training.{key} is {value!r}; it must be keys with values, such as "
+                            '{"num_cycles": 2}.')
+
+
+def _check_choice(key: str, value: Any) -> None:
+    chosen = getattr(value, "value", value)
+    if not any(chosen is one or (isinstance(one, str) and chosen == one) for one in CHOICES[key]):
+        words = ", ".join(one if isinstance(one, str) else str(one).lower() for one in CHOICES[key] if one is not None)
+        raise CofituneError(f"training.{key} is {value!r}; choose one of {words}.")
+
+
+def _check_range(key: str, value: Any) -> None:
+    if key not in RANGES or value is None:
+        return
+    if not math.isfinite(value) or not RANGES[key].holds(value):
+        raise CofituneError(f"training.{key} is {value!r}; it must be {RANGES[key].words}.")
+
+
+def _check_without_effect(values: Mapping[str, Any]) -> None:
+    """Refuse arguments that another argument keeps from having an effect."""
+    scheduler = str(getattr(values.get("lr_scheduler_type"), "value", values.get("lr_scheduler_type")))
+    if scheduler in ("constant", "constant_with_warmup") and values.get("lr_scheduler_kwargs"):
+        raise CofituneError(f"training.lr_scheduler_kwargs has no effect on the scheduler {scheduler}; leave it out.")
+    if scheduler in ("constant", "reduce_lr_on_plateau", "greedy") and values.get("warmup_steps"):
+        raise CofituneError(f"training.warmup_steps has no effect on the scheduler {scheduler}, which has no warm-up; "
+                            "leave it out, or choose constant_with_warmup.")
+    if not evaluates(values):
+        for key in ("eval_steps", "eval_delay", "do_eval"):
+            if values.get(key):
+                raise CofituneError(f"training.{key} has no effect without evaluations; set training.eval_strategy to "
+                                    "steps or epoch, or leave it out.")
+    if not values.get("dataloader_num_workers"):
+        for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers",
+                    "dataloader_multiprocessing_context"):
+            if values.get(key):
+                raise CofituneError(f"training.{key} is about worker processes; set training.dataloader_num_workers to "
+                                    "at least 1, or leave it out.")
 
 
 def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
@@ -292,6 +412,8 @@ def _check_kind(key: str, value: Any, field: Field[Any]) -> None:
         right, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif kinds <= {int, float, NoneType}:
         right, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    elif kinds <= {str, NoneType} and key not in CHOICES:
+        right, wanted = isinstance(value, str), "text"
     else:
         return
     if not right:
@@ -304,8 +426,13 @@ def _require_count(key: str, value: Any) -> None:
 
 
 def _check_reports(wanted: Any) -> None:
+    names = [wanted] if isinstance(wanted, str) else [] if wanted is None else wanted
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise CofituneError(f"training.report_to is {wanted!r}; it must be the name of a tracker, or a list of names.")
+    if len(names) > 1 and {"none", "all"} & set(names):
+        raise CofituneError(f"training.report_to is {wanted!r}; none and all each stand alone.")
     available = get_available_reporting_integrations()
-    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+    for name in names:
         if name in ("none", "all") or name in available:
             continue
         if name not in INTEGRATION_TO_CALLBACK:
@@ -315,12 +442,15 @@ def _check_reports(wanted: Any) -> None:
 
 
 def _check_scheduler(arguments: TrainingArguments) -> None:
-    """Build the scheduler once on a dummy optimizer, because some schedulers need arguments of their own."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    """Step the scheduler on a dummy optimizer, because some schedulers need arguments of their own."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    kind, settings = arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs
     try:
-        get_scheduler(arguments.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=4,
-                      scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}))
-    except (TypeError, ValueError) as error:
-        raise CofituneError(
-            f"training.lr_scheduler_type is {arguments.lr_scheduler_type.value}, which needs other "
-            f"training.lr_scheduler_kwargs than {arguments.lr_scheduler_kwargs or 'none'}: {error}.") from None
+        scheduler = get_scheduler(kind, optimizer, num_warmup_steps=1, num_training_steps=4,
+                                  scheduler_specific_kwargs=dict(settings or {}))
+        optimizer.step()
+        for _ in range(4):
+            scheduler.step(*([1.0] if kind in ("reduce_lr_on_plateau", "greedy") else []))
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise CofituneError(f"training.lr_scheduler_type is {kind}, which needs other training.lr_scheduler_kwargs "
+                            f"than {settings or 'none'}: {str(error).rstrip('.')}.") from None

@@ -60,6 +60,9 @@ class FixedBatches(Sampler[list[int]]):
                                seed=seed if shuffle else None)
         if drop_last:
             planned = [batch for batch in planned if len(batch) == batch_size * ranks]
+            if not planned:
+                raise CofituneError(f"training.dataloader_drop_last leaves none of {len(lengths)} training rows, as a "
+                                    f"batch has {batch_size * ranks}; leave it out, or take smaller batches.")
         self.batches = [batch[rank::ranks] for batch in _without_small(planned, ranks)]
         if anchor:
             order = random.Random(f"{seed} anchor").sample(anchor, len(anchor))
@@ -201,6 +204,16 @@ def packing_gain(rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> f
     return padded / packed
 
 
+def evaluation_batches(rows: KeyedRows, args: TrainingArguments) -> FixedBatches:
+    """Plan batches of per_device_eval_batch_size rows in the order of the data."""
+    return FixedBatches([len(row.input_ids) for row in rows.rows], args.eval_batch_size, args.seed, by_length=False,
+                        shuffle=False, **_ranks(args))
+
+
+def _ranks(args: TrainingArguments) -> dict[str, int]:
+    return {"rank": args.process_index, "ranks": args.world_size}
+
+
 def run_batches(
     model: nn.Module, data: KeyedRows, evaluated: KeyedRows | None, args: TrainingArguments, packing: str
 ) -> tuple[FixedBatches, FixedBatches | None, bool]:
@@ -222,17 +235,18 @@ def run_batches(
     anchored = {"anchor": range(tasks, len(lengths)), "anchor_rows": data.anchor.settings.rows} if data.anchor else {}
     shuffle = getattr(args, "train_sampling_strategy", "random") != "sequential"
     seed = args.seed if args.data_seed is None else args.data_seed
-    ranks = {"rank": args.process_index, "ranks": args.world_size}
-    longest, for_evaluation = max(lengths), None
-    if evaluated is not None:
-        eval_lengths = [len(row.input_ids) for row in evaluated.rows]
-        for_evaluation = FixedBatches(eval_lengths, args.eval_batch_size, seed, by_length=False, shuffle=False, **ranks)
-        longest = max(longest, *eval_lengths)
+    longest = max(*lengths, *(len(row.input_ids) for row in (evaluated.rows if evaluated is not None else ())), 0)
+    for_evaluation = evaluation_batches(evaluated, args) if evaluated is not None else None
 
     def batches(by_length: bool) -> FixedBatches:
         return FixedBatches(lengths[:tasks], args.train_batch_size, seed, by_length=by_length, shuffle=shuffle,
-                            drop_last=args.dataloader_drop_last, **ranks, **anchored)
+                            drop_last=args.dataloader_drop_last, **_ranks(args), **anchored)
 
+    if args.neftune_noise_alpha:  # rows that share tokens would share their noise
+        if packing == "on":
+            raise CofituneError("training.neftune_noise_alpha adds noise to each row of its own, and memory.packing is "
+                                "on, where rows share tokens; set memory.packing to auto.")
+        packing = "off"
     possible = packing != "off" and takes_tries(model, longest)
     if packing == "on" and not possible:
         reason = trie_ability(model).why_not or (f"the longest row has {longest} tokens, and its attention sees "

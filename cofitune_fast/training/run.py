@@ -34,6 +34,7 @@ from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
 from .room import require_room_for_training
+from .trackers import tracked
 from .trainer import CoFiTuneTrainer, LossNotFinite, NothingTrained
 
 
@@ -206,7 +207,8 @@ def _train(
 ) -> TrainResult:
     model, region, figures, arguments = trainer.model, trainer.region, trainer.figures, trainer.args
     try:
-        with (PeakMemory() as peak, writing(Path(arguments.output_dir)), progress("Training", unit="steps") as task):
+        with (PeakMemory() as peak, writing(Path(arguments.output_dir)), tracked(arguments),
+              progress("Training", unit="steps") as task):
             trainer.add_callback(shown := ShowSteps(task))
             figures.start()
             trainer.train(resume_from_checkpoint=resume)

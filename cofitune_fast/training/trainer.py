@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -26,19 +28,19 @@ from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
 from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
-from ..memory.abilities import frozen_prefix, prefix_abilities
+from ..memory.abilities import frozen_prefix, prefix_abilities, takes_tries
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
-from ..memory.prefix_cache import PrefixCache
+from ..memory.prefix_cache import PrefixCache, why_not
 from ..models.attention import trie_attention
 from ..models.head import Head
 from ..models.sharded import barrier, broadcast_object, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..progress import tracked
-from ..regions import BaseInfo, Trainable, load_delta, save_delta, whole_name
-from .arguments import check_precision, check_sharded, refuse_ineffective
-from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
+from ..regions import BaseInfo, Region, Trainable, load_delta, save_delta, whole_name
+from .arguments import check_precision, check_sharded, evaluates, refuse_ineffective
+from .batching import FixedBatches, KeyedRows, TrainingCollator, evaluation_batches, run_batches
 from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
 from .checkpoint import (
     Checkpoint,
@@ -53,6 +55,21 @@ from .checkpoint import (
 from .figures import Figures
 from .mean import Mean
 from .options import TrainOptions
+from .rows import encoded_rows
+
+_NO_LOGITS = "no logits are kept, so that only the loss can be measured; score the model by cofitune evaluate"
+_OWN_STEPS = ("the steps are MaskedAdamW's on the region's parameters; a subclass goes into "
+              "TrainOptions.optimizer_kind, a schedule into args.lr_scheduler_type and lr_scheduler_kwargs")
+_NOT_TAKEN = {
+    "data_collator": "rows are batched by the trainer itself, with or without packing",
+    "compute_loss_func": "the loss is the one that TrainOptions.loss names",
+    "compute_metrics": _NO_LOGITS,
+    "preprocess_logits_for_metrics": _NO_LOGITS,
+    "model_init": "give the model itself",
+    "optimizers": _OWN_STEPS,
+    "optimizer_cls_and_kwargs": _OWN_STEPS,
+}
+"""Arguments of transformers.Trainer that are not taken, and why or what to do."""
 
 
 class LossNotFinite(CofituneError):
@@ -93,14 +110,15 @@ class CoFiTuneTrainer(Trainer):
     per_device_train_batch_size rows of each batch, and a step equals that of one process with all rows.
 
     Args:
-        model: a causal language model of transformers.
-        args: TrainingArguments made by `arguments.training_arguments`, which refuses arguments that have no effect
-            here.
-        region: the part to train; everything else is frozen and has neither gradient nor optimizer state.
-        train_dataset: `Encoded` rows, or `KeyedRows`, which also hold the anchor of `options`.
+        model: a causal language model of transformers, neither compiled nor wrapped.
+        args: TrainingArguments, best made by `training_arguments`. Arguments that have no effect here are refused.
+        region: the part to train, also as text; everything else is frozen and has neither gradient nor optimizer state.
+        train_dataset: a list or `datasets.Dataset` of `Encoded` rows or of mappings with `input_ids` and `labels`, see
+            `rows.encoded_rows`; or `KeyedRows`, which also hold the anchor of `options`.
         options: see TrainOptions.
-        base: name, fingerprint and dtype of the base, written into checkpoints.
-        pad_token_id: token that pads rows of a batch.
+        base: name, fingerprint and dtype of the base, written into checkpoints. By default the model as it is now,
+            whose bytes are all read for it.
+        pad_token_id: token that pads rows of a batch; as padding is masked, any token will do.
         eval_dataset: rows on which `evaluate` measures the mean loss, in nats per response token.
         prefix_cache: open cache of the layers below the region.
         identity: what decides the run's result, written into checkpoints; see `identity.run_identity`.
@@ -115,19 +133,28 @@ class CoFiTuneTrainer(Trainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        region: Trainable,
-        train_dataset: Sequence[Encoded] | KeyedRows,
+        region: Trainable | str,
+        train_dataset: Sequence[Encoded | Mapping[str, Any]] | KeyedRows,
         options: TrainOptions = TrainOptions(),  # noqa: B008  (frozen)
         *,
-        base: BaseInfo,
-        pad_token_id: int,
-        eval_dataset: Sequence[Encoded] | KeyedRows | None = None,
+        base: BaseInfo | None = None,
+        pad_token_id: int = 0,
+        eval_dataset: Sequence[Encoded | Mapping[str, Any]] | KeyedRows | None = None,
         prefix_cache: PrefixCache | None = None,
         identity: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
+        for name, reason in _NOT_TAKEN.items():
+            if kwargs.get(name) not in (None, (None, None)):
+                raise CofituneError(f"CoFiTuneTrainer does not take {name}: {reason}.")
+        _check_unwrapped(model)
         refuse_ineffective(args)
         check_precision({"bf16": args.bf16}, model)
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # Trainer would copy the model to all GPUs by DataParallel, at every step
+        args.metric_for_best_model = args.metric_for_best_model or "loss"  # the only one; early stopping asks for it
+        base = base or BaseInfo.of(model)
+        region = Region.parse(region) if isinstance(region, str) else region
         self.figures, self.kept_eval_loss = Figures(), None
         self.identity, self.run_name, self.began = dict(identity or {}), secrets.token_hex(6), str(date.today())
         self.saves = next((one for one in kwargs.get("callbacks") or () if isinstance(one, Saves)), None)
@@ -136,7 +163,18 @@ class CoFiTuneTrainer(Trainer):
         self.region, self.base, self.options, self.prefix_cache = region, base, options, prefix_cache
         self.trained = region.apply(model)
         self.prefix = frozen_prefix(model, region)
-        data, evaluated = _keyed(train_dataset, options.anchor), _keyed(eval_dataset)
+        data = self._keyed(model, train_dataset, "train_dataset", options.anchor)
+        evaluated = None if eval_dataset is None else self._keyed(model, eval_dataset, "eval_dataset")
+        if evaluated is None and evaluates({"eval_strategy": args.eval_strategy.value,
+                                            "eval_on_start": args.eval_on_start}):
+            raise CofituneError("Evaluations during training need rows: give CoFiTuneTrainer an eval_dataset, or leave "
+                                "args.eval_strategy out.")
+        if args.eval_strategy.value == "no" and any(
+            EarlyStoppingCallback in (one, type(one)) for one in kwargs.get("callbacks") or ()
+        ):
+            raise CofituneError("EarlyStoppingCallback needs evaluations; set args.eval_strategy to steps or epoch.")
+        if prefix_cache is not None and (reason := why_not(model, self.prefix, args)) is not None:
+            raise CofituneError(f"The prefix cannot be cached, because {reason}; leave prefix_cache out.")
         self.anchor = data.anchor
         if options.reference is not None and not any(getattr(row, "held", None) for row in data.rows):
             raise CofituneError("TrainOptions.reference is set, but no training row has the base's distributions; make "
@@ -152,6 +190,9 @@ class CoFiTuneTrainer(Trainer):
         # Trainer would count by the files' times, other runs' checkpoints too, and remove that of a stopped run.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
+        use_cache = getattr(model.config, "use_cache", None)
+        for name in _NOT_TAKEN:
+            kwargs.pop(name, None)
         super().__init__(
             model=model,
             args=args,
@@ -160,25 +201,36 @@ class CoFiTuneTrainer(Trainer):
             data_collator=TrainingCollator(pad_token_id, packed, prefix_cache),
             **kwargs,
         )
+        model.config.use_cache = use_cache  # Trainer's value holds while it trains, not in a model that is saved later
         self.remove_callback(PrinterCallback)  # standard output belongs to results
         self.add_callback(FrozenPart(self.prefix, self.settle_head))
         self.add_callback(EpochOfBatches(self.batches))
         self.add_callback(SameOnAllRanks())  # last, after all callbacks that decide something
 
+    @staticmethod
+    def _keyed(model: nn.Module, rows: Any, name: str, anchor: Anchor | None = None) -> KeyedRows:
+        if isinstance(rows, KeyedRows):
+            return rows
+        return KeyedRows(encoded_rows(rows, name, model.get_input_embeddings().weight.shape[0]), anchor)
+
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_dataset, self.batches)
+        return self._loader(self.train_dataset, self.batches, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
-            raise CofituneError("CoFiTuneTrainer evaluates on the rows it was made with; give them as eval_dataset.")
-        return self._loader(self.eval_dataset, self.eval_batches)
+        """Return the batches of `eval_dataset`, by default of the rows that the trainer was made with."""
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            return self._loader(self.eval_dataset, self.eval_batches, self.data_collator)
+        rows = self._keyed(self.model, eval_dataset, "eval_dataset")
+        longest = max(len(row.input_ids) for row in rows.rows)
+        packed = self.data_collator.packed and takes_tries(self.model, longest)
+        return self._loader(rows, evaluation_batches(rows, self.args), replace(self.data_collator, packed=packed))
 
-    def _loader(self, rows: KeyedRows, batches: FixedBatches) -> DataLoader:
+    def _loader(self, rows: KeyedRows, batches: FixedBatches, collator: TrainingCollator) -> DataLoader:
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context",
                  "in_order")  # the last two are not in all releases
         options = {name: getattr(self.args, f"dataloader_{name}") for name in names
                    if hasattr(self.args, f"dataloader_{name}")}
-        loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, **options)
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator, **options)
         if self.args.world_size == 1:
             return self.accelerator.prepare(loader)
         from accelerate.data_loader import prepare_data_loader
@@ -207,7 +259,11 @@ class CoFiTuneTrainer(Trainer):
         with self._free_prefix():
             if self.options.memory.prefix_weights == "host" and self.prefix_cache is not None:
                 self._park_prefix()
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
+                    self.neftune_hook_handle.remove()  # Trainer leaves it where training ends with an error
 
     @contextmanager
     def _free_prefix(self) -> Iterator[None]:
@@ -216,6 +272,8 @@ class CoFiTuneTrainer(Trainer):
             if self.data_collator.packed:
                 stack.enter_context(trie_attention(self.model))
             stack.callback(reshard, self.model)
+            stack.callback(setattr, self.model.config, "use_cache", getattr(self.model.config, "use_cache", None))
+            self.model.config.use_cache = self.args.use_cache
             if self.prefix_cache is not None:
                 stack.callback(self.prefix_cache.flush)
             if self.prefix is not None:
@@ -308,6 +366,8 @@ class CoFiTuneTrainer(Trainer):
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if num_items_in_batch is None:
             loss = loss / self.current_gradient_accumulation_steps
+        if self.args.torch_empty_cache_steps and self.state.global_step % self.args.torch_empty_cache_steps == 0:
+            torch.cuda.empty_cache()
         (self.release or self._masked_adamw).backward(loss)
         return loss.detach()
 
@@ -390,13 +450,23 @@ class CoFiTuneTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics={f"{metric_key_prefix}_loss": mean},
                               num_samples=len(dataloader.dataset))
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Run Trainer's `evaluate` on the rows that the trainer was made with."""
-        if self.eval_dataset is None:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Run Trainer's `evaluate` on the rows that the trainer was made with, or on others of the same kinds."""
+        if eval_dataset is None and self.eval_dataset is None:
             raise CofituneError("There are no rows to evaluate on; give CoFiTuneTrainer an eval_dataset.")
-        metrics = super().evaluate(*args, **kwargs)
-        self.kept_eval_loss = metrics["eval_loss"]
+        if isinstance(eval_dataset, dict):
+            raise CofituneError("eval_dataset is a dict; evaluate each data set by itself, with a metric_key_prefix.")
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is None:
+            self.kept_eval_loss = metrics.get("eval_loss")
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise CofituneError(f"CoFiTuneTrainer does not predict: {_NO_LOGITS}.")
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        raise CofituneError("CoFiTuneTrainer does not push to the hub; upload the delta or the merged folder when it "
+                            "is done.")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Trainer does, and the mean KLs of anchor and reference per token so far, in nats."""
@@ -486,8 +556,24 @@ def _anchor_loss(inputs: Mapping[str, Tensor], loss: AnchorLoss) -> Objective:
     return {"kl": TopKl, "reverse_kl": ReverseTopKl}[loss](inputs["anchor_ids"], inputs["anchor_log_p"])
 
 
-def _keyed(rows: Sequence[Encoded] | KeyedRows | None, anchor: Anchor | None = None) -> KeyedRows | None:
-    return rows if rows is None or isinstance(rows, KeyedRows) else KeyedRows(rows, anchor)
+def _check_unwrapped(model: Any) -> None:
+    """Refuse what is no bare model.
+
+    Raises:
+        CofituneError: the model is wrapped or compiled, or no model at all.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise CofituneError(f"The model is wrapped in {type(model).__name__}; give model.module, and start the program "
+                            "under torchrun where several GPUs train together.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise CofituneError("The model is compiled, and would be compiled anew at every step, because its frozen "
+                            "layers are skipped; give the model as it was before torch.compile.")
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise CofituneError(f"model is {type(model).__name__}, and the trainer needs a causal language model of "
+                            "transformers; cofitune_fast.load_model loads one.")
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        raise CofituneError(f"The model is a {type(model).__name__}, which has no head; give the model for causal "
+                            "language modelling, as cofitune_fast.load_model loads it.")
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -160,3 +160,56 @@ def test_a_hook_that_changes_the_state_in_place_does_not_change_the_callers():
     state = {**optimizer.state_dict(), "note": 1}
     optimizer.load_state_dict(state)
     assert "note" in state
+
+
+def by_method(p):
+    with torch.no_grad():
+        p.t_()
+
+
+def by_data(p):
+    p.data = p.data.t()
+
+
+@pytest.mark.parametrize("transpose", [by_method, by_data])
+@pytest.mark.parametrize("kind", ["plain", "capturable", "host"])
+def test_a_square_parameter_that_is_transposed_between_steps_goes_on_as_in_torch(kind, transpose):
+    generator = torch.Generator().manual_seed(3)
+    start, factors = torch.randn(4, 4, generator=generator), torch.randn(4, 4, 4, generator=generator)
+    ends = []
+    for make in (lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1),
+                 lambda p: KINDS[kind]([("p", p)], lr=0.1, weight_decay=0.1, max_grad_norm=None)):
+        p = torch.nn.Parameter(start.clone())
+        optimizer = make(p)
+        for number, factor in enumerate(factors):
+            if number == 2:
+                transpose(p)
+            (p * factor).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(p.detach().clone())
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+@pytest.mark.parametrize("make", [
+    make_optimizer, lambda pairs: torch.optim.AdamW([p for _, p in pairs]),
+], ids=["MaskedAdamW", "torch"])
+def test_hooks_can_come_first_and_be_removed(make):
+    pairs = make_pairs()
+    optimizer, calls = make(pairs), []
+    for register in ("register_step_pre_hook", "register_step_post_hook"):
+        getattr(optimizer, register)(lambda *_, name=register: calls.append(name))
+    for register in ("register_state_dict_pre_hook", "register_state_dict_post_hook",
+                     "register_load_state_dict_pre_hook", "register_load_state_dict_post_hook"):
+        for number, options in (("second", {}), ("first", {"prepend": True}), ("removed", {})):
+            handle = getattr(optimizer, register)(
+                lambda *_, name=f"{register}, {number}": calls.append(name), **options)
+            if number == "removed":
+                handle.remove()
+    run(optimizer, pairs, range(1))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["register_step_pre_hook", "register_step_post_hook"] + [
+        f"register_{kind}_hook, {number}"
+        for kind in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
+        for number in ("first", "second")
+    ]

@@ -177,3 +177,21 @@ def test_proof_sees_a_tensor_that_vanished(tiny_model):
 def test_proof_refuses_unknown_names(tiny_model):
     with pytest.raises(CofituneError, match="no tensor named nonsense"):
         FrozenProof.of(tiny_model, ["nonsense"])
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda peft, model, config: peft.get_peft_model(model, config),
+    lambda peft, model, config: peft.get_peft_model(model, config).base_model.model,
+], ids=["PeftModel", "the model inside"])
+def test_adapters_are_refused_until_they_are_merged(wrap):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["up_proj"])
+    with pytest.raises(CofituneError, match=r"adapters of PEFT .* merge_and_unload"):
+        Region.parse("ffn@2").apply(wrap(peft, make_tiny_model(), config))
+    merged = peft.get_peft_model(make_tiny_model(), config).merge_and_unload()
+    assert len(Region.parse("ffn@2").apply(merged)) == 3
+
+
+def test_a_region_is_applied_to_a_model_only():
+    with pytest.raises(CofituneError, match="this is str"):
+        Region.parse("ffn@2").apply("a/path")

@@ -27,6 +27,7 @@ REGION = Region.parse("ffn.up+ffn.down@50%-100%")
 METHODS = {name: value for name, value in vars(CoFiTuneTrainer).items()
            if inspect.isfunction(value) and not name.startswith("__")}
 OVERRIDES = sorted(name for name in METHODS if hasattr(Trainer, name))
+ONLY_REFUSE = {"predict", "push_to_hub"}
 
 
 def called_by_itself() -> set[str]:
@@ -109,7 +110,7 @@ def test_every_override_is_called_in_a_training_that_saves_resumes_and_ends_with
     trainer.train()
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     trainer.save_model(str(tmp_path / "final"))
-    assert sorted(set(OVERRIDES) - called) == []
+    assert sorted(set(OVERRIDES) - called) == sorted(ONLY_REFUSE)
     best, final = (load_file(Path(folder) / "delta.safetensors")
                    for folder in (trainer.state.best_model_checkpoint, tmp_path / "final"))
     assert best.keys() == final.keys() and all(torch.equal(best[name], final[name]) for name in best)

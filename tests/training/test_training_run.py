@@ -201,7 +201,7 @@ def test_checkpointing_ends_the_backward_at_the_region(tmp_path):
 @pytest.mark.parametrize("values, words", [
     ({"learning_rate": -1e-4}, "training.learning_rate is -0.0001; it must be a number above 0"),
     ({"learning_rat": 1e-4}, r"Unknown key training.learning_rat; did you mean training.learning_rate\?"),
-    ({"lr_scheduler_type": "sawtooth"}, "The training settings are not accepted by transformers"),
+    ({"lr_scheduler_type": "sawtooth"}, "lr_scheduler_type is 'sawtooth'; choose one of linear"),
     ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant=True"),
 ])
 def test_bad_training_arguments(tmp_path, tiny_model, values, words):
