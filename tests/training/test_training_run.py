@@ -227,7 +227,7 @@ def _flip(path):
     ("trainer_state.json", _empty), ("trainer_state.json", _cut), ("optimizer.safetensors", _cut),
     ("optimizer.safetensors", _flip), ("training_state.json", _flip), ("delta.safetensors", _flip),
     ("checkpoint.json", _cut), ("checkpoint.json", os.unlink), ("trainer_state.json", os.unlink),
-], ids=str)
+], ids=lambda value: getattr(value, "__name__", value))
 def test_a_damaged_checkpoint_is_none_and_the_one_before_is_taken(checkpointed, tmp_path, name, damage):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed, folder)
