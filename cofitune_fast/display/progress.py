@@ -10,8 +10,6 @@ from functools import partial
 
 from rich.console import Console, ConsoleRenderable, Group, RenderHook
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from ..progress import Task, under_way
@@ -19,6 +17,7 @@ from ..progress import Task, under_way
 FIRST, EVERY = 10.0, 20.0
 """Seconds without a line after which the first and each later line about a piece of work is written."""
 _LOOK = 1.0  # seconds between two looks at the work
+_BAR = 30  # columns
 
 
 class SparseLines:
@@ -89,13 +88,13 @@ class Bars:
         return Group(*map(_bar, under_way()[-3:]))
 
 
-def _bar(task: Task) -> Table | Text:
+def _bar(task: Task) -> Text:
     if not task.total:
-        return Text(f"{task} …", style="dim")
-    line = Table.grid(padding=(0, 1))
-    line.add_row(Text(task.title), ProgressBar(task.total, min(task.done, task.total), width=30),
-                 Text(f"{task.done:,} of {task.total:,} {task.unit}".rstrip()), Text(task.note, style="dim"))
-    return line
+        return Text(f"{task} …", style="dim", no_wrap=True, overflow="ellipsis")
+    full = round(_BAR * min(1.0, task.done / task.total))
+    words = f" {task.done:,} of {task.total:,} {task.unit}".rstrip()
+    return Text.assemble(f"{task.title} ", ("━" * full, "green"), ("━" * (_BAR - full), "dim"), words,
+                         (f"  {task.note}", "dim"), no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
