@@ -77,7 +77,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The speciality: data files, folders or hub ids, see `data.read_rows`. `limit` keeps only the first rows of `train`.
+    """The speciality: data files, folders or hub ids, see `data.read_rows`. `limit` keeps only first rows of `train`.
 
     on_bad_row: "stop" refuses data with a row that cannot be used, "skip" leaves such rows out. thinking: what becomes
     of the thoughts of a model that thinks, see data.chat. date: the day that a chat template writes, YYYY-MM-DD; by

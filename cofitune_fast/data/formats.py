@@ -166,7 +166,8 @@ def _parse_prompt_completion(row: Row, faults: Faults, names: tuple[str, str] = 
     prompt = [*_system(row), *_history(row), *_text_or_turns(row, names[0], "user", faults)]
     completion = _text_or_turns(row, names[1], "assistant", faults)
     if len(completion) == 1 and completion[0].message["role"] == "assistant":
-        completion[0].message.update(_thought(row))
+        for key, thought in _thought(row).items():
+            completion[0].message.setdefault(key, thought)
     return _assistant_turns(without_first_answer(prompt, row, faults), row, faults, completion)
 
 
