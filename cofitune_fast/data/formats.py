@@ -288,9 +288,12 @@ def _system(row: Row) -> list[Turn]:
 
 
 def _history(row: Row) -> list[Turn]:
-    """Earlier turns: [prompt, response] pairs."""
-    turns = []
-    for pair in row.list("history") if row.has("history") else []:
+    """Read earlier turns: [prompt, response] pairs, or messages."""
+    turns: list[Turn] = []
+    pairs = row.list("history") if row.has("history") else []
+    if pairs and isinstance(pairs[0], dict):
+        return read_turns(row, "history")
+    for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise row.fault("a malformed history",
                             "has a 'history' that is not a list of [instruction, output] pairs of text.")
