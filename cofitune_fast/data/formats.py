@@ -166,7 +166,8 @@ def _parse_prompt_completion(row: Row, faults: Faults, names: tuple[str, str] = 
     prompt = [*_system(row), *_history(row), *_text_or_turns(row, names[0], "user", faults)]
     completion = _text_or_turns(row, names[1], "assistant", faults)
     if len(completion) == 1 and completion[0].message["role"] == "assistant":
-        completion[0].message.update(_thought(row))
+        for key, thought in _thought(row).items():
+            completion[0].message.setdefault(key, thought)
     return _assistant_turns(without_first_answer(prompt, row, faults), row, faults, completion)
 
 
@@ -287,9 +288,12 @@ def _system(row: Row) -> list[Turn]:
 
 
 def _history(row: Row) -> list[Turn]:
-    """Earlier turns: [prompt, response] pairs."""
-    turns = []
-    for pair in row.list("history") if row.has("history") else []:
+    """Read earlier turns: [prompt, response] pairs, or messages."""
+    turns: list[Turn] = []
+    pairs = row.list("history") if row.has("history") else []
+    if pairs and isinstance(pairs[0], dict):
+        return read_turns(row, "history")
+    for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise row.fault("a malformed history",
                             "has a 'history' that is not a list of [instruction, output] pairs of text.")

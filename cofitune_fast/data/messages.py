@@ -146,11 +146,16 @@ def _content(row: Row, content: Any, key: str, made: Message, place: str) -> str
         return ""
     if content is None and made["role"] == "assistant":
         raise row.fault("an empty response", f"{place} null as {key!r}; it must be text.")
-    if isinstance(content, list) and content:
+    returned = isinstance(content, list) and made["role"] == "tool" and not all(map(_is_part, content))
+    if isinstance(content, list) and content and not returned:
         return "".join(_part(row, part, made, place) for part in content)
-    if isinstance(content, dict) and made["role"] == "tool":  # what a tool returned
+    if returned or (isinstance(content, dict) and made["role"] == "tool"):  # what a tool returned, as JSON
         return row.check_json(content, place)
     return row.as_text(content, f"{place} {{}} as {key!r}; it must be text.", f"{place} {{}}.")
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part))
 
 
 def _part(row: Row, part: Any, made: Message, place: str) -> str:

@@ -150,7 +150,7 @@ def _json_line(line: str, where: str, reader: _Json) -> Row:
     if problem:
         raise RowFault("text that is not UTF-8", where, f"{where} {problem}")
     try:
-        fields = reader.decode(line)
+        fields = reader.decode(line.removeprefix("\ufeff"))  # the mark of a file that was appended to another one
     except (ValueError, RecursionError) as error:
         raise RowFault("broken JSON", where, f"{where} is broken JSON ({_reason(error)}); mend that line.") from None
     return reader.row(fields, where)

@@ -105,7 +105,8 @@ class Task:
             )
         if len(self.items) < 2:
             raise CofituneError(
-                f"The task {self.name} has {len(self.items)} item(s); a score with a standard error needs at least 2."
+                " ".join((f"The task {self.name} has {len(self.items)} item(s); a score with a standard error needs at "
+                          "least 2.", *self.notes))
             )
 
     @property
@@ -232,8 +233,9 @@ def _gold(row: Row, count: int) -> int:
     """Read the index of the right choice: a whole number, or its text as in CSV."""
     given = row.fields.get("gold")
     try:
-        gold = -1 if given is None or isinstance(given, bool) else int(given)
-        valid = 0 <= gold < count and (isinstance(given, str) or gold == given)
+        number = -1.0 if given is None or isinstance(given, bool) else float(given)
+        gold = int(number)
+        valid = 0 <= gold < count and gold == number
     except (ValueError, TypeError, OverflowError):
         gold, valid = -1, False
     if not valid:

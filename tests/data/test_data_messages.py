@@ -51,6 +51,9 @@ def read(on_bad_row="stop", **fields):
           {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
           {"from": "observation", "value": {"sum": 2}}],
          [([HI], {**YO, "tool_calls": [CALL]})]),
+        ([HI, YO, turn("tool", [1, 2]), YO, turn("tool", {"a": "é"}), YO],
+         [([HI], YO), ([HI, YO, turn("tool", "[1, 2]")], YO),
+          ([HI, YO, turn("tool", "[1, 2]"), YO, turn("tool", '{"a": "é"}')], YO)]),
         # what says nothing about training
         ([turn("user", "hi", id=3, images=[]), turn("assistant", "yo", name=None, weight=None, refusal=None)],
          [([HI], YO)]),

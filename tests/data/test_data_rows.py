@@ -20,6 +20,7 @@ LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
         ("x.jsonl", LINES, ["1", "2", "3"]),
         ("x.jsonl", "\n" + LINES.replace("\n", "\r\n\n") + "\n\n", ["2", "4", "6"]),
         ("x.jsonl", "\ufeff" + LINES, ["1", "2", "3"]),
+        ("x.jsonl", LINES.replace("\n", "\n\ufeff"), ["1", "2", "3"]),
         ("x.json", LINES, ["1", "2", "3"]),
         ("x.json", json.dumps(ROWS, indent=1), ["row 1", "row 2", "row 3"]),
         ("x.jsonl", json.dumps(ROWS), ["row 1", "row 2", "row 3"]),

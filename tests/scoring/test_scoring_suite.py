@@ -144,3 +144,17 @@ def test_bad_files_are_told(folder):
     (folder / "speciality").rmdir()
     with pytest.raises(CofituneError, match=r"The suite folder .* has no data for the group speciality"):
         read_suite(folder)
+
+
+def test_side_files_are_no_tasks_and_bad_rows_are_noted(folder):
+    before = names(read_suite(folder))
+    for name in ("._words.jsonl", ".DS_Store", "._x.csv"):
+        (folder / "knowledge" / name).write_bytes(b"\0\5\x16\7")
+    assert names(read_suite(folder)) == before
+    file = folder / "reasoning" / "sums.jsonl"
+    file.write_text(file.read_text() + "broken\n")
+    with pytest.raises(CofituneError, match=r"is broken JSON .* data\.on_bad_row: skip leaves such rows out"):
+        read_suite(folder)
+    suite = read_suite(folder, on_bad_row="skip")
+    assert names(suite) == before
+    assert suite.notes[0] == f"Left out 1 row that cannot be used: 1 with broken JSON ({file}:4)."

@@ -78,7 +78,7 @@ def test_a_csv_suite_holds_lists_numbers_and_truth_values_as_text(tmp_path):
     path = tmp_path / "c.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows([["query", "choices", "gold", "chat"], ["q", '["a", "b"]', "1", "true"],
-                                    ["q", "['a', 'b']", " 0", "False"], ["q", "[1, 2.5]", "1", ""]])
+                                    ["q", "['a', 'b']", " 0", "False"], ["q", "[1, 2.5]", "1.0", ""]])
     assert list(read_task(path).items) == [
         ChoiceItem("q", ("a", "b"), 1, f"{path}:2", True), ChoiceItem("q", ("a", "b"), 0, f"{path}:3"),
         ChoiceItem("q", ("1", "2.5"), 1, f"{path}:4")]
@@ -92,6 +92,12 @@ def test_bad_items_are_counted_or_left_out_with_a_note(tmp_path):
     task = read_task(path, on_bad_row="skip")
     assert [item.where for item in task.items] == [f"{path}:3", f"{path}:5"]
     assert task.notes[0].startswith("Left out 3 rows that cannot be used: 2 with a gold that is no choice")
+
+
+def test_a_task_of_too_few_good_rows_says_why(tmp_path):
+    path = write(tmp_path / "t.jsonl", CHOICE, {**CHOICE, "gold": 7})
+    with pytest.raises(CofituneError, match=r"has 1 item\(s\); .* at least 2\. Left out 1 row that cannot be used"):
+        read_task(path, on_bad_row="skip")
 
 
 def test_bad_tasks_are_told():

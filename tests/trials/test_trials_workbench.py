@@ -111,7 +111,7 @@ def test_a_model_of_unknown_layers_is_trained_whole_and_scored(bench, tmp_path):
 
 
 @pytest.mark.parametrize(("missing", "use", "words"), [
-    ("train", lambda bench: bench.train_rows, "No train data: set data.train to a JSON, JSONL or CSV file"),
+    ("train", lambda bench: bench.train_rows, "No train data: set data.train to a data file, a folder or a hub id"),
     ("valid", lambda bench: bench.suite("valid"), "No valid data: set data.valid to"),
     ("test", lambda bench: bench.score("test"), "No test data: set data.test to"),
     ("versatility_valid", lambda bench: bench.score("valid"), "No versatility tasks for valid: set versatility.valid"),
