@@ -104,7 +104,7 @@ class Pipeline:
         A method that cannot be trained becomes a row with the reason, and the other methods go on.
         """
         start = time.perf_counter()
-        if self._protected(Region.full(), 0.0) and not (self.output / "merged").is_dir():
+        if self._protected(Region.full(), 1.0) and not (self.output / "merged").is_dir():
             size = self.bench.total_parameters * getattr(torch, self.bench.base.dtype).itemsize
             require_room(self.output, size, "the merged model")
         with RunFolder(self.output, self._identity()) as folder:

@@ -40,12 +40,13 @@ def make_base(folder, tokenizer, *, shard="40KB", dtype=torch.float32, **more):
     return folder
 
 
-def make_delta(base, folder, region=REGION, **load):
-    """A delta of `base`, as if trained; returns it and the digests of the model with it."""
+def make_delta(base, folder, region=REGION, *, apply=False, **load):
+    """A delta of `base`, as if trained; returns it and the digests of the model with it. apply: as a run does."""
     model = load_model(base, **load).model
     info = BaseInfo.of(model, str(base))
     with torch.no_grad():
-        for _, parameter in Region.parse(region).parameters(model):
+        parsed = Region.parse(region)
+        for _, parameter in parsed.apply(model) if apply else parsed.parameters(model):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(parameter.dtype))
     return save_delta(model, region, folder, base=info), tensor_digests(model)
 
@@ -137,6 +138,27 @@ def test_other_names_in_the_files_than_in_the_model(tmp_path, tiny_tokenizer):
         for name in ("config.json", "tokenizer_config.json", "generation_config.json", "chat_templates/tool.jinja"):
             assert (merged / name).read_bytes() == (base / name).read_bytes()
     assert not (tmp_path / "out-2" / "pytorch_model.bin").exists()
+
+
+def test_experts_that_are_one_tensor_in_the_model_and_many_in_the_files(tmp_path, tiny_tokenizer):
+    """transformers joins them when it loads; a part of the joined tensor is trained."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
+    )).save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    delta, tuned = make_delta(tmp_path / "base", tmp_path / "delta", "ffn.up@1", apply=True)
+    out = merge(tmp_path / "base", delta, tmp_path / "out")
+    assert tensor_digests(load_model(out).model) == tuned
+    was, now = contents(tmp_path / "base"), contents(out)
+    assert was.keys() == now.keys() - {"README.md"} and was["config.json"] == now["config.json"]
+    changed = {name for file in was if file.endswith(".safetensors")
+               for name, tensor in load_file(tmp_path / "base" / file).items()
+               if not torch.equal(tensor, load_file(out / file)[name])}
+    assert changed == {f"model.layers.1.mlp.experts.{number}.up_proj.weight" for number in range(4)}
 
 
 def test_a_second_merge_and_other_bases_are_refused_with_nothing_written(base, delta, tmp_path, tiny_tokenizer):
