@@ -100,9 +100,11 @@ def _lines(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{part}: {_rows(found)} {words} ({_places(found, content)})", "yellow"
     twice = content["twice_in_train"]
     if twice and twice["prompt"]["count"]:
-        if twice["exact"]["count"]:
-            yield f"train: {_rows(twice['exact'])} like an earlier one{_pairs(twice['exact'], content)}", "yellow"
-        yield f"train: {_rows(twice['prompt'])} with a prompt used before{_pairs(twice['prompt'], content)}", "yellow"
+        exact, prompt = twice["exact"], twice["prompt"]
+        if exact["count"]:
+            yield f"train: {_rows(exact)} like an earlier one{_pairs(exact, content)}", "yellow"
+        if prompt["count"] > exact["count"]:
+            yield f"train: {_rows(prompt)} with a prompt used before{_pairs(prompt, content)}", "yellow"
     for overlap in content["overlaps"]:
         yield (f"{overlap['part']}: {_rows(overlap['prompt'])} whose prompt is also in {overlap['other']}, "
                f"{overlap['exact']['count']:,} with the same response{_pairs(overlap['prompt'], content)}"), "red"

@@ -41,11 +41,15 @@ def write_dirty(folder: Path) -> None:
     train[11]["output"] = "  "
     train[17] = {"instruction": "Translate to French: a pear"}
     train[23]["output"] = {"text": "25 pommes"}
+    train[25]["output"] = "27 pommes \ud83d"
     train[29]["output"] = "31 pommes et " * 60
     train[41]["instruction"] = "Translate this letter to French: " + "Dear Madam, many apples. " * 60
     folder.mkdir()
     for name, content in (("train", train), ("test", rows(*range(55, 65)))):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+        lines = [json.dumps(row) for row in content]
+        if name == "train":
+            lines[37] = '{"instruction": "Translate to French: 40 apples", "output": "40 pommes'
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def draw(name: str, settings: dict[str, object]) -> None:
