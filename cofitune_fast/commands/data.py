@@ -54,13 +54,11 @@ def look_at(settings: Config, rows: int = SHOWN, seed: int = 0) -> dict[str, Any
     if not parts:
         raise CofituneError("There are no data to look at: set data.train, data.valid or data.test.")
     look = read_data(found, parts, SPLITS)
-    tokenizer = None
     if settings.model is not None and look.files:
         model = settings.model
         outline = load_outline(model.path, gguf_file=model.gguf_file, dtype=model.dtype)
         look.encode(outline, evaluated=evaluates(settings.training))
-        tokenizer = look.tokenizer
     else:
         look.settle()
     shown = next(iter(look.files.values()), None)
-    return {**look.to_dict(), "shown": shown.shown(rows, seed, tokenizer) if shown else []}
+    return {**look.to_dict(), "shown": shown.shown(rows, seed, look.tokenizer) if shown else []}

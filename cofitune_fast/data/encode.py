@@ -34,6 +34,7 @@ class EncodedExamples(list[Encoded]):
     lengths: tokens of each given example before the limit.
     truncated: `where` of the examples whose response was cut.
     dropped: `where` of the examples whose prompt left no room for a response.
+    first_dropped: the first of those, with the tokens of its prompt.
     faults: faults of the examples that are left out because they cannot be used.
     """
 
@@ -43,6 +44,7 @@ class EncodedExamples(list[Encoded]):
         self.lengths: list[int] = []
         self.truncated: list[str] = []
         self.dropped: list[str] = []
+        self.first_dropped = ""
         self.faults: list[RowFault] = []
 
 
@@ -123,7 +125,7 @@ def encode_example(example: Example, tokenizer: Any, *, needs_thought: bool = Tr
 
 def encode_examples(
     examples: Sequence[Example], tokenizer: Any, max_length: int | None = None, on_bad_row: OnBadRow = "stop",
-    *, needs_thought: bool = True, faults: Faults | None = None,
+    *, needs_thought: bool = True,
 ) -> EncodedExamples:
     """Encode all examples, each with at most `max_length` tokens (None: no limit).
 
@@ -134,49 +136,58 @@ def encode_examples(
         on_bad_row: "stop" refuses examples that the chat template refuses or leaves something out of, after all have
             been looked at; "skip" leaves them out, and logs how many.
         needs_thought: see `chat.response_text`.
-        faults: collects what is wrong with examples instead; nothing is refused or logged for it then.
 
     Raises:
         CofituneError: examples cannot be used, or none is left.
     """
     if not examples:
         raise CofituneError("There are no examples to encode; the data need at least one.")
+    faults = Faults(on_bad_row)
+    result = collect_encoded(examples, tokenizer, max_length, faults, needs_thought=needs_thought)
+    faults.settle(len(examples), len(examples) - len(faults))
+    if result.dropped or result.truncated:
+        warnings.warn(
+            f"max_length {max_length}: {len(result.truncated)} of {len(examples)} responses were cut and "
+            f"{len(result.dropped)} examples dropped because their prompt leaves no room for a response"
+            + (f" ({result.first_dropped})." if result.dropped else "."),
+            RowsCut, stacklevel=2,
+        )
+    return result
+
+
+def collect_encoded(
+    examples: Sequence[Example], tokenizer: Any, max_length: int | None, faults: Faults, *, needs_thought: bool = True
+) -> EncodedExamples:
+    """Encode examples as `encode_examples` does; those that cannot be used are added to `faults`, nothing is settled.
+
+    Raises:
+        CofituneError: no prompt leaves room for a response.
+    """
     if max_length is not None and max_length < 2:
         raise CofituneError(f"max_length is {max_length}; a prompt and a response need at least 2 tokens.")
     result = EncodedExamples()
-    first_dropped, found = "", Faults(on_bad_row)
     for index, example in enumerate(examples):
         try:
             encoded = encode_example(example, tokenizer, needs_thought=needs_thought)
         except RowFault as fault:
-            found.add(fault)
+            result.faults.append(fault)
+            faults.add(fault)
             continue
         result.lengths.append(len(encoded.input_ids))
         if max_length is not None and len(encoded.input_ids) > max_length:
             if encoded.response_start >= max_length:
-                first_dropped = first_dropped or f"{example.where or 'the first'} has {encoded.response_start} tokens"
+                result.first_dropped = result.first_dropped or (
+                    f"{example.where or 'the first'} has {encoded.response_start} tokens")
                 result.dropped.append(example.where)
                 continue
             result.truncated.append(example.where)
             encoded = Encoded(encoded.input_ids[:max_length], encoded.response_start, encoded.where)
         result.append(encoded)
         result.indices.append(index)
-    result.faults = found.found
-    if faults is None:
-        found.settle(len(examples), len(examples) - len(found))
-    else:
-        faults.found += found.found
-    if not result and len(found) < len(examples):
+    if not result and result.dropped:
         raise CofituneError(
-            f"No prompt leaves room for a response within max_length {max_length}: the prompt at {first_dropped}; "
-            "raise max_length."
-        )
-    if result.dropped or result.truncated:
-        warnings.warn(
-            f"max_length {max_length}: {len(result.truncated)} of {len(examples)} responses were cut and "
-            f"{len(result.dropped)} examples dropped because their prompt leaves no room for a response"
-            + (f" ({first_dropped})." if result.dropped else "."),
-            RowsCut, stacklevel=2,
+            f"No prompt leaves room for a response within max_length {max_length}: the prompt at "
+            f"{result.first_dropped}; raise max_length."
         )
     return result
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import CofituneError
-from .chat import thinking_of, turn_end
-from .encode import Encoded, EncodedExamples, RowsCut, encode_examples
+from .chat import split_thought, turn_end
+from .encode import Encoded, EncodedExamples, collect_encoded
 from .faults import Faults, OnBadRow, RowFault
 from .formats import Example, Message, detect_form, parse_row
 from .rows import collect_rows
@@ -94,25 +93,28 @@ class FileLook:
             if dropped := self.encoded.dropped:
                 words.append(f"{counted(len(dropped), 'response')} dropped, as the prompt alone fills max_length "
                              f"{self.max_length} ({places(dropped)})")
+        for what, found in self.faults.changed.items():
+            words.append(f"{counted(len(found), 'row')} read with {what} ({places(found)})")
         if self.faults:
             words.append(f"{counted(self.rows - self.good, 'row')} left out: {self.faults.sentence}")
         return "; ".join(words)
 
-    def encode(self, tokenizer: Any, max_length: int | None = None, *, vocabulary: int, positions: int | None) -> None:
+    def encode(
+        self, tokenizer: Any, max_length: int | None = None, *, vocabulary: int, positions: int | None,
+        trained: bool = True,
+    ) -> None:
         """Encode the good rows, and collect those that the chat template refuses.
 
         Args:
             max_length: longest row in tokens; None cuts nothing.
             vocabulary, positions: rows of the model's embedding, and its longest row if it says.
+            trained: the rows are trained, so that each needs the thought that data.thinking asks for.
 
         Raises:
             CofituneError: no prompt leaves room within `max_length`.
         """
         self.max_length = max_length
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RowsCut)  # the look itself tells
-            self.encoded = (encode_examples(self.examples, tokenizer, max_length, faults=self.faults)
-                            if self.examples else EncodedExamples())
+        self.encoded = collect_encoded(self.examples, tokenizer, max_length, self.faults, needs_thought=trained)
         self.unknown = [sentence for row in self.encoded if (sentence := unknown_token(row, tokenizer, vocabulary))]
         self.beyond = [row.where for row in self.encoded if positions is not None and len(row.input_ids) > positions]
 
@@ -132,6 +134,7 @@ class FileLook:
         content: dict[str, Any] = {
             "path": self.path, "format": self.form, "rows": self.rows, "good": self.good,
             "bad": {kind: listed(found) for kind, found in self.faults.by_kind().items()},
+            "changed": {what: listed(found) for what, found in self.faults.changed.items()},
             "responses": len(self.examples),
             "turns": spread([len(example.prompt) + 1 for example in self.examples]),
         }
@@ -158,14 +161,14 @@ def read_file(path: str | Path, *, limit: int | None = None, on_bad_row: OnBadRo
     """
     faults = Faults(on_bad_row)
     rows = collect_rows(path, limit, faults)
-    count, examples, form = len(rows) + len(faults), [], ""
+    read, examples, form = len(rows) + len(faults), [], ""
     for row in rows:
         try:
             examples += parse_row(row, faults)
             form = form or detect_form(row).name
         except RowFault as fault:
             faults.add(fault)
-    return FileLook(str(path), form or "unknown", count, examples, faults, texts=list(map(text_of, examples)))
+    return FileLook(str(path), form or "unknown", read, examples, faults, texts=list(map(text_of, examples)))
 
 
 # Tokens that the model does not have ----------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ def segments(row: Encoded, tokenizer: Any) -> list[Segment]:
     else:
         parts = [texts[0], *(later[len(text):] for text, later in itertools.pairwise(texts))]
     prompt, answer, end, rest = parts
-    found = [*_blocks(prompt, "prompt", trained=False), *_thought(answer, tokenizer), Segment("end", end, True),
+    found = [*_blocks(prompt), *_thought(answer, tokenizer), Segment("end", end, True),
              Segment("trained", rest, True)]
     return [segment for segment in found if segment.text]
 
@@ -237,20 +240,17 @@ def plain_segments(example: Example) -> list[Segment]:
 
 
 def _thought(answer: str, tokenizer: Any) -> list[Segment]:
-    thinking = thinking_of(tokenizer)
-    close = thinking.close if thinking else None
-    if close and close in answer and not _BLOCK.search(answer):  # the block was opened by the prompt, or has a channel
-        before, _, after = answer.partition(close)
-        return [Segment("thought", before + close, True), Segment("trained", after, True)]
-    return _blocks(answer, "trained", trained=True)
+    thought, rest = split_thought(tokenizer, answer)
+    begin = len(answer) - len(rest) if thought is not None else 0
+    return [Segment("thought", answer[:begin], True), Segment("trained", rest, True)]
 
 
-def _blocks(text: str, kind: SegmentKind, *, trained: bool) -> list[Segment]:
+def _blocks(prompt: str) -> list[Segment]:
     found, place = [], 0
-    for block in _BLOCK.finditer(text):
-        found += [Segment(kind, text[place:block.start()], trained), Segment("thought", block[0], trained)]
+    for block in _BLOCK.finditer(prompt):
+        found += [Segment("prompt", prompt[place:block.start()], False), Segment("thought", block[0], False)]
         place = block.end()
-    return [*found, Segment(kind, text[place:], trained)]
+    return [*found, Segment("prompt", prompt[place:], False)]
 
 
 # Rows that stand somewhere twice --------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def _lines(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for part, look in content["files"].items():
         for kind, found in look["bad"].items():
             yield f"{part}: {_rows(found)} with {kind} ({_places(found, content)})", "red"
+        for what, found in look["changed"].items():
+            yield f"{part}: {_rows(found)} read with {what} ({_places(found, content)})", "yellow"
         for key, words in (("cut", f"cut at max_length {content['max_length']}"),
                            ("dropped", "dropped, as the prompt leaves no room for a response"),
                            ("beyond_positions", "longer than the model's positions")):

@@ -55,6 +55,7 @@ class DataLook:
     Attributes:
         parts: files that will be used; others are read for what they have in common with these.
         outline: the model's tokenizer and configuration, once the rows are encoded.
+        tokenizer: the outline's, with what the run wants of thoughts and the date.
         files: by part: train, valid, test.
         suites: the tasks of valid and test, with the versatility tasks.
         problems: by part ("train", "versatility.valid", ...) what forbids its use.
@@ -65,16 +66,12 @@ class DataLook:
     data: TrialData
     parts: tuple[str, ...] = PARTS
     outline: Outline | None = None
+    tokenizer: Any = None
     files: dict[str, FileLook] = field(default_factory=dict)
     suites: dict[str, Suite] = field(default_factory=dict)
     problems: dict[str, CofituneError] = field(default_factory=dict)
     twice: Pairs | None = None
     overlaps: list[Overlap] = field(default_factory=list)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer with what the data want of thoughts and of the date."""
-        return with_options(self.outline.tokenizer, thinking=self.data.thinking, date=self.data.date)
 
     def require(self, *parts: str) -> None:
         """Raise the first problem of these parts, if there is one; by default of all."""
@@ -89,13 +86,14 @@ class DataLook:
             evaluated: encode the valid rows as training rows, for evaluations during training.
         """
         self.outline = outline
+        self.tokenizer = with_options(outline.tokenizer, thinking=self.data.thinking, date=self.data.date)
         for part in self.parts:
             if part in self.files and (self.files[part].examples or self.files[part].faults):
                 cut = part == "train" or (part == "valid" and evaluated)
                 try:
                     self.files[part].encode(
                         self.tokenizer, self.data.max_length if cut else None, vocabulary=outline.vocabulary,
-                        positions=outline.positions)
+                        positions=outline.positions, trained=cut)
                     self._check(self.files[part], cut)
                 except CofituneError as error:
                     self.problems[part] = error

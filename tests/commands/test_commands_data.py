@@ -94,7 +94,7 @@ def test_a_thought_is_told_from_the_answer(tiny_run, tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [row("say a", "<think>\nb?\n</think>\nAA")])
     (shown,) = look_at(load_config(None, tiny_run), rows=1)["shown"]
     assert [(one["kind"], one["text"]) for one in shown["segments"][1:]] == [
-        ("thought", "<think>\nb?\n</think>"), ("trained", "\nAA"), ("end", "<|im_end|>")]
+        ("thought", "<think>\nb?\n</think>\n"), ("trained", "AA"), ("end", "<|im_end|>")]
 
 
 def test_the_command_says_whether_the_data_can_be_used(command_line, tiny_run, tmp_path, no_weights):
