@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -245,9 +246,9 @@ def _bound(model: Any) -> float:
 def _far(found: Tensor, expected: Tensor, bound: float) -> bool:
     """True if logits or states [tokens, width] differ by more than rounding, which may send single tokens to other
     experts."""
-    found, expected = found.double(), expected.double()
+    found, expected = found.double().nan_to_num(), expected.double().nan_to_num()  # NaN equals NaN
     apart = (found - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-    return not apart.quantile(0.75).item() <= bound
+    return apart.nan_to_num(0, math.inf).quantile(0.75).item() > bound
 
 
 def _tried(model: nn.Module, feature: str, trial: Callable[[], Any]) -> tuple[Ability, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import FAMILIES, tiny_family
 from thinking_templates import CHANNELS, OPENED, SWITCH
 from tiny import CHATML, make_tiny_model
 
@@ -265,6 +266,16 @@ def test_rows_score_the_same_as_tries_and_padded(family, dtype, budget, tiny_tok
         if dtype == torch.float32:
             assert one.correct == other.correct
         torch.testing.assert_close(torch.tensor(one.nll), torch.tensor(other.nll), **TOLERANCE[dtype])
+
+
+def test_a_model_that_takes_no_tries_has_the_loss_of_transformers(tiny_tokenizer):
+    if "stablelm" not in FAMILIES:
+        pytest.skip("not in this release of transformers")
+    model, rows = tiny_family("stablelm"), encode_examples(EXAMPLES, tiny_tokenizer)
+    for row, answer in zip(rows, answer_scores(model, rows, 0), strict=True):
+        ids = torch.tensor([row.input_ids])
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < row.response_start, -100)
+        assert answer.nll / answer.tokens == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-5)
 
 
 def test_what_rows_share_is_computed_once(tiny_model, tiny_tokenizer):
