@@ -26,7 +26,7 @@ _Found = TypeVar("_Found")
 
 
 class ChatOptions(NamedTuple):
-    """What a run wants of its conversations.
+    """Options of the conversations of a run.
 
     Attributes:
         thinking: see ThinkingChoice.

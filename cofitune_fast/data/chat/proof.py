@@ -124,7 +124,7 @@ def _build(example: Example) -> str:
 
 @found_once
 def _left_out(tokenizer: Any, build: str) -> frozenset[tuple[str, int]]:
-    """What the template leaves out of a conversation of this build: pairs of `_Piece.what` and its number."""
+    """Find what the template leaves out of a conversation of this build: pairs of `_Piece.what` and its number."""
     messages, tools = json.loads(build)
     *prompt, answer = [{"content": "", **message} for message in messages]
     also = {key: answer[key] for key in ("name", "tool_calls") if key in answer}
