@@ -87,6 +87,7 @@ class Faults:
         Raises:
             CofituneError: one sentence; the fault's own where there is a single one.
         """
+        self.found.sort(key=_place)  # those that could not be read were found before those that could not be parsed
         if not self.found or (self.on_bad_row == "skip" and good):
             for note in self.notes:
                 _log_once(note)
@@ -98,6 +99,12 @@ class Faults:
         cure = " data.on_bad_row: skip leaves them out." if good else ""
         raise CofituneError(f"{len(self.found)} of {rows} rows cannot be used: {self.sentence}. The first: "
                             f"{self.found[0]}{cure}")
+
+
+def _place(fault: RowFault) -> tuple[str, int]:
+    file, _, number = fault.where.rpartition(":")
+    number = number.removeprefix("row ")
+    return file, int(number) if number.isdecimal() else 0
 
 
 def _counts(places: dict[str, list[str]]) -> str:

@@ -177,7 +177,7 @@ def test_all_bad_rows_are_counted_by_kind_before_the_end(tmp_path):
         read_examples(path)
     assert str(caught.value).startswith(
         f"6 of 8 rows cannot be used: 4 with an empty 'completion' ({path}:2, {path}:4, {path}:6 ...); "
-        f"1 with broken JSON ({path}:8); 1 with fields of no known form ({path}:3). The first: {path}:8 is broken JSON"
+        f"1 with fields of no known form ({path}:3); 1 with broken JSON ({path}:8). The first: {path}:2 has an empty"
     )
 
 
