@@ -76,7 +76,7 @@ def _source(name: str) -> str:
 
 
 class _Completion(NamedTuple):
-    """What a shell is offered, with the fields of click's CompletionItem."""
+    """Suggestion to a shell, with the fields of click's CompletionItem."""
 
     value: str
     help: str

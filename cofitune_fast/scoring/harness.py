@@ -85,7 +85,7 @@ def _live_model(model: nn.Module, tokenizer: Any, batch_size: int, chat: bool) -
             if not chat:
                 return super()._encode_pair(context, continuation)
             text, blank = up_to_answer(tokenizer, context)
-            return text_ids(tokenizer, text), encode_continuation(tokenizer, text, blank + continuation)
+            return text_ids(tokenizer, text), encode_continuation(tokenizer, text, blank + continuation.strip(" "))
 
         def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
             if end is not None:
