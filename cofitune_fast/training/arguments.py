@@ -251,6 +251,7 @@ def training_arguments(values: Mapping[str, Any], output_dir: str | Path) -> Tra
     Raises:
         CofituneError: one sentence that names the first wrong argument and what to do.
     """
+    values = {key: value for key, value in values.items() if key != "resume_from_checkpoint"}  # train_region's own
     _refuse(values)
     patience = values.get(PATIENCE)
     values = {**DEFAULTS, **_saving(values), "output_dir": str(output_dir),
@@ -281,7 +282,7 @@ def check_arguments(training: Mapping[str, Any]) -> None:
     if not isinstance(resume, (bool, str, NoneType)):
         raise CofituneError(f"training.resume_from_checkpoint is {resume!r}; it must be true or the folder of a "
                             "checkpoint.")
-    training_arguments({key: value for key, value in training.items() if key != "resume_from_checkpoint"}, "checked")
+    training_arguments(training, "checked")
 
 
 def evaluates(training: Mapping[str, Any]) -> bool:

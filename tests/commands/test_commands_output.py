@@ -26,7 +26,7 @@ def test_results_are_printed_where_the_encoding_lacks_a_character(monkeypatch, e
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)
 
-    def app():
+    def app(**_):
         emit({"text": "±你"}, False, lambda: print("0.5 ± 0.1 你好"))
         emit({"text": "±你"}, True, lambda: None)
         Console(stderr=True).print("━━ 你好")

@@ -201,7 +201,7 @@ def test_the_second_signal_and_one_before_training_claim_nothing(cofitune, made,
     status, out, err = cofitune("train", *arguments({**made, "output": tmp_path / "run"}))
     assert status == 130 and not out and "No checkpoint was kept, so the same command starts anew" in err
     monkeypatch.setattr("cofitune_fast.commands.train.make_workbench",
-                        lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+                        lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     status, out, err = cofitune("train", *arguments({**made, "output": tmp_path / "run"}))
     assert status == 143 and not out and "No checkpoint was kept" in err
 
@@ -219,9 +219,9 @@ def test_sigterm_ends_the_other_commands_as_ctrl_c_does(cofitune, monkeypatch, t
 
 
 def test_a_run_that_changes_nothing_is_refused(cofitune, made, tmp_path):
-    run = {**made, "output": tmp_path / "run", "training.max_steps": 1}
+    run = {**made, "output": tmp_path / "run", "training.learning_rate": 1e-30}
     status, _, err = cofitune("train", *arguments(run))
-    assert status == 2 and "Training changed nothing: after 1 steps" in err
+    assert status == 2 and "Training changed nothing: after " in err
     assert not (run["output"] / "delta").exists()
 
 
