@@ -158,8 +158,8 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_is_written_and_goes_on_if
     assert not same(tensors(run["output"]), old) and names(run["output"]) == []
 
 
-def test_a_checkpoint_of_other_rows_is_refused_although_no_setting_changed(cofitune, made, tmp_path):
-    """The base's tokenizer was changed in between."""
+def test_a_checkpoint_of_another_template_is_refused_although_no_setting_changed(cofitune, made, tmp_path):
+    """The tokenizer of the base was changed in between."""
     run = {**made, "output": tmp_path / "run", "model": tmp_path / "base"}
     shutil.copytree(Path(made["output"]) / "stopped", run["output"])
     shutil.copytree(made["model"], run["model"])
@@ -253,3 +253,23 @@ def test_a_run_killed_before_its_delta_was_written_writes_it(cofitune, made, tmp
     assert status == 0 and "Going on from step 3 of 3" in err and names(run["output"]) == ["checkpoint-3"]
     assert same(tensors(run["output"]), tensors(Path(made["output"]) / "finished"))
     assert all(again[key] == first[key] for key in ("loss", "steps", "tokens", "epochs", "run"))
+
+
+def test_a_folder_keeps_the_date_of_its_first_day(tmp_path):
+    from cofitune_fast.commands.kept import fix_date, note_date
+    from cofitune_fast.config import load_config
+
+    first, second, named = load_config(None, {"data.date": "2026-01-02"}), load_config(None, {}), load_config(
+        None, {"data.date": "2026-03-04"})
+    fix_date(first, tmp_path)
+    note_date(first, tmp_path)
+    fix_date(second, tmp_path)
+    fix_date(named, tmp_path)
+    assert (second.data.date, named.data.date) == ("2026-01-02", "2026-03-04")
+
+
+@pytest.mark.parametrize("value", ["often", -1, "true", ".inf"])
+def test_minutes_between_checkpoints_are_a_number(cofitune, made, tmp_path, value):
+    run = {**made, "output": tmp_path / "run", "training.checkpoint_minutes": value}
+    status, _, err = cofitune("train", *arguments(run))
+    assert status == 2 and "training.checkpoint_minutes is" in err
