@@ -34,6 +34,7 @@ HANDED_ON = ("prev_topk_indices", "prev_router_hidden_states", "block_states")
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
 COARSE = 0.05
 """Bounds on the relative difference of logits that are summed in another order: by dtype, and for all other dtypes."""
+_NOISE = 4  # a model's logits may also differ by this many times what one rounding of its embeddings makes of them
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ def _trie_ability(model: nn.Module) -> Ability:
             with _in_training(model) if training else nullcontext(), trie_attention(model):
                 expected = _logits(model, call)[real]
                 found = _logits(model, trie)[0][trie["rows"]][real]
-            if not (training and random) and _far(found, expected, _bound(model)):
+                noise = _apart_by(_after_a_rounding(model, call)[real], expected)
+            if not (training and random) and _far(found, expected, max(_bound(model), _NOISE * noise)):
                 raise _Failed("it gives another result than padded rows" + (" in training" if training else ""))
 
     return _tried(model, "rows as a trie", as_trie)[0]
@@ -246,9 +248,31 @@ def _bound(model: Any) -> float:
 def _far(found: Tensor, expected: Tensor, bound: float) -> bool:
     """True if logits or states [tokens, width] differ by more than rounding, which may send single tokens to other
     experts."""
+    return _apart_by(found, expected) > bound
+
+
+def _apart_by(found: Tensor, expected: Tensor) -> float:
+    """Return the relative difference of logits or states [tokens, width] that three quarters of the tokens keep to."""
     found, expected = found.double().nan_to_num(), expected.double().nan_to_num()  # NaN equals NaN
     apart = (found - expected).norm(dim=-1) / (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-    return apart.nan_to_num(0, math.inf).quantile(0.75).item() > bound
+    return apart.nan_to_num(0, math.inf).quantile(0.75).item()
+
+
+def _after_a_rounding(model: nn.Module, call: dict[str, Tensor]) -> Tensor:
+    """Return the logits if every second number of the embeddings' output is moved by one rounding of its dtype.
+
+    How far they move is what rounding alone does to this model: a deep one in bfloat16 makes several per cent of it.
+    """
+    def move(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        factors = torch.ones(output.numel(), dtype=output.dtype, device=output.device)
+        factors[::2] = 1 - torch.finfo(output.dtype).eps / 2
+        return output * factors.view(output.shape)
+
+    hook = model.get_input_embeddings().register_forward_hook(move)
+    try:
+        return _logits(model, call)
+    finally:
+        hook.remove()
 
 
 def _tried(model: nn.Module, feature: str, trial: Callable[[], Any]) -> tuple[Ability, Any]:

@@ -7,6 +7,7 @@ import torch
 
 from cofitune_fast.demo import data_folder
 from cofitune_fast.demo.settings import MODEL_PACKAGE, demo_model
+from cofitune_fast.memory.abilities import prefix_abilities, trie_ability
 from cofitune_fast.models import load_model
 from cofitune_fast.models.fingerprint import tensor_digests
 from cofitune_fast.regions import Region
@@ -43,6 +44,10 @@ def test_it_is_the_model_it_says(bench):
     prompt = bench.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
     answer = bench.model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in bench.tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+def test_rounding_in_30_layers_of_bfloat16_is_no_reason_against_a_speed_feature(bench):
+    assert trie_ability(bench.model) and all(prefix_abilities(bench.model, 15)[:2])
 
 
 def test_importance_has_a_score_for_every_unit(bench):
