@@ -224,8 +224,9 @@ def _trie_ability(model: nn.Module) -> Ability:
             with _in_training(model) if training else nullcontext(), trie_attention(model):
                 expected = _logits(model, call)[real]
                 found = _logits(model, trie)[0][trie["rows"]][real]
-                noise = _apart_by(_after_a_rounding(model, call)[real], expected)
-            if not (training and random) and _far(found, expected, max(_bound(model), _NOISE * noise)):
+            if not training:
+                bound = max(_bound(model), _NOISE * _apart_by(_after_a_rounding(model, call)[real], expected))
+            if not (training and random) and _far(found, expected, bound):
                 raise _Failed("it gives another result than padded rows" + (" in training" if training else ""))
 
     return _tried(model, "rows as a trie", as_trie)[0]

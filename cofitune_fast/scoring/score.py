@@ -145,7 +145,7 @@ def _encode_answers(
     thought. In plain text `join` joins query and answer.
     """
     if chat:
-        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query}]))
+        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query.rstrip(" ")}]))
         answers = [blank + answer.strip(" ") for answer in answers]
         query_ids = text_ids(tokenizer, text)
     else:
