@@ -29,7 +29,7 @@ from cofitune_fast.models import load_model
 from cofitune_fast.ops import masked_adamw_
 from cofitune_fast.regions import Region
 from cofitune_fast.training import TrainOptions
-from cofitune_fast.trials.workbench import TrialData, Workbench
+from cofitune_fast.trials import TrialData, Workbench
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import save

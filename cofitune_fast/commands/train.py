@@ -39,7 +39,7 @@ from ..training.arguments import CHECKPOINT_MINUTES
 from ..training.checkpoint import sweep
 from ..training.identity import deciding, plain
 from ..trials import Workbench
-from ..trials.workbench import content_digest, data_digest
+from ..trials.data import content_digest, data_digest
 from .app import AsJson, ConfigFile, command, console, emit, tell
 from .kept import Earlier, step_to_go_on_from
 from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data

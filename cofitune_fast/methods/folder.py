@@ -17,7 +17,7 @@ from ..errors import CofituneError
 from ..files import read_json, writable_folder, write_json
 from ..training import decisive, differences
 from ..trials import TrialData, TrialSetup, Workbench
-from ..trials.workbench import content_digest
+from ..trials.data import content_digest
 from .entries import without
 from .run import SPLITS
 from .runs import Run
@@ -124,7 +124,7 @@ def folder_identity(
         rows[name] = {
             **{key: getattr(data, key) for key in ("max_length", "limit", "metric")},
             "sha256": {key: value for key, value in task.data_digests.items() if key not in files},
-            **({"date": task.written_date} if task.written_date else {}),
+            **task.row_settings,
         }
     return {
         "settings": {

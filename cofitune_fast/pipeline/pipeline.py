@@ -35,8 +35,8 @@ from ..scoring.results import SUMMARY
 from ..search import Journal, Observer, Operations, Search, SearchResult, Silent
 from ..training import decisive
 from ..trials import BaseLost, TrialSetup, Workbench, clean_node
+from ..trials.data import content_digest
 from ..trials.head import report_head
-from ..trials.workbench import content_digest
 from .checks import check_delta
 from .clock import Clock
 from .rows import against_full, failed_row, method_row, resolution_notes

@@ -162,8 +162,6 @@ class Search:
         """
         self.ledger = Ledger(journal, self.settings.strategy.resamples)
         base = self._score_base()
-        if (sentence := self._nothing_trained()) is not None:
-            self.observer.note(sentence)
         stopped = None
         try:
             tree_search(self.settings.levels, self.bench.layout, self.settings.strategy, self,
@@ -211,7 +209,7 @@ class Search:
         return {**self.settings.identity(), "training": training, "loss": self.setup.loss,
                 "anchor": self.setup.anchor.identity(), "reference": self._reference,
                 **({"drift_rows": self.setup.drift_rows} if early else {}),
-                **({"date": self.bench.written_date} if self.bench.written_date else {}),
+                **self.bench.row_settings,
                 **({"roles": self.bench.roles} if self.bench.roles else {})}
 
     # Laboratory ------------------------------------------------------------------------------------------------------
@@ -298,15 +296,6 @@ class Search:
         self.observer.note(str(suite_resolution(self.ledger.base_scores(),
                                                 confidence=self.settings.strategy.confidence)))
         return self.ledger.base
-
-    def _nothing_trained(self) -> str | None:
-        """Return a sentence if the first rung ends before warm-up has raised the learning rate from 0; else None."""
-        first, steps = self.settings.strategy.rungs[0], self.schedule.steps
-        if self.schedule.warmup_steps == 0 or math.ceil(first * steps) > 1:
-            return None
-        return (f"The first rung, {first:g} of a node's training, is 1 of its {steps} steps, which warm-up makes at a "
-                "learning rate of 0: all nodes still equal the base there, and it tells nothing; raise search.rungs, "
-                "or train more steps.")
 
     def need(self, region: Region) -> Need:
         """Predict what the whole training of a region needs, with nothing cached before."""

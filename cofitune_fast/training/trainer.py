@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from copy import copy
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..anchor import Anchor
 from ..anchor.settings import AnchorLoss
@@ -35,41 +34,22 @@ from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix_cache import PrefixCache, why_not
 from ..models.attention import trie_attention
 from ..models.head import Head
-from ..models.sharded import barrier, broadcast_object, is_sharded, reshard, total, world_size
+from ..models.sharded import broadcast_object, is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..progress import tracked
-from ..regions import BaseInfo, Region, Trainable, load_delta, save_delta, whole_name
+from ..regions import BaseInfo, Region, Trainable, whole_name
 from .arguments import check_precision, check_sharded, evaluates, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, evaluation_batches, run_batches
 from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
 from .checkpoint import (
-    Checkpoint,
-    complete_checkpoint,
     find_checkpoint,
-    load_training_state,
-    remove_checkpoint,
-    rotate,
-    save_training_state,
-    set_random_states,
 )
 from .figures import Figures
 from .mean import Mean
 from .options import TrainOptions
+from .refusals import NO_LOGITS, NOT_TAKEN, check_bare, check_taken
 from .rows import encoded_rows
-
-_NO_LOGITS = "no logits are kept, so that only the loss can be measured; score the model by cofitune evaluate"
-_OWN_STEPS = ("the steps are MaskedAdamW's on the region's parameters; a subclass goes into "
-              "TrainOptions.optimizer_kind, a schedule into args.lr_scheduler_type and lr_scheduler_kwargs")
-_NOT_TAKEN = {
-    "data_collator": "rows are batched by the trainer itself, with or without packing",
-    "compute_loss_func": "the loss is the one that TrainOptions.loss names",
-    "compute_metrics": _NO_LOGITS,
-    "preprocess_logits_for_metrics": _NO_LOGITS,
-    "model_init": "give the model itself",
-    "optimizers": _OWN_STEPS,
-    "optimizer_cls_and_kwargs": _OWN_STEPS,
-}
-"""Arguments of transformers.Trainer that are not taken, and why or what to do."""
+from .saving import SavesDeltas
 
 
 class LossNotFinite(CofituneError):
@@ -94,7 +74,7 @@ class NothingTrained(LossNotFinite):
         self.step = steps
 
 
-class CoFiTuneTrainer(Trainer):
+class CoFiTuneTrainer(SavesDeltas, Trainer):
     """Trainer that trains one region of a model, held to the base by an anchor or a mask.
 
     The loss of a step is mean NLL + weight * mean KL(base || model), with the KL on the anchor's texts; TrainOptions
@@ -144,10 +124,8 @@ class CoFiTuneTrainer(Trainer):
         identity: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        for name, reason in _NOT_TAKEN.items():
-            if kwargs.get(name) not in (None, (None, None)):
-                raise CofituneError(f"CoFiTuneTrainer does not take {name}: {reason}.")
-        _check_unwrapped(model)
+        check_taken(kwargs)
+        check_bare(model)
         refuse_ineffective(args)
         check_precision({"bf16": args.bf16}, model)
         if args.n_gpu > 1:
@@ -191,7 +169,7 @@ class CoFiTuneTrainer(Trainer):
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         use_cache = getattr(model.config, "use_cache", None)
-        for name in _NOT_TAKEN:
+        for name in NOT_TAKEN:
             kwargs.pop(name, None)
         super().__init__(
             model=model,
@@ -462,7 +440,7 @@ class CoFiTuneTrainer(Trainer):
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise CofituneError(f"CoFiTuneTrainer does not predict: {_NO_LOGITS}.")
+        raise CofituneError(f"CoFiTuneTrainer does not predict: {NO_LOGITS}.")
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         raise CofituneError("CoFiTuneTrainer does not push to the hub; upload the delta or the merged folder when it "
@@ -482,98 +460,11 @@ class CoFiTuneTrainer(Trainer):
             return nullcontext(call)
         return CachedPrefix(self.prefix, self.prefix_cache).forward(call, inputs["placed"], inputs.get("states"))
 
-    # Checkpoints ------------------------------------------------------------------------------------------------
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self._save(output_dir)  # on every rank, because each holds a part of the region
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        save_delta(self.model, self.region, Path(output_dir or self.args.output_dir), base=self.base)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        asked = self.control.should_save
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        # With save_strategy "best" an evaluation overrules a checkpoint that time or a signal asked for.
-        if asked and self._saved_step != self.state.global_step:
-            self._save_checkpoint(self.model, None)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint, complete once its description is written; then remove older ones."""
-        step, args = self.state.global_step, self.args
-        folder = Path(args.output_dir) / f"checkpoint-{step}"
-        best = args.save_strategy == SaveStrategy.BEST and self.state.best_global_step == step
-        temporary = self.saves is not None and not (self.saves.asked or best)
-        if args.should_save:
-            remove_checkpoint(folder)  # of an earlier run, or unfinished
-        alone, args.save_only_model = args.save_only_model, args.save_only_model and not temporary
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            args.save_only_model = alone
-        figures = self.figures.state()
-        figures["loss"][0] = total(figures["loss"][0]) / world_size()
-        if args.should_save:
-            complete_checkpoint(folder, {
-                "step": step, "run": self.run_name, "identity": self.identity, "figures": figures,
-                "temporary": temporary, "began": self.began,
-            })
-            rotate(folder.parent, Checkpoint.read(folder), self.checkpoint_limit, self.state.best_model_checkpoint)
-        self._saved_step = step
-        barrier()  # no rank goes on before the checkpoint is complete
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        optimizer = (self.release or self._masked_adamw).state_dict()
-        save_training_state(output_dir, optimizer, self.lr_scheduler.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            optimizer, scheduler, _ = load_training_state(checkpoint)
-            if (about := Checkpoint.read(checkpoint)) is not None:
-                self.figures.load(about.figures)
-                self.run_name, self.began = about.run, about.began
-            (self.release or self._masked_adamw).load_state_dict(optimizer)
-            self.lr_scheduler.load_state_dict(scheduler)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        pass  # save_training_state saves them
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            set_random_states(load_training_state(checkpoint)[2])
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_delta(self.model, resume_from_checkpoint, base_fingerprint=self.base.fingerprint)
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-        self.kept_eval_loss = next((entry["eval_loss"] for entry in self.state.log_history
-                                    if entry["step"] == self.state.best_global_step and "eval_loss" in entry), None)
-
 
 def _anchor_loss(inputs: Mapping[str, Tensor], loss: AnchorLoss) -> Objective:
     if loss == "ce":
         return CrossEntropy(inputs["anchor_targets"])
     return {"kl": TopKl, "reverse_kl": ReverseTopKl}[loss](inputs["anchor_ids"], inputs["anchor_log_p"])
-
-
-def _check_unwrapped(model: Any) -> None:
-    """Refuse what is no bare model.
-
-    Raises:
-        CofituneError: the model is wrapped or compiled, or no model at all.
-    """
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise CofituneError(f"The model is wrapped in {type(model).__name__}; give model.module, and start the program "
-                            "under torchrun where several GPUs train together.")
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise CofituneError("The model is compiled, and would be compiled anew at every step, because its frozen "
-                            "layers are skipped; give the model as it was before torch.compile.")
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise CofituneError(f"model is {type(model).__name__}, and the trainer needs a causal language model of "
-                            "transformers; cofitune_fast.load_model loads one.")
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        raise CofituneError(f"The model is a {type(model).__name__}, which has no head; give the model for causal "
-                            "language modelling, as cofitune_fast.load_model loads it.")
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from ..errors import CofituneError
 from ..models.loading import Outline
 from ..scoring import Suite
 from ..scoring.tasks import ChoiceItem, ContinuationItem, Item, read_task
-from .workbench import TrialData, Workbench
+from .data import TrialData
+from .workbench import Workbench
 
 PARTS = ("train", "valid", "test")
 SPLITS = ("valid", "test")

@@ -11,7 +11,8 @@ from ..anchor import NO_ANCHOR, AnchorSettings
 from ..models import load_model
 from ..scoring import DRIFT_ROWS
 from ..training import MemorySettings
-from .workbench import TrialData, Workbench
+from .data import TrialData
+from .workbench import Workbench
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,8 @@ proven by hash. So every trial starts from the same base.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +17,9 @@ from torch import Tensor
 
 from ..anchor import Anchor, AnchorSettings, ReferenceSettings, TaskRow, open_anchor, task_rows
 from ..anchor.writing import given_texts, prompts_of_texts, thinking_for
-from ..data import Encoded, batches, encode_examples, pad_token_id, read_examples, read_rows
-from ..data.chat import ThinkingChoice, with_options, writes_date
-from ..data.faults import OnBadRow
-from ..data.formats import Examples, Message
-from ..data.library import is_hidden, is_hub_id, split_of
+from ..data import Encoded, batches, encode_examples, pad_token_id
+from ..data.chat import with_options, writes_date
+from ..data.formats import Message
 from ..data.look import refuse_unknown_tokens
 from ..errors import CofituneError
 from ..importance import Importance, compute_importance
@@ -40,101 +35,13 @@ from ..scoring import (
     SuiteScores,
     base_states,
     choose_drift_rows,
-    read_suite,
     score_signal,
     score_suite,
     scored_tokens,
     signal_tasks,
 )
 from ..training import MemorySettings, Schedule, TrainOptions, TrainResult, evaluates, train_region
-
-
-@dataclass(frozen=True)
-class TrialData:
-    """Files of a run: the parts of the speciality and of the versatility suite, and their limits.
-
-    Attributes:
-        train, valid, test: data files, folders or ids of the hub, see data.read_rows.
-        versatility_valid, versatility_test: folders or YAML files with the groups knowledge, reasoning and instruction.
-        max_length: longest row in tokens.
-        limit: number of first rows of `train` that are used.
-        versatility_limit: number of items of each versatility task that are used.
-        metric: metric of the speciality; None chooses it from the data.
-        versatility_generate: add the tasks that need generated text (IFEval).
-        on_bad_row: "stop" or "skip", see data.faults.
-        thinking: what becomes of thoughts, see data.chat.ThinkingChoice.
-        date: the day that the chat template writes, YYYY-MM-DD; None: today.
-    """
-
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
-    versatility_valid: str | None = None
-    versatility_test: str | None = None
-    max_length: int = 512
-    limit: int | None = None
-    versatility_limit: int | None = None
-    metric: str | None = None
-    versatility_generate: bool = False
-    on_bad_row: OnBadRow = "stop"
-    thinking: ThinkingChoice = "auto"
-    date: str | None = None
-
-    def file(self, part: str) -> str:
-        """Return the path of train, valid or test. Raises CofituneError where it is not set."""
-        path = getattr(self, part)
-        if path is None:
-            raise CofituneError(f"No {part} data: set data.{part} to a data file, a folder or a hub id.")
-        return path
-
-    def examples(self, part: str) -> Examples:
-        """Read the rows of train, shortened to `limit`, or of valid. Raises CofituneError for an unusable file."""
-        return read_examples(self.file(part), self.limit if part == "train" else None, self.on_bad_row)
-
-    def suite(self, split: str) -> Suite:
-        """Read the speciality and versatility tasks of "valid" or "test".
-
-        Raises:
-            CofituneError: files of this split are not set, or are unusable.
-        """
-        versatility = getattr(self, f"versatility_{split}")
-        if versatility is None:
-            raise CofituneError(
-                f"No versatility tasks for {split}: set versatility.{split} to a folder with knowledge/, "
-                "reasoning/ and instruction/."
-            )
-        speciality = {"path": self.file(split), "name": f"speciality-{split}", "limit": None}
-        if self.metric:
-            speciality["metric"] = self.metric
-        return read_suite(versatility, speciality=speciality, limit=self.versatility_limit,
-                          generate=self.versatility_generate or None, on_bad_row=self.on_bad_row)
-
-
-_FILES = ("train", "valid", "test", "versatility_valid", "versatility_test")
-
-
-def data_digest(data: str | Path) -> str:
-    """Return the digest of the content of a file or folder, or of the rows of a hub data set or a split of a folder.
-
-    The result is "" if there is nothing of that name.
-    """
-    place, split = split_of(data)
-    if split is None and not is_hub_id(place):
-        return content_digest(Path(data))
-    lines = [json.dumps(row.fields, default=str, sort_keys=True) for row in read_rows(data, on_bad_row="skip")]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's content, or of names and contents of all files in a folder but hidden ones.
-
-    The result is "" if there is nothing at `path`.
-    """
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    inside = sorted(file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path)))
-    lines = [f"{file.relative_to(path)} {content_digest(file)}" for file in inside]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+from .data import DATA_FILES, TrialData, data_digest
 
 
 class BaseLost(CofituneError):
@@ -235,12 +142,22 @@ class Workbench:
     def data_digests(self) -> dict[str, str]:
         """SHA-256 (hex) of the content of each data file and folder, by the name of its setting."""
         return {key: data_digest(value) for key, value in vars(self.data).items()
-                if key in _FILES and value is not None}
+                if key in DATA_FILES and value is not None}
 
     @cached_property
     def written_date(self) -> str | None:
         """Day that the chat template writes into each row, YYYY-MM-DD; None if it writes none."""
         return (self.data.date or str(date.today())) if writes_date(self.tokenizer) else None
+
+    @property
+    def row_settings(self) -> dict[str, str]:
+        """What decides the rows beside the files and their limits, for identities; defaults are left out, so that
+        folders of earlier versions go on.
+        """
+        own, default = self.data, TrialData()
+        found = {key: getattr(own, key) for key in ("on_bad_row", "thinking")
+                 if getattr(own, key) != getattr(default, key)}
+        return {**found, **({"date": self.written_date} if self.written_date else {})}
 
     @cached_property
     def total_parameters(self) -> int:

@@ -18,7 +18,6 @@ from cofitune_fast.search import (
     Limits,
     Search,
     SearchSettings,
-    Silent,
     named_strategy,
     node_rate,
     space_levels,
@@ -55,24 +54,6 @@ def make(tiny_run, tmp_path):
         return search, Journal(output, {"seed": 1})
 
     return build
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-@pytest.mark.parametrize(("rungs", "said"), [((0.125, 1.0), True), ((0.5, 1.0), False)])
-def test_a_first_rung_that_warm_up_makes_at_a_rate_of_0_is_told(make, rungs, said):
-    notes = Notes()
-    search, journal = make(StubExecutor(SPEC), "racing", observer=notes, changes={"rungs": rungs})
-    with journal:
-        search.run(journal)
-    assert search.schedule.steps == 4
-    assert any("0.125 of a node's training, is 1 of its 4 steps" in note for note in notes.notes) == said
 
 
 def run(make, executor, *args, **kwargs):

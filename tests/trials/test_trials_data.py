@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from cofitune_fast.trials import TrialData
-from cofitune_fast.trials.workbench import content_digest, data_digest
+from cofitune_fast.trials.data import content_digest, data_digest
 
 
 def test_hidden_files_of_a_folder_do_not_count(tmp_path):
