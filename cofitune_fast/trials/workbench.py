@@ -151,7 +151,7 @@ class Workbench:
 
     @property
     def row_settings(self) -> dict[str, str]:
-        """What decides the rows beside the files and their limits, for identities; defaults are left out, so that
+        """Settings that decide the rows beside files and limits, for identities; defaults are left out, so that
         folders of earlier versions go on.
         """
         own, default = self.data, TrialData()
