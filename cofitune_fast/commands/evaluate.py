@@ -27,6 +27,7 @@ from ..scoring import (
     suite_resolution,
     tasks_to_write,
     with_drifts,
+    without_refused,
 )
 from ..scoring.results import SUMMARY
 from ..trials import Workbench
@@ -117,8 +118,10 @@ def evaluation(
         if before is not None:
             content["against_base"] = _against(before, scores)
     else:
-        score = score_task(bench.model, bench.tokenizer, read_task(
-            path, limit=limit, metric=settings.data.metric, on_bad_row=settings.data.on_bad_row))
+        task = read_task(path, limit=limit, metric=settings.data.metric, on_bad_row=settings.data.on_bad_row)
+        if settings.data.on_bad_row == "skip":
+            task = without_refused(task, bench.tokenizer)
+        score = score_task(bench.model, bench.tokenizer, task)
         content = {"tasks": {"speciality": {path: score.to_dict()}}}
     if to_write:
         content["generation"] = {task.name: _generation(bench, task, max_new_tokens) for task in to_write}

@@ -16,7 +16,7 @@ from .resolution import (
     suite_resolution,
 )
 from .results import DRIFTS, ItemScore, Score, SuiteScores, paired_difference
-from .score import choose_drift_rows, score_suite, score_task, scored_tokens
+from .score import choose_drift_rows, score_suite, score_task, scored_tokens, without_refused
 from .signal import DRIFT_ROWS, Signal, score_signal, signal_tasks
 from .suite import GROUPS, VERSATILITY, Suite, read_suite, tasks_to_write
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Task, needs_packages, read_task
@@ -69,4 +69,5 @@ __all__ = [
     "suite_resolution",
     "tasks_to_write",
     "with_drifts",
+    "without_refused",
 ]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ..data import Encoded, encode_examples, pad_token_id, plan_packs
 from ..data.chat import lead, prompt_text
-from ..data.encode import encode_continuation, encode_text, text_ids
+from ..data.encode import collect_encoded, encode_continuation, encode_text, text_ids
+from ..data.faults import Faults
 from ..errors import CofituneError
 from ..memory.cached_prefix import CachedPrefix
 from ..progress import progress
@@ -100,6 +102,19 @@ def task_rows(task: Task, tokenizer: Any, max_length: int | None) -> list[Encode
         _encode_answers(item.context, [item.continuation], tokenizer, task.chat or item.chat, max_length, item.where)[0]
         for item in task.items
     ]
+
+
+def without_refused(task: Task, tokenizer: Any) -> Task:
+    """Return a task without the responses whose rows the chat template refuses; its notes say how many there are.
+
+    Raises:
+        CofituneError: fewer than 2 rows are left.
+    """
+    if task.kind != "response":
+        return task
+    faults = Faults("skip")
+    kept = collect_encoded(task.items, tokenizer, None, faults, needs_thought=False).indices
+    return replace(task, items=[task.items[index] for index in kept], notes=(*task.notes, *faults.notes))
 
 
 def choose_drift_rows(

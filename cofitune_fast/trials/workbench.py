@@ -39,6 +39,7 @@ from ..scoring import (
     score_suite,
     scored_tokens,
     signal_tasks,
+    without_refused,
 )
 from ..training import MemorySettings, Schedule, TrainOptions, TrainResult, evaluates, train_region
 from .data import DATA_FILES, TrialData, data_digest
@@ -136,7 +137,15 @@ class Workbench:
 
     def take_suites(self, suites: Mapping[str, Suite]) -> None:
         """Take suites that were read before the model was loaded, by split."""
-        self._suites |= suites
+        self._suites |= {split: self._usable(suite) for split, suite in suites.items()}
+
+    def _usable(self, suite: Suite) -> Suite:
+        """Leave out rows that the chat template refuses, if bad rows are to be skipped."""
+        if self.data.on_bad_row == "stop":
+            return suite
+        groups = {group: [without_refused(task, self.tokenizer) for task in tasks]
+                  for group, tasks in suite.groups().items()}
+        return Suite(**groups, notes=suite.notes)
 
     @cached_property
     def data_digests(self) -> dict[str, str]:
@@ -170,7 +179,7 @@ class Workbench:
             CofituneError: files of this split are not set, or are unusable.
         """
         if split not in self._suites:
-            self._suites[split] = self.data.suite(split)
+            self._suites[split] = self._usable(self.data.suite(split))
         return self._suites[split]
 
     def suite_tokens(self, split: str) -> tuple[int, int]:

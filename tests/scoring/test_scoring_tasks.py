@@ -4,10 +4,11 @@ import csv
 import json
 
 import pytest
+from tiny import CHATML
 
 from cofitune_fast.data import Example
 from cofitune_fast.errors import CofituneError
-from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Task, read_task
+from cofitune_fast.scoring import ChoiceItem, ContinuationItem, Task, read_task, without_refused
 from cofitune_fast.scoring.tasks import join
 
 CHOICE = {"query": "q", "choices": ["a", "b"], "gold": 1}
@@ -122,3 +123,15 @@ def test_bad_tasks_are_told():
 def test_a_query_and_its_answer_are_joined_once(query, answer, wanted):
     text, answers = join(query, [answer, "x"])
     assert (text, answers[0]) == wanted
+
+
+def test_responses_that_the_chat_template_refuses_are_left_out_with_a_note(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML.replace("{% for message in messages %}",
+                                                  "{% for message in messages if message.role != 'system' %}")
+    system = [{"role": "system", "content": "Be brief."}]
+    user = [{"role": "user", "content": "hi"}]
+    task = Task("t", "response", [Example(user, "a", "f:1"), Example(system + user, "b", "f:2"), Example(user, "c")])
+    left = without_refused(task, tiny_tokenizer)
+    assert [item.response for item in left.items] == ["a", "c"]
+    (note,) = left.notes
+    assert "f:2" in note and "1 row that cannot be used" in note
