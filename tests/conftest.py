@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import cofitune_fast  # noqa: F401  (before transformers, which would take the folder kernels/ for another package)
@@ -15,6 +16,9 @@ import pytest
 import torch
 from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as a shell starts what runs in its background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 os.fsync = lambda handle: None  # a test's folder need not survive a power cut, and each wait takes milliseconds
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # heeded only if set before triton is first imported
@@ -30,6 +34,17 @@ FULL_ALONE = {  # cases that are slow, and whose property another test has wholl
     "test_a_missing_run_away_from_the_target_leaves_the_verdict_as_it_is",  # runs missing at the target have tests
     "test_a_budget_that_a_shorter_length_would_meet",  # test_a_budget_that_nothing_fits
     "test_the_least_loss_then_the_least_time[1.5]",  # has other cases
+    # That a search goes on anywhere is tested with stubs, and a kill in its middle with worker processes.
+    "test_a_search_killed_in_the_middle_resumes_to_the_same_choice",
+    "test_two_workers_make_the_runs_that_one_process_makes[processes]",  # worker processes are tested in tests/search
+    "test_evaluations_belong_to_the_final_runs_and_not_to_the_nodes",
+    "test_search_alone_shares_the_journal_with_the_whole_run",  # test_after_a_search_alone_nothing_is_left
+    "test_the_checks_hold_under_the_load_options_of_the_run",
+    "test_scoring_harness.py::test_what_cannot_be_scored",  # reads lm-eval's index of tasks
+    *(f"test_resume_is_the_run_without_a_break_bit_for_bit[bf16{form}]" for form in ("", "_sr", "_split")),
+    "test_a_stop_between_evaluations_chooses_the_same_weights[epoch]",
+    "test_a_damaged_cache_is_rebuilt[states.bin]",
+    *(f"test_a_job_broken_off_goes_on_from_its_last_checkpoint[{step}]" for step in (1, 7)),
 }
 WHOLE_IN_CHECK = {"test_imports.py", "test_end_to_end.py"}  # files
 SLOW_TESTS = set(Path(__file__).with_name("slow_tests.txt").read_text(encoding="utf-8").split())  # see slow_tests.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from ..errors import CofituneError
 from ..models.mode import left_as_found
 from ..progress import progress
 from .ifeval import known_instructions
-from .score import up_to_answer
-from .tasks import ContinuationItem, InstructionItem, Task, join, read_task
+from .score import in_turns, up_to_answer
+from .tasks import InstructionItem, Task, join, read_task
+
+Join = Callable[[str, Sequence[str]], tuple[str, list[str]]]
+"""How a query and its answers stand together, see `tasks.join` and `score.in_turns`."""
 
 
 def harness_scores(
@@ -54,7 +57,7 @@ def harness_scores(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about live models, and logs every task
     try:
         with left_as_found(model, tokenizer), progress("Scoring with lm-eval"):
-            loaded = _load(read)
+            loaded = _load(read, in_turns if chat else join)
             live = _live_model(model, tokenizer, batch_size, chat)
             found = simple_evaluate(
                 live, tasks=loaded, limit=limit,
@@ -85,7 +88,7 @@ def _live_model(model: nn.Module, tokenizer: Any, batch_size: int, chat: bool) -
             if not chat:
                 return super()._encode_pair(context, continuation)
             text, blank = up_to_answer(tokenizer, context)
-            return text_ids(tokenizer, text), encode_continuation(tokenizer, text, blank + continuation.strip(" "))
+            return text_ids(tokenizer, text), encode_continuation(tokenizer, text, blank + continuation)
 
         def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
             if end is not None:
@@ -123,7 +126,7 @@ def _read(task: str | Path | Task, limit: int | None) -> str | Task:
     return str(task)
 
 
-def _load(tasks: Sequence[str | Task]) -> list[Any]:
+def _load(tasks: Sequence[str | Task], joined: Join) -> list[Any]:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
@@ -131,7 +134,7 @@ def _load(tasks: Sequence[str | Task]) -> list[Any]:
     loaded: list[Any] = []
     for task in tasks:
         if isinstance(task, Task):
-            loaded.append(ConfigurableTask(config=_config(task)))
+            loaded.append(ConfigurableTask(config=_config(task, joined)))
             continue
         if task not in manager.all_tasks:
             raise CofituneError(f"lm-eval knows no task {task!r}, and there is no such file; `lm-eval ls tasks` lists "
@@ -145,7 +148,7 @@ def _load(tasks: Sequence[str | Task]) -> list[Any]:
     return loaded
 
 
-def _config(task: Task) -> dict[str, Any]:
+def _config(task: Task, joined: Join) -> dict[str, Any]:
     """lm-eval's configuration for a task whose rows are in memory."""
     if any(getattr(item, "chat", task.chat) for item in task.items):
         raise CofituneError(f"The task {task.name} asks for the chat template row by row; with lm-eval it is all or "
@@ -153,7 +156,7 @@ def _config(task: Task) -> dict[str, Any]:
     if task.kind not in _CONFIGS:
         raise CofituneError(f"The task {task.name} is of the kind {task.kind}, which lm-eval is not given here; its "
                             f"kinds are {', '.join(_CONFIGS)}.")
-    rows, config = _CONFIGS[task.kind](task)
+    rows, config = _CONFIGS[task.kind](task, joined)
     return {"task": task.name, "dataset_path": task.name, "test_split": "test", "num_fewshot": 0,
             "custom_dataset": lambda **_: _in_memory(rows), **config}
 
@@ -164,32 +167,28 @@ def _in_memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"test": Dataset.from_list(rows)}
 
 
-def _choice(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    joined = [join(item.query, item.choices) for item in task.items]
+def _choice(task: Task, joined: Join) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    texts = [joined(item.query, item.choices) for item in task.items]
     # acc_norm counts an answer's characters without the delimiter. If rows differ, it must be part of the answers.
-    delimiter = " " if all(answer.startswith(" ") for _, answers in joined for answer in answers) else ""
+    delimiter = " " if all(answer.startswith(" ") for _, answers in texts for answer in answers) else ""
     rows = [{"text": text, "choices": [answer.removeprefix(delimiter) for answer in answers], "gold": item.gold}
-            for item, (text, answers) in zip(task.items, joined, strict=True)]
+            for item, (text, answers) in zip(task.items, texts, strict=True)]
     return rows, {"output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": "gold",
                   "doc_to_choice": "choices", "target_delimiter": delimiter,
                   "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True}
                                   for name in ("acc", "acc_norm")]}
 
 
-def _continuation(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = [_continuation_row(item) for item in task.items]
+def _continuation(task: Task, joined: Join) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    texts = [joined(item.context, [item.continuation]) for item in task.items]
+    rows = [{"text": text, "target": target} for text, (target,) in texts]
     return rows, {"output_type": "loglikelihood", "doc_to_text": "{{text}}", "doc_to_target": "{{target}}",
                   "target_delimiter": "",
                   "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True},
                                   {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]}
 
 
-def _continuation_row(item: ContinuationItem) -> dict[str, Any]:
-    text, (target,) = join(item.context, [item.continuation])
-    return {"text": text, "target": target}
-
-
-def _instruction(task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _instruction(task: Task, joined: Join) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from lm_eval.tasks.ifeval import utils
 
     rows = [_instruction_row(number, item) for number, item in enumerate(known_instructions(task.items))]

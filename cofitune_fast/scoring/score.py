@@ -160,8 +160,8 @@ def _encode_answers(
     thought. In plain text `join` joins query and answer.
     """
     if chat:
-        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query.rstrip(" ")}]))
-        answers = [blank + answer.strip(" ") for answer in answers]
+        text, blank = up_to_answer(tokenizer, prompt_text(tokenizer, [{"role": "user", "content": query}]))
+        answers = [blank + answer for answer in in_turns(query, answers)[1]]
         query_ids = text_ids(tokenizer, text)
     else:
         text, answers = join(query, answers)
@@ -178,6 +178,12 @@ def _encode_answers(
         kept = query_ids[-room:]
         rows.append(Encoded(kept + ids, len(kept), where))
     return rows
+
+
+def in_turns(query: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the contents of a user's turn and of the assistant's turns after it: blanks around an answer mean nothing.
+    """
+    return query, [answer.strip(" ") for answer in answers]
 
 
 def up_to_answer(tokenizer: Any, prompt: str) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def test_a_choice_that_begins_with_a_blank_gets_one(tiny_tokenizer):
     items = [ChoiceItem("so", ("a", " b"), 0), ChoiceItem("so\n", ("a", " b"), 0)]
     rows = task_rows(Task("t", "choice", items), tiny_tokenizer, None)
     assert [tiny_tokenizer.decode(row.input_ids) for row in rows] == ["so a", "so b", "so\na", "so\n b"]
-    rows, config = harness._choice(Task("t", "choice", items[:1] * 2))
+    rows, config = harness._choice(Task("t", "choice", items[:1] * 2), harness.join)
     assert (config["target_delimiter"], rows[0]["choices"]) == (" ", ["a", "b"])
 
 

@@ -32,7 +32,7 @@ from cofitune_fast.training.arguments import (
     ({"torch_compile": True}, r"training\.torch_compile is True"),
     ({"auto_find_batch_size": True}, r"cofitune plan --fit"),
     ({"push_to_hub": True}, r"training\.push_to_hub"),
-    ({"seed": -1}, r"training\.seed is -1; it must be at least 0 and below 2\*\*32"),
+    ({"seed": -1}, r"training\.seed is -1; it must be a whole number from 0 to 2\^32 - 1"),
     ({"data_seed": 2**32}, r"training\.data_seed is 4294967296"),
     ({"num_train_epochs": float("nan")}, r"training\.num_train_epochs is nan; it must be a number above 0"),
     ({"weight_decay": float("nan")}, r"training\.weight_decay is nan"),
