@@ -27,7 +27,7 @@ from .. import __version__
 from ..errors import CofituneError
 from ..signals import exit_status, stoppable
 from .keys import check_early, keys_of, own_options
-from .screen import Screen, printable
+from .screen import Screen, printable, to_nowhere
 
 COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
             "plan", "env")
@@ -244,4 +244,7 @@ def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
 
 def tell(*lines: Any) -> None:
     """Print lines on standard output; what a terminal would obey is written out, see `screen.printable`."""
-    print(*(printable(str(line)) for line in lines), sep="\n")
+    try:
+        print(*(printable(str(line)) for line in lines), sep="\n", flush=True)
+    except BrokenPipeError:
+        to_nowhere(sys.stdout)

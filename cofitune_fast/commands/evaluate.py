@@ -155,7 +155,8 @@ def _lines(content: Mapping[str, Any]) -> list[str]:
     groups = {**content["tasks"], "drift": drift, "generation": content.get("generation", {})}
     for group, scores in groups.items():
         for name, score in scores.items():
-            extra = "  ".join(f"{key} {value:.3f}" for key, value in score["metrics"].items() if key != score["metric"])
+            extra = "  ".join(f"{key} {value:.3f}" for key, value in score["metrics"].items()
+                              if key != score["metric"] and not key.endswith("_se"))
             lines.append(f"  {group:12}{name:32}{score['metric']} {score['value']:.3f} ± {score['se']:.3f}  {extra}")
             lines += [f"  {'':12}{'':32}{metric}: {note}" for metric, note in score.get("notes", {}).items()]
             if score.get("left_out"):

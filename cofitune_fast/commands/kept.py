@@ -100,13 +100,13 @@ class Earlier:
                 raise CofituneError(f"{self.delta} holds the result of an earlier run, which does not say how it was "
                                     "finished; choose another output folder, or give --overwrite.")
             if changed := changes(was, identity):
-                raise CofituneError(f"{self.delta} holds the result of an earlier run with other settings "
+                raise CofituneError(f"{self.delta} holds the result of an earlier run with other settings or data "
                                     f"({'; '.join(changed)}); {_WAYS_OUT}.")
             return
         same = [one for one in self.checkpoints if not changes(one.identity, identity)]
         if self.checkpoints and not same and not (self.overwrite and not self._required):
             newest = self.checkpoints[0]
-            raise CofituneError(f"{newest.path} is the checkpoint of a run with other settings "
+            raise CofituneError(f"{newest.path} is the checkpoint of a run with other settings or data "
                                 f"({'; '.join(changes(newest.identity, identity))}); {_WAYS_OUT}.")
         self.checkpoints = same
 

@@ -39,7 +39,7 @@ KEYS: dict[str, Key] = {name: Key(*entry) for name, entry in {
     "model.attn_implementation": ("", "attention of transformers: sdpa, eager, flash_attention_2"),
     "model.quantize": ("none", "none, int8 or nf4: of everything outside the region"),
     "model.roles": ("", "roles of the weights where the structure does not show them: {ffn.up: mlp.fc1}"),
-    "data.train": ("", "training rows: a JSON, JSONL or CSV file; --data for short"),
+    "data.train": ("", "training rows: a data file, a folder or a hub id; --data for short"),
     "data.valid": ("", "rows on which the search chooses"),
     "data.test": ("", "rows of the final scores"),
     "data.max_length": ("512", "longest row in tokens"),
@@ -133,6 +133,7 @@ TRAINING: dict[str, Key] = {name: Key(*entry) for name, entry in {
     "early_stopping_patience": ("", "stop after so many evaluations without gain"),
     "save_strategy": ("no", "no, steps, epoch or best: checkpoints"),
     "save_steps": ("500", "steps between checkpoints"),
+    "checkpoint_minutes": ("10", "minutes between checkpoints of train that it removes at its end; 0: none"),
     "resume_from_checkpoint": ("", "true or a checkpoint: go on from there"),
     "logging_steps": ("10", "steps between two lines"),
     "report_to": ("none", "tensorboard, wandb or another one"),
@@ -232,7 +233,11 @@ def _check_name(name: str, source: str, also: Collection[str] = ()) -> None:
 
 
 def _unknown(name: str, part: str, known: Collection[str], before: str, source: str) -> CofituneError:
-    nearest = difflib.get_close_matches(part, sorted(known), n=1, cutoff=0.5)
+    if not before and "." in name:  # a misspelt section: its keys are known too
+        every = [*KEYS, *(f"training.{one}" for one in training_names())]
+        nearest = difflib.get_close_matches(name, every, n=1, cutoff=0.8)
+    else:
+        nearest = difflib.get_close_matches(part, sorted(known), n=1, cutoff=0.6)
     hint = f"did you mean {before}{nearest[0]}?" if nearest else f"known are {', '.join(sorted(known))}."
     return CofituneError(f"Unknown key {name} in {source}; {hint}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -20,6 +22,14 @@ def printable(text: str) -> str:
     return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def to_nowhere(stream: Any) -> None:
+    """Let what is still written to a stream without a reader vanish, instead of an error at each write."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Screen(Console):
     """Console for text that holds names of people's files; lines are not broken where there is no terminal."""
 
@@ -27,6 +37,11 @@ class Screen(Console):
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
         if not self.is_terminal and "width" not in options:
             self.width = _WIDE
+
+    def on_broken_pipe(self) -> None:
+        """Print no more where the reader of the output has gone; what is being done goes on."""
+        self.quiet = True
+        to_nowhere(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

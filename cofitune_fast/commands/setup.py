@@ -19,7 +19,7 @@ from ..files import writable_folder
 from ..importance import Importance
 from ..memory.settings import parse_size
 from ..models import load_model
-from ..models.loading import load_outline
+from ..models.loading import checked_device, load_outline
 from ..models.sharded import started_by_torchrun
 from ..pipeline import Pipeline, PipelineSettings
 from ..regions import Region
@@ -76,6 +76,8 @@ def look_before(
         CofituneError: a file, or a row in it, cannot be used; of several tasks the sentence names the one.
     """
     section = needed(settings, "model")
+    if section.device is not None:
+        checked_device(section.device)
     looks = {}
     for name, data in (tasks or {"": trial_data(settings)}).items():
         with _named(name if tasks else ""):

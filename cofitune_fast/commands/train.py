@@ -185,9 +185,10 @@ def check_training(settings: Config) -> None:
         CofituneError: one sentence for the first flaw.
     """
     check_arguments(settings.training)
-    data = trial_data(settings)
-    for part in ["train", "valid"] if evaluates(settings.training) else ["train"]:
-        data.file(part)
+    trial_data(settings).file("train")
+    if evaluates(settings.training) and settings.data.valid is None:
+        raise CofituneError("training.eval_strategy asks for evaluations, and there are no rows for them: set "
+                            "data.valid to a data file, a folder or a hub id.")
     check_files(settings)
 
 

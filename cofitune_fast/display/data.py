@@ -13,13 +13,15 @@ from rich.text import Text
 _BARS = "▁▂▃▄▅▆▇█"
 _LONGEST = {"prompt": 480, "thought": 240, "trained": 600, "end": 80}  # characters of a segment that are shown
 _STYLES = {"prompt": "dim", "thought": "italic magenta", "trained": "bold green", "end": "bold yellow"}
-_MARKS = {"thought": ("~", "~"), "end": ("¦", "")}
+_MARKS = {"trained": ("»", "«"), "thought": ("~", "~"), "end": ("¦", "")}
+_ASCII_MARKS = {**_MARKS, "trained": (">>", "<<"), "end": ("|", "")}
 
 
 class DataView:
     """Picture of the content of `cofitune data`, the dict that its --json prints.
 
-    Where the console has no colours, what is trained stands between » and «, with ¦ before the end of the turn.
+    Where the console has no colours, what is trained stands between » and «, with ¦ before the end of the turn; on one
+    without these characters between >> and <<.
     """
 
     def __init__(self, content: Mapping[str, Any]):
@@ -39,12 +41,13 @@ class DataView:
             yield Text(line, style=style)
         if content["shown"]:
             yield Text()
-            yield _legend(bool(model), coloured)
+            marks = None if coloured else _MARKS if console.encoding.lower().startswith("utf") else _ASCII_MARKS
+            yield _legend(bool(model), marks)
         for row in content["shown"]:
             tokens = f", {row['tokens']} tokens" if row["tokens"] else ""
             title = Text(f"{_place(row['where'], content)}{tokens}")
             yield Rule(title, align="left", style="dim") if console.is_terminal else title
-            yield _row(row["segments"], coloured)
+            yield _row(row["segments"], marks)
         yield Rule(style="dim") if console.is_terminal else Text()
         if content["usable"]:
             yield Text("The data can be used.", style="bold green")
@@ -112,32 +115,34 @@ def _lines(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                f"{overlap['exact']['count']:,} with the same response{_pairs(overlap['prompt'], content)}"), "red"
 
 
-def _legend(tokens: bool, coloured: bool) -> Text:
+def _legend(tokens: bool, marks: Mapping[str, tuple[str, str]] | None) -> Text:
     kinds = {"prompt": "prompt", "trained": "trained"}
     if tokens:
         kinds |= {"end": "the end of the turn, trained too", "thought": "a thought"}
     text = Text("Rows as they are trained: ")
     for kind, words in kinds.items():
-        if coloured:
+        if marks is None:
             text.append(words, style=_STYLES[kind]).append("  ")
-    if not coloured:
-        text.append("» trained «" + (", ¦ the end of the turn, ~ a thought ~" if tokens else ""))
+    if marks is not None:
+        begin, end = marks["trained"]
+        text.append(f"{begin} trained {end}" + (f", {marks['end'][0]} the end of the turn, ~ a thought ~" if tokens
+                                                else ""))
     return text
 
 
-def _row(segments: Sequence[Mapping[str, Any]], coloured: bool) -> Text:
+def _row(segments: Sequence[Mapping[str, Any]], marks: Mapping[str, tuple[str, str]] | None) -> Text:
     text, trained = Text(), False
     for segment in segments:
         words = _shortened(segment["text"], _LONGEST[segment["kind"]])
-        if coloured:
+        if marks is None:
             text.append(words, style=_STYLES[segment["kind"]])
             continue
         if segment["trained"] and not trained:
-            text.append("»")
+            text.append(marks["trained"][0])
         trained = segment["trained"]
-        before, after = _MARKS.get(segment["kind"], ("", ""))
+        before, after = ("", "") if segment["kind"] == "trained" else marks.get(segment["kind"], ("", ""))
         text.append(f"{before}{words}{after}")
-    return text.append("«" if trained else "")
+    return text.append(marks["trained"][1] if trained and marks is not None else "")
 
 
 def _shortened(text: str, longest: int) -> str:

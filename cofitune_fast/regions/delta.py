@@ -311,7 +311,9 @@ def _frozen_fingerprint(
 def opened(path: str | Path) -> Iterator[Any]:
     file = Path(path) / TENSORS
     if not file.is_file():
-        raise CofituneError(f"{path} is not a delta: there is no {TENSORS} in it.")
+        inside = Path(path) / "delta"
+        hint = f"; did you mean {inside}?" if (inside / TENSORS).is_file() else "."
+        raise CofituneError(f"{path} is not a delta: there is no {TENSORS} in it{hint}")
     try:
         with safe_open(file, framework="pt") as content:
             yield content

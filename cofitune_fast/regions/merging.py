@@ -107,7 +107,9 @@ def merge(
 
 
 def _check_target(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or foreign_content(out)):
+    if out.exists() and not out.is_dir():
+        raise CofituneError(f"{out} is a file; choose another name for the folder of the merged model.")
+    if out.exists() and foreign_content(out):
         raise CofituneError(f"{out} exists and is not empty; choose another folder for the merged model.")
     real = out.resolve()
     writable_folder(real if real.is_dir() else real.parent)

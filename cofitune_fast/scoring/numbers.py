@@ -2,10 +2,11 @@
 
 Digits are read, words (eighteen, 3 million) are not. A unit or percent sign behind a number is ignored.
 
-- Thousands: 1,234,567, Indian 12,34,567, Swiss 1'234, with a no-break or thin space, LaTeX 1{,}234 and 1\\,234.
+- Thousands: 1,234,567, Indian 12,34,567, Swiss 1'234, with a no-break or thin space, 1 234 567, LaTeX 1{,}234 and
+  1\\,234.
 - 1.234,56 and 1.234.567 are read the European way. Alone, 1,234 has thousands and 1.234 has decimals.
 - Fractions: 3/4, 1 1/2, \\frac{3}{4} and the single characters. A date such as 12/25/2020 is none.
-- Powers of ten: 1.5e3, 1.5 x 10^3, 1.5 \\times 10^{3}, with a raised digit too.
+- Powers of ten: 1.5e3, 10^3, 1.5 x 10^3, 1.5 \\times 10^{3}, with a raised digit too.
 - Signs: + and -, and the Unicode minus and dashes. After a digit or a word they are operators or hyphens.
 """
 
@@ -29,6 +30,7 @@ _CURRENCY = re.compile(
     r"(?:\b(?:US|AU|CA|NZ|HK|[ACRS]))?\\?[$\u00a2-\u00a5\u0e3f\u20a0-\u20cf\uff04\uffe0\uffe1\uffe5]")
 _SINGLE_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _RAISED = re.compile("(?<=10)[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_POWER_ALONE = re.compile(r"((?:[x×*·⋅]|\\times|\\cdot)\s*)?(?<![\d.,])10\s*\^\s*\{?([-+]?\d{1,3})\}?")
 _LATEX_THOUSANDS = re.compile(r"(?<=\d)(?:\{[,.]\}|,?\\[,!:; ]|\{\\,\}|~)(?=\d{3}(?!\d))")
 _LATEX_DECIMALS = re.compile(r"(?<=\d)\{[,.]\}(?=\d)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac(?:\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)(\d))")
@@ -38,7 +40,7 @@ _SIGN = r"(?<![^\W_])(?<![.)])[-+]"
 _FRACTION = r"(?<![\d/.,])(?:(?P<whole>\d+)[ \u00a0])?(?P<over>\d+)/(?P<under>\d*[1-9]\d*)(?!/|[.,]?\d)"
 _GROUPED = r"""(?<![\d.])[1-9]\d{0,2}(?:
     (?P<european>(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})
-    |(?P<spaced>(?:(?:'\d{3})+|(?:\u00a0\d{3})+)(?:[.,]\d+)?)
+    |(?P<spaced>(?:(?:'\d{3})+|(?:\u00a0\d{3})+|(?:[ ]\d{3}){2,})(?:[.,]\d+)?)
     |(?:(?:,\d{3})+|(?:,\d{2})+,\d{3})(?:\.\d+)?
     )(?!\.?\d)"""
 _PLAIN = r"\d+(?:\.\d+)?|\.\d+"
@@ -64,20 +66,34 @@ def marked_answer(text: str) -> Fraction | None:
     Between mark and number there may be symbols, emphasis, a currency and LaTeX such as \\boxed{, but no words. As an
     answer is one number, 1,5 is 1.5 and, alone on its line, 1 234 is 1234 and (5) is -5, as in accounts.
     """
-    for rest in _one_form(text).split(ANSWER_MARK)[1:]:
-        line = rest.lstrip().partition("\n")[0]
-        if spaced := _BLANK_THOUSANDS.match(line):
-            line = spaced[1] + spaced[2].replace(" ", "\u00a0") + line[spaced.end():]
-        start = _BEFORE_ANSWER.match(line).end()  # type: ignore[union-attr]
-        if found := _ANSWER.match(line, start):
-            in_accounts = re.fullmatch(r"[\s*_]*\(", line[:start]) and re.fullmatch(r"\)[\s*_.%]*", line[found.end():])
-            return -_value(found) if in_accounts and not found["sign"] else _value(found)
-    return None
+    answers = (_answer(rest.lstrip().partition("\n")[0])[0] for rest in _one_form(text).split(ANSWER_MARK)[1:])
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _answer(line: str) -> tuple[Fraction | None, str]:
+    """Read the number with which the line after a mark begins; returns it and the rest of the line."""
+    if spaced := _BLANK_THOUSANDS.match(line):
+        line = spaced[1] + spaced[2].replace(" ", "\u00a0") + line[spaced.end():]
+    start = _BEFORE_ANSWER.match(line).end()  # type: ignore[union-attr]
+    found = _ANSWER.match(line, start)
+    if found is None:
+        return None, line
+    in_accounts = re.fullmatch(r"[\s*_]*\(", line[:start]) and re.fullmatch(r"\)[\s*_.%]*", line[found.end():])
+    value = -_value(found) if in_accounts and not found["sign"] else _value(found)
+    return value, line[found.end():]
 
 
 def last_number(text: str) -> Fraction | None:
-    """Read the number in the last \\boxed{}, or the last number of a text without one; None if there is none."""
+    """Read the number in the last \\boxed{}, or the last number of a text without one; None if there is none.
+
+    Where the last number is an answer after ####, it is read as `marked_answer` reads it.
+    """
     text = _one_form(text)
+    line, _, later = text.rpartition(ANSWER_MARK)[2].lstrip().partition("\n")
+    if ANSWER_MARK in text and not _IN_TEXT.search(later):
+        answer, rest = _answer(line)
+        if answer is not None and not _IN_TEXT.search(rest):
+            return answer
     for part in [*reversed(_BOX.findall(text)), text]:
         if found := list(_IN_TEXT.finditer(part)):
             return _value(found[-1])
@@ -91,6 +107,7 @@ def _one_form(text: str) -> str:
     text = text.replace("\u2044", "/")
     text = _RAISED.sub(lambda power: "^" + unicodedata.normalize("NFKC", power[0]).replace("\u2212", "-"), text)
     text = _CURRENCY.sub(lambda sign: _after_digit(sign, ""), text)
+    text = _POWER_ALONE.sub(lambda power: power[0] if power[1] else f"1e{power[2]}", text)
     text = _LATEX_DECIMALS.sub(".", _LATEX_THOUSANDS.sub(",", text))
     return _LATEX_FRACTION.sub(lambda f: _after_digit(f, f"{f[1] or f[3]}/{f[2] or f[4]}"), text)
 
@@ -106,7 +123,7 @@ def _value(found: re.Match[str]) -> Fraction:
         if value < 1:
             value += _fraction(groups["whole"] or "0")
     else:
-        digits = groups["digits"].replace("'", "").replace("\u00a0", "")
+        digits = groups["digits"].replace("'", "").replace("\u00a0", "").replace(" ", "")
         if groups["european"]:
             digits = digits.replace(".", "")
         decimal_comma = groups["european"] or groups["spaced"] or groups.get("comma")

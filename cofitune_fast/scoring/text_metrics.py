@@ -34,7 +34,8 @@ def text_scorer() -> Callable[[str, Sequence[str], bool], GeneratedItem]:
             text, (counts.sys_len, counts.ref_len, *counts.counts, *counts.totals), _chrf_counts(text, references),
             rouge.score_multi(with_words, text)["rougeL"].fmeasure if with_words else None,
             any(marked_answer(text) == marked_answer(r) is not None for r in references) if answers else None,
-            any(last_number(text) == marked_answer(r) is not None for r in references) if answers else None,
+            any(text == r.strip() or last_number(text) == marked_answer(r) is not None for r in references)
+            if answers else None,
         )
 
     return score

@@ -220,7 +220,9 @@ def refuse_ineffective(arguments: TrainingArguments) -> None:
         raise CofituneError("args.resume_from_checkpoint has no effect here; give it to CoFiTuneTrainer.train.")
     for key in RANGES:
         _check_range(key, getattr(arguments, key, None))
-    _check_without_effect({key: getattr(arguments, key) for key in ("lr_scheduler_type", "lr_scheduler_kwargs")})
+    _check_without_effect({key: getattr(arguments, key, None) for key in (
+        "lr_scheduler_type", "lr_scheduler_kwargs", "dataloader_num_workers", "dataloader_persistent_workers",
+        "dataloader_prefetch_factor")})
     _check_scheduler(arguments)
 
 
@@ -315,7 +317,9 @@ def _saving(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("save_strategy") == "best":
         defaults = {"save_total_limit": 1}
     elif values.get("load_best_model_at_end"):
-        defaults = {"save_strategy": values.get("eval_strategy", "no"), "save_total_limit": 1}
+        defaults = {"save_strategy": values.get("eval_strategy", "no")}
+        if not {"save_strategy", "save_steps"} & values.keys():  # nobody asked for checkpoints
+            defaults["save_total_limit"] = 1
         if "eval_steps" in values:
             defaults["save_steps"] = values["eval_steps"]
     by_loss = {"metric_for_best_model": "loss"} if defaults or PATIENCE in values else {}

@@ -26,7 +26,10 @@ def encoded_rows(rows: Any, name: str, vocabulary: int) -> list[Encoded]:
     Raises:
         CofituneError: rows have no length, or a row is none of these; the sentence names the first such row.
     """
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or isinstance(rows, (str, Mapping)):
+    if isinstance(rows, Mapping):
+        raise CofituneError(f"{name} holds several data sets; give one, and measure the others by evaluate(rows, "
+                            "metric_key_prefix=...).")
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or isinstance(rows, str):
         raise CofituneError(f"{name} is {type(rows).__name__}, but all rows are batched before training begins; give a "
                             "list of rows or a data set with a length.")
     if not len(rows):

@@ -111,10 +111,10 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: TrainingArguments,
-        region: Trainable | str,
-        train_dataset: Sequence[Encoded | Mapping[str, Any]] | KeyedRows,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        region: Trainable | str = "",
+        train_dataset: Sequence[Encoded | Mapping[str, Any]] | KeyedRows = (),
         options: TrainOptions = TrainOptions(),  # noqa: B008  (frozen)
         *,
         base: BaseInfo | None = None,

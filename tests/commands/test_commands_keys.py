@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from cofitune_fast.commands.app import COMMANDS
 from cofitune_fast.commands.keys import KEYS, SECTIONS, TRAINING, keys_of, training_names
 from cofitune_fast.config import Config, ModelSection
-from cofitune_fast.training.arguments import DEFAULTS, PATIENCE
+from cofitune_fast.training.arguments import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE
 from cofitune_fast.validation import fields_of, section_of
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_the_table_has_every_key_of_the_configuration_with_its_default():
 def test_the_training_arguments_are_trainers_with_our_defaults():
     own = TrainingArguments(output_dir="unused", use_cpu=True)
     for name, key in TRAINING.items():
-        if name not in (PATIENCE, "learning_rate"):
+        if name not in (PATIENCE, CHECKPOINT_MINUTES, "learning_rate"):
             default = DEFAULTS.get(name, getattr(own, name))
             assert key.default == text(getattr(default, "value", default)), name
     assert {name for name in TrainingArguments.__dataclass_fields__ if not name.startswith("_")} <= training_names()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 
 import pytest
@@ -58,3 +59,12 @@ def test_ctrl_c_is_one_true_line(capsys):
     with pytest.raises(app.typer.Exit) as end:
         app._guarded(function)()
     assert end.value.exit_code == 130 and capsys.readouterr() == ("", "cofitune: stopped.\n")
+
+
+def test_what_is_done_goes_on_when_the_reader_of_its_lines_has_gone():
+    reading, writing = os.pipe()
+    screen = Screen(file=os.fdopen(writing, "w"))
+    os.close(reading)
+    for _ in range(2):
+        screen.print("a line\n" * 10_000)
+    assert screen.quiet

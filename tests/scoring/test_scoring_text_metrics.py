@@ -200,7 +200,9 @@ def test_marked_answers(text, number):
     (r"thus \boxed{1{,}018} (step 2)", "1018"), (r"\boxed{x}, so 3", "3"), ("half: 3/4", ".75"), ("12/25/2020", "2020"),
     ("48/2=24", "24"), ("3*10=30", "30"), ("50/0", "0"), ("about 1\u00a0234 km", "1234"), ("5 m²", "5"),
     ("1.5e3.", "1500"), ("1.234,5.678", "5.678"), ("１２", "12"), ("**-5**", "-5"), ("_-5_", "-5"),
-    ("1e999999999", "999999999"), ("7" * 5000, "7" * 5000),
+    ("1e999999999", "999999999"),
+    ("costs 1 000 000 won", "1000000"), ("2×10^3 or 10^3", "1000"), ("in 2019 300 men", "300"),
+    ("#### 5 000\n", "5000"), ("#### 5 000\nor 7", "7"), ("7" * 5000, "7" * 5000),
 ])
 def test_last_numbers(text, number):
     assert last_number(text) == (None if number is None else Decimal(number))
@@ -212,6 +214,8 @@ def test_answers_are_right_where_the_numbers_are_equal():
     assert [item.exact_answer for item in items] == [True, False, False, False]
     assert [item.last_number for item in items] == [True, True, True, False]
     assert score("3", ["3"], False).exact_answer is None
+    for text in ("#### 5 000", "#### 1,50 €", "#### (5)", "#### 12:30", "#### 18 km/h for 2 h", "#### 10^3"):
+        assert score(text, [text], True)[3:] == (1, True, True) or not words(text)
 
 
 @pytest.mark.parametrize("missing", ["sacrebleu.metrics", "rouge_score.rouge_scorer"])
