@@ -130,7 +130,7 @@ def load_model(
     except CofituneError:
         raise
     except Exception as error:
-        raise CofituneError(f"The model {source} cannot be loaded: {first_line(error)}") from error
+        raise _cannot_be_loaded(source, error) from error
     pad = tokenizer.pad_token_id
     if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
@@ -214,7 +214,7 @@ def load_outline(
     except CofituneError:
         raise
     except Exception as error:
-        raise CofituneError(f"The model {source} cannot be loaded: {first_line(error)}") from error
+        raise _cannot_be_loaded(source, error) from error
     return Outline(tokenizer, config, source)
 
 
@@ -235,6 +235,11 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise CofituneError(f"No model at {source}: the folder does not exist.")
     return location
+
+
+def _cannot_be_loaded(source: str, error: Exception) -> CofituneError:
+    where = "" if Path(source).exists() else f"there is no folder {source} here, and as the id of a model on the hub: "
+    return CofituneError(f"The model {source} cannot be loaded: {where}{first_line(error)}")
 
 
 def _refuse_missing(source: str, missing: Collection[str]) -> None:
