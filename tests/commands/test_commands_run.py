@@ -65,6 +65,7 @@ def test_a_method_that_does_not_fit_is_shown_and_ends_with_status_1(cofitune, ti
 
     monkeypatch.setattr(Workbench, "train", too_large)
     status, out, err = cofitune("run", *arguments(tiny_run, region="ffn@3"))
+    assert "CoFiTune fine" in out and "[bold]" not in out and "[dim]" not in out
     assert status == 1 and "failed: full SFT; the report says why" in err
     assert "Out of memory at step 1" in " ".join(out.split())
     page = (Path(tiny_run["output"]) / "report.html").read_text()

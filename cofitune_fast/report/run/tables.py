@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ...artefacts import checked
 from ...artefacts.run import BASE
 from ...artefacts.scores import SCORES
-from ...errors import CofituneError
 from ..differences import share
 from ..flips import counts, p_value
 from ..style.cell import Cell
 from ..style.numbers import byte_size, count, duration, finite, percent, rate, score, standard_error
+from ..style.terminal import rich_parts
 from .sentences import UNFINISHED, failures
 from .verdict import best
 
@@ -80,13 +80,7 @@ def methods_table(report: dict[str, Any]) -> Table:
     Raises:
         CofituneError: rich is not installed, or the report is malformed.
     """
-    try:
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError:
-        sentence = "The terminal table needs rich; install it with: pip install 'cofitune-fast[cli]'"
-        raise CofituneError(sentence) from None
+    box, escape, Table = rich_parts()
     report = checked("report", report)
     table = Table(
         title=escape(report["title"]), caption=escape("\n".join([*_state(report), FOOTNOTE])), title_justify="left",
