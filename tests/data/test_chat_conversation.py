@@ -148,6 +148,33 @@ def test_a_turn_that_calls_is_trained_whatever_form_the_template_takes(tiny_toke
     assert after.startswith(prompt + response) and json.dumps(result["content"]) in after
 
 
+CALLS = TOOLS.replace("<call>{{ call.function.name }} {{ call.function.arguments ARGUMENTS }}</call>", "CALL")
+
+
+@pytest.mark.parametrize(("body", "arguments", "missing"), [
+    ("{{ call.function | tojson }}", ['{"city": "Rom"}', {"city": "Köln", "days": 2, "at": [{"h": "6 'pm'"}]}], None),
+    ("{{ call.function.name }}({{ call.function.arguments }})", [{"city": 'a "b"', "on": True}, {"city": "c"}], None),
+    ("{{ call.function.name }}", [{}, {}], None),
+    ("{% if loop.first %}{{ call.function | tojson }}{% endif %}", [{"city": "Rom"}, {"city": "Rom"}],
+     "the call of the tool 'weather' in the response is not in the rendered text"),
+    ("{{ call.function.name }}", [{"city": "Rom"}], "'city', in the arguments of call 1 in the response, is not"),
+    ("{{ call.function.name }}{% for key, value in call.function.arguments.items() %}{{ key }}={{ value | replace('York', '') }}"
+     "{% endfor %}", [{"city": "Rom"}, {"city": "New York"}], "'New York', in the arguments of call 2 in the"),
+])
+def test_every_call_of_a_turn_is_proved_with_its_arguments(tiny_tokenizer, body, arguments, missing):
+    tiny_tokenizer.chat_template = CALLS.replace("CALL", body)
+    calls = {"tool_calls": [call(given)["tool_calls"][0] for given in arguments]}
+    example = Example(USER, "", "f:1", also=calls)
+    if missing is None:
+        assert texts(tiny_tokenizer, example)[1].count("weather") == len(arguments)
+        return
+    with pytest.raises(RowFault, match=missing) as caught:
+        encode_example(example, tiny_tokenizer)
+    assert caught.value.kind == "tool calls that the chat template leaves out"
+    with pytest.raises(RowFault, match=r"in message 2 \(assistant\)"):
+        encode_example(Example([*USER, {"role": "assistant", "content": "", **calls}, *USER], "y"), tiny_tokenizer)
+
+
 def test_a_template_that_reads_contents_as_parts(tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML.replace(
         "{{ message['content'] }}", "{% for part in message['content'] %}{{ part.text }}{% endfor %}")

@@ -86,6 +86,11 @@ def call_names(message: Message) -> list[str]:
     return [str(_function(call).get("name") or "") for call in message.get("tool_calls") or ()]
 
 
+def call_arguments(message: Message) -> list[Any]:
+    """Return the arguments of the calls of a message: a mapping each, or the text where it is no JSON."""
+    return [_arguments(call) for call in message.get("tool_calls") or ()]
+
+
 def tool_name(tool: Mapping[str, Any]) -> str:
     """Return the name of a tool's definition."""
     return str(_function(tool).get("name") or "")
@@ -114,18 +119,22 @@ def _as_taken(tokenizer: Any, message: Message) -> Message:
     return taken
 
 
-def _call(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
-    function = dict(_function(call))
-    arguments = function.get("arguments")
+def _arguments(call: Mapping[str, Any]) -> Any:
+    arguments = _function(call).get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except ValueError:
-            as_text = True
+            return arguments
+    return {} if arguments is None else arguments
+
+
+def _call(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    arguments = _arguments(call)
     if as_text and not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False)
     outer = {key: value for key, value in call.items() if key not in ("name", "arguments", "function")}
-    return {"type": "function", **outer, "function": {**function, "arguments": {} if arguments is None else arguments}}
+    return {"type": "function", **outer, "function": {**_function(call), "arguments": arguments}}
 
 
 @found_once
