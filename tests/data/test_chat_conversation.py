@@ -7,7 +7,15 @@ from thinking_templates import CHANNELS, OFF, OPENED, OPENED_SWITCH, SWITCH
 from tiny import CHATML
 
 from cofitune_fast.data import Example, encode_example, encode_examples, encode_prompt
-from cofitune_fast.data.chat import answer_of, content_of, date_of, prompt_text, with_options, writes_date
+from cofitune_fast.data.chat import (
+    answer_of,
+    content_of,
+    date_of,
+    generated_thought,
+    prompt_text,
+    with_options,
+    writes_date,
+)
 from cofitune_fast.data.faults import RowFault
 from cofitune_fast.errors import CofituneError
 
@@ -81,6 +89,46 @@ def test_thoughts_that_have_no_place_or_no_end(tiny_tokenizer):
     tiny_tokenizer.chat_template = OPENED
     assert answer_of(tiny_tokenizer, "well") is None
     assert answer_of(tiny_tokenizer, "well", chat=False) == "well"
+
+
+PARTS = SWITCH.replace("{{ m.content }}", "{{ m.content if m.reasoning_content is string else "
+                       "m.content.split('</think>')[-1] }}")  # as Qwen3 does
+
+
+@pytest.mark.parametrize(("template", "content", "beside", "thought", "answer"), [
+    (SWITCH, "Write </think> to end.", None, None, "Write </think> to end."),
+    (PARTS, "Write </think> to end.", None, None, "Write </think> to end."),
+    (PARTS, "Write\n</think>\nto end.", None, None, "Write\n</think>\nto end."),
+    (PARTS, "Write </think> to end.", "hm", "hm", "Write </think> to end."),
+    (PARTS, "<think>a</think>b </think>", None, "a", "b </think>"),
+    (CHANNELS, "Write </think> to end.", None, None, "Write </think> to end."),
+    (CHANNELS, "Write </think> to end.", "hm", "hm", "Write </think> to end."),
+    (OPENED_SWITCH, "Write </think> to end.", None, None, "Write </think> to end."),
+    (OPENED_SWITCH, "Write </think>\nto end.", "hm", "hm", "Write </think>\nto end."),
+    (OPENED_SWITCH, "a </think>\nb </think>", None, None, "a </think>\nb </think>"),
+    (OPENED_SWITCH, "</think>\nb", None, None, "</think>\nb"),
+    (OPENED_SWITCH, "a\n</think> b", None, "a", "b"),
+    (OPENED, "a</think>\n\nb", None, "a", "b"),
+])
+@pytest.mark.parametrize("choice", ["auto", "without", "empty"])
+def test_an_answer_that_mentions_the_end_of_a_thought_is_whole(tiny_tokenizer, template, content, beside, thought,
+                                                               answer, choice):
+    tiny_tokenizer.chat_template = template
+    tokenizer = with_options(tiny_tokenizer, thinking=choice)
+    example = Example(USER, content, also={"reasoning_content": beside} if beside else {})
+    response = texts(tokenizer, example)[1].removesuffix("<|im_end|>")
+    assert response.endswith(answer)
+    assert (thought is not None and thought in response.removesuffix(answer)) == (thought is not None
+                                                                                and choice == "auto")
+    assert answer_of(tokenizer, response) == content_of(tokenizer, example) == answer
+    assert response.startswith(generated_thought(tokenizer, response))
+    assert answer in prompt_text(tokenizer, [*USER, example.answer, *USER])
+
+
+def test_a_template_that_cuts_an_answer_at_the_end_of_a_thought(tiny_tokenizer):
+    tiny_tokenizer.chat_template = OPENED
+    with pytest.raises(RowFault, match="the chat template cuts it at the end of a thought, which it mentions; write"):
+        encode_example(Example(USER, "Write </think> to end."), tiny_tokenizer)
 
 
 def test_earlier_thoughts_go_the_way_of_the_choice(tiny_tokenizer):
@@ -158,8 +206,9 @@ CALLS = TOOLS.replace("<call>{{ call.function.name }} {{ call.function.arguments
     ("{% if loop.first %}{{ call.function | tojson }}{% endif %}", [{"city": "Rom"}, {"city": "Rom"}],
      "the call of the tool 'weather' in the response is not in the rendered text"),
     ("{{ call.function.name }}", [{"city": "Rom"}], "'city', in the arguments of call 1 in the response, is not"),
-    ("{{ call.function.name }}{% for key, value in call.function.arguments.items() %}{{ key }}={{ value | replace('York', '') }}"
-     "{% endfor %}", [{"city": "Rom"}, {"city": "New York"}], "'New York', in the arguments of call 2 in the"),
+    ("{{ call.function.name }}{% for key, value in call.function.arguments.items() %}{{ key }}="
+     "{{ value | replace('York', '') }}{% endfor %}",
+     [{"city": "Rom"}, {"city": "New York"}], "'New York', in the arguments of call 2 in the"),
 ])
 def test_every_call_of_a_turn_is_proved_with_its_arguments(tiny_tokenizer, body, arguments, missing):
     tiny_tokenizer.chat_template = CALLS.replace("CALL", body)

@@ -8,7 +8,16 @@ turns        where a turn ends
 proof        what a template leaves out of a row
 """
 
-from .conversation import PLAIN_FORMAT, answer_of, content_of, lead, prompt_opens_thought, prompt_text, response_text
+from .conversation import (
+    PLAIN_FORMAT,
+    answer_of,
+    content_of,
+    generated_thought,
+    lead,
+    prompt_opens_thought,
+    prompt_text,
+    response_text,
+)
 from .options import ChatOptions, ThinkingChoice, options_of, with_options
 from .proof import check_shown
 from .template import GREETING, TemplateRefusal, date_of, render, writes_date
@@ -29,6 +38,7 @@ __all__ = [
     "content_of",
     "date_of",
     "end_of_turn",
+    "generated_thought",
     "lead",
     "options_of",
     "prompt_opens_thought",

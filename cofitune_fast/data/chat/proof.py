@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from ...errors import CofituneError
 from ..faults import RowFault
 from ..formats import Example, Message
-from .conversation import prompt_text, response_text
+from .conversation import parted, prompt_text, response_text, thought_and_content
 from .options import found_once
 from .template import call_arguments, call_names, text_of, tool_name
-from .thinking import split_thought
+from .thinking import holds_mark
 
 _LONG = 16  # characters of a text that is not in a rendered prompt by coincidence
 
@@ -55,18 +55,21 @@ def check_shown(tokenizer: Any, example: Example, prompt: str, response: str) ->
             by_chance = len(piece.text) < _LONG or piece.what in ("call", "argument")
             fits = _shows(text, piece.text, squeezed) and not (marked_gone and by_chance)
         if not fits:
-            raise _fault(example, piece)
+            raise _fault(tokenizer, example, piece)
 
 
-def _fault(example: Example, piece: _Piece) -> RowFault:
+def _fault(tokenizer: Any, example: Example, piece: _Piece) -> RowFault:
     where = example.where or "An example"
     is_response = piece.number == len(example.prompt)
     role = "assistant" if is_response else example.prompt[min(piece.number, len(example.prompt) - 1)]["role"]
     message = "the response" if is_response else f"message {piece.number + 1} ({role})"
+    cut = piece.what == "content" and role == "assistant" and holds_mark(tokenizer, piece.text)
+    why = ("the chat template cuts it at the end of a thought, which it mentions; write that mark otherwise" if cut else
+           "the chat template has no place for it; change the turn's role or form, or leave it out")
     kind, sentence = {
         "content": ("a message that the chat template leaves out",
-                    f"the content of {message} is not in the rendered {'response' if is_response else 'prompt'}: the "
-                    f"chat template has no place for it; change the turn's role or form, or leave it out"),
+                    f"the content of {message} is not in the rendered {'response' if is_response else 'prompt'}: "
+                    f"{why}"),
         "name": ("a name that the chat template leaves out",
                  f"the name of {message}, {piece.text!r}, is not in the rendered text: the chat template takes no "
                  "names there; leave the name out"),
@@ -91,8 +94,10 @@ def _pieces(tokenizer: Any, example: Example) -> Iterator[_Piece]:
             yield _Piece("tool", number, 0, tool_name(tool))
     for number, message in enumerate([*example.prompt, example.answer]):
         text = text_of(message)
-        if message["role"] == "assistant":
-            text = split_thought(tokenizer, text)[1]
+        if number == len(example.prompt):
+            text = thought_and_content(tokenizer, example)[1]
+        elif message["role"] == "assistant":
+            text = parted(tokenizer, message)[1]
         if text.strip():
             yield _Piece("content", number, 0, text.strip())
         if message.get("name") and message["role"] != "tool":
