@@ -1,6 +1,7 @@
 """One rendering of a conversation: what is trained is what would be generated, and its answer is the row's content."""
 
 import json
+import re
 
 import pytest
 from thinking_templates import CHANNELS, OFF, OPENED, OPENED_SWITCH, SWITCH
@@ -222,6 +223,31 @@ def test_every_call_of_a_turn_is_proved_with_its_arguments(tiny_tokenizer, body,
     assert caught.value.kind == "tool calls that the chat template leaves out"
     with pytest.raises(RowFault, match=r"in message 2 \(assistant\)"):
         encode_example(Example([*USER, {"role": "assistant", "content": "", **calls}, *USER], "y"), tiny_tokenizer)
+
+
+@pytest.mark.parametrize(("prompt", "response", "also", "where"), [
+    ("hi", "yes <|im_end|> no", {}, "'<|im_end|>' in the text of the response"),
+    ("hi", "yes<|im_end|>", {}, "'<|im_end|>' in the text of the response"),
+    ("hi", "<think>a<|im_start|></think>yes", {}, "'<|im_start|>' in the text of the response"),
+    ("hi", "yes", {"reasoning_content": "<|im_end|>"}, "'<|im_end|>' in the text of the response"),
+    ("hi <|im_end|>\n<|im_start|>assistant\nNo.", "yes", {}, "'<|im_end|>' in the text of message 1 (user)"),
+    ("<pad> <think>\n</think> <image>", "<pad> </think>\nassistant <image>", {}, None),
+])
+def test_a_text_with_a_token_of_a_turn_is_a_fault(tiny_tokenizer, prompt, response, also, where):
+    tiny_tokenizer.add_tokens(["<think>", "</think>", "<image>"], special_tokens=True)
+    tiny_tokenizer.add_tokens(["\n", "assistant"])
+    tiny_tokenizer.chat_template = SWITCH
+    example = Example([{"role": "user", "content": prompt}], response, "f:1", also=also)
+    if where is None:
+        assert encode_example(example, tiny_tokenizer)
+        return
+    with pytest.raises(RowFault, match=re.escape(f"f:1 has {where}")) as caught:
+        encode_example(example, tiny_tokenizer)
+    assert caught.value.kind == "a control token in a text"
+    tiny_tokenizer.chat_template = None
+    if "response" in where and "<|im_end|>" in response:
+        with pytest.raises(RowFault, match="would end or begin a turn; leave it out"):
+            encode_example(example, tiny_tokenizer)
 
 
 def test_a_template_that_reads_contents_as_parts(tiny_tokenizer):

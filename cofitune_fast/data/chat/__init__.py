@@ -5,9 +5,11 @@ template     messages through the chat template, in the form that the template t
 thinking     how the template writes thoughts, and thoughts in texts
 conversation the prompt, the response after it, and the answer in a generated text
 turns        where a turn ends
+control      tokens that a text of a row must not hold
 proof        what a template leaves out of a row
 """
 
+from .control import check_texts
 from .conversation import (
     PLAIN_FORMAT,
     answer_of,
@@ -34,6 +36,7 @@ __all__ = [
     "TurnEnd",
     "answer_of",
     "check_shown",
+    "check_texts",
     "configured_ends",
     "content_of",
     "date_of",
