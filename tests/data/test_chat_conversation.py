@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 
 import pytest
 from thinking_templates import CHANNELS, OFF, OPENED, OPENED_SWITCH, SWITCH
@@ -14,11 +15,13 @@ from cofitune_fast.data.chat import (
     date_of,
     generated_thought,
     prompt_text,
+    turn_end,
     with_options,
     writes_date,
 )
 from cofitune_fast.data.faults import RowFault
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.scoring.generation import answer_text
 
 USER = [{"role": "user", "content": "hi"}]
 START = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant"
@@ -126,6 +129,29 @@ def test_an_answer_that_mentions_the_end_of_a_thought_is_whole(tiny_tokenizer, t
     assert answer in prompt_text(tokenizer, [*USER, example.answer, *USER])
 
 
+@pytest.mark.parametrize("template", [None, CHATML, SWITCH, PARTS, CHANNELS, OFF, OPENED_SWITCH,
+                                      CHATML.replace("<|im_end|>", "\n### End\n{{ eos_token }}")])
+@pytest.mark.parametrize("choice", ["auto", "without", "empty"])
+def test_the_answer_in_the_trained_ids_is_the_content(tiny_tokenizer, template, choice):
+    tiny_tokenizer.chat_template = template
+    tokenizer = with_options(tiny_tokenizer, thinking=choice)
+    end = turn_end(tokenizer, None)
+    for content in ("plain", "  indented\n  code", "\n\nbreaks around\n", "Write </think> to end.",
+                    "<b>&amp;</b> \"q\"",
+                    "今天 é 🙂", "3.50", "0", ".", "[/think]", "one\n\ntwo", "### End", "assistant", "<|end|>"):
+        for also in ({}, THOUGHT):
+            example = Example(USER, content, also=also)
+            try:
+                row = encode_example(example, tokenizer)
+            except RowFault as fault:
+                assert also and choice == "auto" and fault.kind == "a thought that the chat template leaves out"
+                continue
+            response = row.input_ids[row.response_start :]
+            assert len(response) == end.places(tokenizer, response)[1]
+            answer = answer_text(tokenizer, end, [*response, 0, 0])
+            assert answer is not None and answer.strip() == content_of(tokenizer, example).strip() == content.strip()
+
+
 def test_a_template_that_cuts_an_answer_at_the_end_of_a_thought(tiny_tokenizer):
     tiny_tokenizer.chat_template = OPENED
     with pytest.raises(RowFault, match="the chat template cuts it at the end of a thought, which it mentions; write"):
@@ -229,6 +255,7 @@ def test_every_call_of_a_turn_is_proved_with_its_arguments(tiny_tokenizer, body,
     ("hi", "yes <|im_end|> no", {}, "'<|im_end|>' in the text of the response"),
     ("hi", "yes<|im_end|>", {}, "'<|im_end|>' in the text of the response"),
     ("hi", "<think>a<|im_start|></think>yes", {}, "'<|im_start|>' in the text of the response"),
+    ("hi", "yes", call({"city": "<|im_end|>"}), "'<|im_end|>' in the text of the response"),
     ("hi", "yes", {"reasoning_content": "<|im_end|>"}, "'<|im_end|>' in the text of the response"),
     ("hi <|im_end|>\n<|im_start|>assistant\nNo.", "yes", {}, "'<|im_end|>' in the text of message 1 (user)"),
     ("<pad> <think>\n</think> <image>", "<pad> </think>\nassistant <image>", {}, None),
@@ -267,6 +294,29 @@ def test_bad_rows_are_counted_before_the_run_stops_or_leaves_them_out(tiny_token
     assert [fault.where for fault in rows.faults] == ["f:1", "f:3"]
 
 
+REFUSES = "{% if CONDITION %}{{ raise_exception('not so') }}{% endif %}" + CHATML
+SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(("messages", "condition", "cure"), [
+    ([SYSTEM, *USER], "messages[0].role == 'system'", "leave the system turn out, or put it into the first"),
+    ([{**SYSTEM, "role": "developer"}, *USER], "messages[0].role == 'developer'",
+     "name the developer's role system; or"),
+    ([*USER, *USER], "messages[1].role == 'user'", "join turns of one role that follow each other; or give"),
+    ([ANSWER, *USER], "messages[0].role == 'assistant'", "begin with a turn of the user; or give"),
+    ([*USER, {**ANSWER, "tool_calls": call({})["tool_calls"] * 2}, *USER], "messages[1].tool_calls",
+     "give each tool call a turn of its own; or give"),
+    ([*USER, ANSWER, *USER], "messages | length > 2", "give the tokenizer a template that takes them"),
+])
+def test_a_refusal_says_what_to_do(tiny_tokenizer, messages, condition, cure):
+    tiny_tokenizer.chat_template = REFUSES.replace("CONDITION", condition)
+    with pytest.raises(RowFault) as caught:
+        encode_example(Example(messages, "y", "f:1"), tiny_tokenizer)
+    assert str(caught.value).startswith(
+        f"f:1: the tokenizer's chat template refuses these messages (not so); {cure}")
+    assert caught.value.kind == "messages that the chat template refuses"
+
+
 # Options ------------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +330,19 @@ def test_the_date_is_fixed(tiny_tokenizer):
     assert date_of(fixed) == "2024-02-05"
     today = with_options(tiny_tokenizer, date=date_of(tiny_tokenizer))
     assert prompt_text(today, USER) == prompt_text(tiny_tokenizer, USER) != prompt_text(fixed, USER)
+
+
+def test_the_date_is_fixed_where_the_template_puts_its_format_together(tiny_tokenizer):
+    tiny_tokenizer.chat_template = ("{% set end = '-%Y' %}{% set form = '%d' ~ end %}{{ strftime_now('%B ' + form) }}."
+                                    "{{ strftime_now(form) }}\n" + CHATML)
+    fixed = with_options(tiny_tokenizer, date="2024-02-05")
+    assert writes_date(tiny_tokenizer) and prompt_text(fixed, USER) == "February 05-2024.05-2024\n" + START + "\n"
+    for form in ("%d\n%B %-d 100%% %A%", "%Y-%m-%dT%H:%M:%S %j %Z."):
+        fixed.chat_template = "{{ strftime_now(form) }}".replace("form", repr(form))
+        assert prompt_text(fixed, USER) == date(2024, 2, 5).strftime(form)
+    fixed.chat_template = "{{ strftime_now('%Q') }}"
+    with pytest.raises(CofituneError, match=r"data\.date cannot write the format %Q"):
+        prompt_text(fixed, USER)
 
 
 def test_options_travel_with_a_copy(tiny_tokenizer):

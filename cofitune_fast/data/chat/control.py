@@ -26,8 +26,9 @@ def check_texts(tokenizer: Any, example: Example) -> None:
     """
     tokens = control_tokens(tokenizer)
     thought, content = thought_and_content(tokenizer, example)
+    answer = f"{thought or ''} {content} {example.also.get('tool_calls') or ''}"
     for token in tokens:
-        if token in content or (thought is not None and token in thought):
+        if token in answer:
             raise RowFault(_KIND, example.where, f"{example.where or 'An example'} has {token!r} in the text of the "
                            "response, where it would end or begin a turn; leave it out, as it is written by itself.")
     if not tokenizer.chat_template:  # no turns that could be forged
