@@ -302,6 +302,7 @@ SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "cont
     ([SYSTEM, *USER], "messages[0].role == 'system'", "leave the system turn out, or put it into the first"),
     ([{**SYSTEM, "role": "developer"}, *USER], "messages[0].role == 'developer'",
      "name the developer's role system; or"),
+    ([SYSTEM], "messages | length < 3", "begin with a turn of the user; or give"),
     ([*USER, *USER], "messages[1].role == 'user'", "join turns of one role that follow each other; or give"),
     ([ANSWER, *USER], "messages[0].role == 'assistant'", "begin with a turn of the user; or give"),
     ([*USER, {**ANSWER, "tool_calls": call({})["tool_calls"] * 2}, *USER], "messages[1].tool_calls",

@@ -78,10 +78,10 @@ def _cure(messages: Sequence[Message]) -> str:
     roles, cures = [message["role"] for message in messages], []
     if "developer" in roles:
         cures.append("name the developer's role system")
-    if not {"system", "developer"}.isdisjoint(roles):
+    if "user" in roles and not {"system", "developer"}.isdisjoint(roles):
         cures.append("leave the system turn out, or put it into the first user turn")
     spoken = [role for role in roles if role not in ("system", "developer")]
-    if spoken[:1] == ["assistant"]:
+    if spoken[:1] != ["user"]:
         cures.append("begin with a turn of the user")
     if any(first == second for first, second in itertools.pairwise(spoken) if first != "tool"):
         cures.append("join turns of one role that follow each other")
