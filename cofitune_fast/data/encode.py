@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import CofituneError
-from .chat import TemplateRefusal, check_shown, prompt_text, response_text
+from .chat import TemplateRefusal, check_shown, check_texts, prompt_text, response_text
 from .faults import Faults, OnBadRow, RowFault
 from .formats import Example, Message
 
@@ -104,12 +104,14 @@ def encode_example(example: Example, tokenizer: Any, *, needs_thought: bool = Tr
         needs_thought: see `chat.response_text`.
 
     Raises:
-        RowFault: the template refuses the messages, or leaves out something of the example.
+        RowFault: the template refuses the messages, or leaves out something of the example; or a text of the example
+            holds a token that begins or ends a turn.
         CofituneError: no row can be encoded, as nothing ends a response.
     """
     try:
         prompt = prompt_text(tokenizer, example.prompt, example.tools)
         response = response_text(tokenizer, example, prompt, needs_thought=needs_thought)
+        check_texts(tokenizer, example)
         check_shown(tokenizer, example, prompt, response)
     except RowFault:
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import CofituneError
-from .chat import split_thought, turn_end
+from .chat import generated_thought, turn_end
 from .encode import Encoded, EncodedExamples, collect_encoded
 from .faults import Faults, OnBadRow, RowFault
 from .formats import Example, Message, detect_form, parse_row
@@ -240,9 +240,8 @@ def plain_segments(example: Example) -> list[Segment]:
 
 
 def _thought(answer: str, tokenizer: Any) -> list[Segment]:
-    thought, rest = split_thought(tokenizer, answer)
-    begin = len(answer) - len(rest) if thought is not None else 0
-    return [Segment("thought", answer[:begin], True), Segment("trained", rest, True)]
+    thought = generated_thought(tokenizer, answer)
+    return [Segment("thought", thought, True), Segment("trained", answer.removeprefix(thought), True)]
 
 
 def _blocks(prompt: str) -> list[Segment]:

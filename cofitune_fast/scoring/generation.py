@@ -133,13 +133,12 @@ def generate_texts(
 
 def answer_text(tokenizer: Any, end: TurnEnd, ids: Sequence[int]) -> str | None:
     """Read the answer in the ids of a response, without special tokens; None if its thought does not end."""
-    stop = next((place for place, token in enumerate(ids) if token in end.tokens), len(ids))
-    whole = tokenizer.decode(ids[:stop])
-    if end.text is not None:
-        return answer_of(tokenizer, whole.partition(end.text)[0])
+    whole = end.text_before(tokenizer, ids)
     answer = answer_of(tokenizer, whole)
+    if end.text is not None:
+        return answer
     if answer == whole:
-        return tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        return tokenizer.decode(ids[: end.places(tokenizer, ids)[0]], skip_special_tokens=True)
     for token in tokenizer.all_special_tokens if answer else ():
         answer = answer.replace(token, "")
     return answer

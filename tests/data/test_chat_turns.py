@@ -6,6 +6,7 @@ from tiny import CHATML, make_tiny_model
 from cofitune_fast.anchor import writing
 from cofitune_fast.data import Example, encode_example
 from cofitune_fast.data.chat import TurnEnd, tokens_with, turn_end
+from cofitune_fast.data.look import segments
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import generate_texts, generation
 
@@ -58,6 +59,22 @@ def test_a_token_that_is_no_text_begins_the_end(parted):
     _, tokenizer = parted
     tokenizer.chat_template = CHATML.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endfor %}{{ eos_token }}")
     assert turn_end(tokenizer, None) == TurnEnd(frozenset({IM_END, EOS}))
+
+
+@pytest.mark.parametrize("written", ["\n### End\n<|im_end|>", "<|end|>\n<|im_end|>"])  # the latter as in Phi-3
+def test_a_text_with_the_end_of_sequence_after_it_is_one_end(tiny_tokenizer, written):
+    tiny_tokenizer.chat_template = CHATML.replace("<|im_end|>\n{% endfor %}", written.replace("<|im_end|>", "{{ end }}")
+                                                  + "{% endfor %}").replace(
+        "{{ end }}", "{{ eos_token if message.role == 'assistant' }}")
+    row = encode_example(Example(USER, "Sunny.\n"), tiny_tokenizer)
+    end, response = turn_end(tiny_tokenizer, None), row.input_ids[row.response_start :]
+    assert end == TurnEnd(frozenset({IM_END}), written) and response[-1] == IM_END
+    length = len(tiny_tokenizer("Sunny.\n")["input_ids"])
+    assert end.places(tiny_tokenizer, [*response, EOS]) == (length, len(response))
+    assert generation.answer_text(tiny_tokenizer, end, [*response, EOS]) == "Sunny.\n"
+    assert generation.answer_text(tiny_tokenizer, end, [*response[:length], IM_END, EOS]) == "Sunny.\n"
+    assert [(part.kind, part.text) for part in segments(row, tiny_tokenizer)[-2:]] == [
+        ("trained", "Sunny.\n"), ("end", written)]
 
 
 def test_without_a_template_and_with_one_that_drops_answers(parted):

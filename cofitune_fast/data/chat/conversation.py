@@ -14,6 +14,7 @@ from .thinking import (
     answer_after,
     closes_at_once,
     closing,
+    holds_mark,
     holds_thought,
     opens_thought,
     split_thought,
@@ -70,7 +71,7 @@ def response_text(
         CofituneError: the template refuses the messages, or nothing ends a response.
     """
     choice = options_of(tokenizer).thinking
-    thought, content = _thought_and_content(tokenizer, example)
+    thought, content = thought_and_content(tokenizer, example)
     if choice == "with" and needs_thought and thought is None:
         raise RowFault("no thought", example.where, f"{_name(example)} has no thought, and data.thinking is with; give "
                        "the row a reasoning_content, or set data.thinking to auto.")
@@ -80,6 +81,8 @@ def response_text(
     answer = {key: value for key, value in answer.items() if key not in _THOUGHT_KEYS}
     if thought is not None:
         answer["reasoning_content"] = thought
+    elif _could_be_parted(tokenizer, content):
+        answer["reasoning_content"] = ""
     if prompt is None:
         prompt = prompt_text(tokenizer, example.prompt, example.tools)
     turn = _turn(tokenizer, example, answer, prompt)
@@ -126,27 +129,45 @@ def _turn(tokenizer: Any, example: Example, answer: Message, prompt: str) -> str
     return turn if turn.endswith(end) else turn + end
 
 
+def parted(tokenizer: Any, message: Message) -> tuple[str | None, str]:
+    """Return the thought of an assistant's message, or None, and its content without it.
+
+    A thought stands beside the content, which is then an answer as it is, or in it, see `split_thought`.
+    """
+    beside = thought_of(message)
+    return split_thought(tokenizer, text_of(message)) if beside is None else (beside, text_of(message))
+
+
 def _with_thought_as_chosen(tokenizer: Any, message: Message) -> Message:
     """A message of the prompt: without its thought where the options leave thoughts out, else with it beside it."""
     if message["role"] != "assistant":
         return message
-    thought, content = split_thought(tokenizer, text_of(message))
+    thought, content = parted(tokenizer, message)
     if options_of(tokenizer).thinking in ("without", "empty"):
-        return {**{key: value for key, value in message.items() if key not in _THOUGHT_KEYS}, "content": content}
-    if thought is None or thought_of(message) is not None or thinking_of(tokenizer) is None:
-        return message
-    return {**message, "content": content, "reasoning_content": thought}
+        message = {**{key: value for key, value in message.items() if key not in _THOUGHT_KEYS}, "content": content}
+    elif thought is not None and thought_of(message) is None and thinking_of(tokenizer) is not None:
+        return {**message, "content": content, "reasoning_content": thought}
+    if thought_of(message) is None and _could_be_parted(tokenizer, text_of(message)):
+        return {**message, "reasoning_content": ""}
+    return message
 
 
-def _thought_and_content(tokenizer: Any, example: Example) -> tuple[str | None, str]:
+def _could_be_parted(tokenizer: Any, content: str) -> bool:
+    """True if a template would take a part of an answer for a thought, unless it is given an empty thought beside it.
+
+    Templates such as Qwen3's look for a thought in the content where they are given none.
+    """
+    return thinking_of(tokenizer) is not None and holds_mark(tokenizer, content)
+
+
+def thought_and_content(tokenizer: Any, example: Example) -> tuple[str | None, str]:
     """The thought of a response, beside its content or in it, and the content without it.
 
     By default a template that knows of no thoughts takes a content as it is.
     """
-    beside = thought_of(example.answer)
-    if beside is not None:
-        return beside, example.response
-    thought, content = split_thought(tokenizer, example.response)
+    thought, content = parted(tokenizer, example.answer)
+    if thought_of(example.answer) is not None:
+        return thought, content
     if thinking_of(tokenizer) is None and options_of(tokenizer).thinking == "auto":
         return None, example.response
     if thought is None and unfinished(tokenizer, example.response):
@@ -169,6 +190,12 @@ def lead(tokenizer: Any) -> str:
 def prompt_opens_thought(tokenizer: Any) -> bool:
     """True if a prompt ends inside a thought."""
     return bool(tokenizer.chat_template) and opens_thought(prompt_text(tokenizer, GREETING))
+
+
+def generated_thought(tokenizer: Any, text: str) -> str:
+    """Return the beginning of a generated text that is a thought, with its marks; "" if there is none."""
+    answer = answer_after(tokenizer, text, prompt_opens_thought(tokenizer))
+    return "" if answer is None else text[: len(text) - len(answer)]
 
 
 def answer_of(tokenizer: Any, text: str, *, chat: bool = True) -> str | None:
@@ -197,6 +224,6 @@ def content_of(tokenizer: Any, example: Example) -> str:
     The text of a response that calls tools is what the template writes of it.
     """
     if not call_names(example.answer):
-        return split_thought(tokenizer, example.response)[1]
+        return parted(tokenizer, example.answer)[1]
     text = response_text(tokenizer, example, needs_thought=False)
     return answer_of(tokenizer, text.removesuffix(end_of_turn(tokenizer))) or ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date as Date
 from typing import Any, NamedTuple
@@ -20,11 +20,16 @@ GREETING: list[Message] = [{"role": "user", "content": "Hello"}]
 _MARK, _KEY, _VALUE, _NAME = "qzxcontentxzq", "qzxkeyxzq", "qzxvaluexzq", "qzxnamexzq"
 _TOOL = {"type": "function", "function": {"name": _NAME, "description": "Probe.", "parameters": {
     "type": "object", "properties": {_KEY: {"type": "string", "description": "Probe."}}, "required": [_KEY]}}}
-_DATED_CALL = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1")
-_DATED_TEXT = re.compile(r"([\"'])([^\"'\n]*%[^\"'\n]*)\1")
-# A macro hides the function of the same name that transformers gives to every template. The empty text after it keeps
-# Jinja from eating a line break at the beginning of the template.
-_FIXED_DATE = "{% macro strftime_now(format) %}{{ written_dates[format] }}{% endmacro %}{{ '' }}"
+# A macro hides the function of the same name that transformers gives to every template. It writes a format code by
+# code, as a template may put formats together. The empty text after it keeps Jinja from eating a line break at the
+# beginning of the template.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}{% set at = namespace(code='') %}{% for letter in format %}"
+    "{% if not at.code and letter != '%' %}{{ letter }}{% else %}{% set at.code = at.code + letter %}"
+    "{% if at.code not in ('%', '%-') %}{{ written_dates[at.code] if at.code in written_dates else "
+    "raise_exception('data.date cannot write the format ' + at.code) }}{% set at.code = '' %}{% endif %}{% endif %}"
+    "{% endfor %}{{ at.code }}{% endmacro %}{{ '' }}"
+)
 
 
 class TemplateRefusal(CofituneError):
@@ -64,7 +69,27 @@ def _rendered(tokenizer: Any, messages: list[Message], tools: Sequence[Any] = ()
         return tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False,
                                              **_fixed_date(tokenizer, bool(tools)), **variables)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise TemplateRefusal(f"the tokenizer's chat template refuses these messages ({error}).") from None
+        raise TemplateRefusal(f"the tokenizer's chat template refuses these messages ({error}); "
+                              f"{_cure(messages)}.") from None
+
+
+def _cure(messages: Sequence[Message]) -> str:
+    """Say what a user can do about messages that a template refuses: what most templates refuse, if it is there."""
+    roles, cures = [message["role"] for message in messages], []
+    if "developer" in roles:
+        cures.append("name the developer's role system")
+    if "user" in roles and not {"system", "developer"}.isdisjoint(roles):
+        cures.append("leave the system turn out, or put it into the first user turn")
+    spoken = [role for role in roles if role not in ("system", "developer")]
+    if spoken[:1] != ["user"]:
+        cures.append("begin with a turn of the user")
+    if any(first == second for first, second in itertools.pairwise(spoken) if first != "tool"):
+        cures.append("join turns of one role that follow each other")
+    if any(len(message.get("tool_calls") or ()) > 1 for message in messages):
+        cures.append("give each tool call a turn of its own")
+    if "tool" in roles:
+        cures.append("leave the turns of tools out")
+    return "; or ".join([*cures, "give the tokenizer a template that takes them"])
 
 
 def text_of(message: Message) -> str:
@@ -84,6 +109,11 @@ def thought_of(message: Message) -> str | None:
 def call_names(message: Message) -> list[str]:
     """Return the names of the functions that a message calls."""
     return [str(_function(call).get("name") or "") for call in message.get("tool_calls") or ()]
+
+
+def call_arguments(message: Message) -> list[Any]:
+    """Return the arguments of the calls of a message: a mapping each, or the text where it is no JSON."""
+    return [_arguments(call) for call in message.get("tool_calls") or ()]
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:
@@ -114,18 +144,22 @@ def _as_taken(tokenizer: Any, message: Message) -> Message:
     return taken
 
 
-def _call(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
-    function = dict(_function(call))
-    arguments = function.get("arguments")
+def _arguments(call: Mapping[str, Any]) -> Any:
+    arguments = _function(call).get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except ValueError:
-            as_text = True
+            return arguments
+    return {} if arguments is None else arguments
+
+
+def _call(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    arguments = _arguments(call)
     if as_text and not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False)
     outer = {key: value for key, value in call.items() if key not in ("name", "arguments", "function")}
-    return {"type": "function", **outer, "function": {**function, "arguments": {} if arguments is None else arguments}}
+    return {"type": "function", **outer, "function": {**_function(call), "arguments": arguments}}
 
 
 @found_once
@@ -205,6 +239,14 @@ def _fixed_date(tokenizer: Any, with_tools: bool) -> dict[str, Any]:
     template = tokenizer.get_chat_template(None, [_TOOL] if with_tools else None)
     if "strftime_now" not in template:
         return {}
-    formats = {text for pattern in (_DATED_CALL, _DATED_TEXT) for _, text in pattern.findall(template)}
+    codes = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%" for flag in ("", "-")]
     return {"chat_template": _FIXED_DATE + template,
-            "written_dates": {text: Date.fromisoformat(day).strftime(text) for text in formats}}
+            "written_dates": {code: text for code in codes
+                              if (text := _written(Date.fromisoformat(day), code)) is not None}}
+
+
+def _written(day: Date, code: str) -> str | None:
+    try:
+        return day.strftime(code)
+    except ValueError:  # this platform does not know it
+        return None

@@ -122,17 +122,25 @@ def after_opening(tokenizer: Any, prompt: str, turn: str) -> str:
 
 
 def split_thought(tokenizer: Any, text: str) -> tuple[str | None, str]:
-    """Split a content in which a thought stands before the answer: (thought, answer); (None, text) if none does.
+    """Split a row's content in which a thought stands before the answer: (thought, answer); (None, text) if none does.
 
-    The thought has the marks of the template, or <think> and </think>. It may lack the first where the template knows
-    of thoughts, as in a text that was generated after a prompt that opens one.
+    The thought begins the content with the marks of the template, or with <think> and </think>. Where the template's
+    generation prompt opens a thought, as in R1, the first mark may be missing: then the second one must be there once,
+    and begin or end a line, with something before it. Any other content that has a mark merely mentions it.
     """
+    thinking = thinking_of(tokenizer)
     for start, close in _marks(tokenizer):
         inside, found, rest = text.partition(close)
-        begins = inside.lstrip().startswith(start)
-        if found and (begins or (thinking_of(tokenizer) is not None and start not in inside)):
+        if found and (inside.lstrip().startswith(start) or (
+                thinking is not None and thinking.opened and inside.strip() and start not in text and close not in rest
+                and (inside.rstrip(" ").endswith("\n") or rest.lstrip(" ").startswith("\n")))):
             return inside.strip().removeprefix(start).strip(), rest.lstrip()
     return None, text
+
+
+def holds_mark(tokenizer: Any, text: str) -> bool:
+    """True if a text has the template's end of a thought in it, where the template may part it."""
+    return _marks(tokenizer)[0][1] in text
 
 
 def unfinished(tokenizer: Any, text: str) -> bool:
@@ -141,15 +149,14 @@ def unfinished(tokenizer: Any, text: str) -> bool:
 
 
 def answer_after(tokenizer: Any, text: str, opened: bool) -> str | None:
-    """Cut the thought from a generated text; None if it does not end.
+    """Cut the thought from a generated text, which begins with it; None if it does not end.
 
     Args:
         opened: the text follows a prompt that ends inside a thought.
     """
-    known = thinking_of(tokenizer)
     for start, close in _marks(tokenizer):
         _, found, rest = text.partition(close)
-        if found and (opened or known is not None or text.lstrip().startswith(start)):
+        if found and (opened or text.lstrip().startswith(start)):
             return rest.lstrip()
     return None if opened or unfinished(tokenizer, text) else text
 

@@ -17,7 +17,7 @@ class TurnEnd(NamedTuple):
 
     Attributes:
         tokens: ids of the tokens that end it.
-        text: the chat template's end of turn where it is more than one token, else None.
+        text: the chat template's end of turn where it is more than one token, else None; one of `tokens` may end it.
     """
 
     tokens: frozenset[int]
@@ -33,11 +33,18 @@ class TurnEnd(NamedTuple):
             if token in self.tokens:
                 before, after = place, place + 1
                 break
-        if self.text is not None and (count := tokens_with(tokenizer, ids[:before], self.text)) is not None:
+        if self.text is not None and (count := tokens_with(tokenizer, ids[:after], self.text)) is not None:
             after = count
             before = next(start for start in range(count - 1, -1, -1)
                           if self.text in tokenizer.decode(ids[start:count]))
         return before, after
+
+    def text_before(self, tokenizer: Any, ids: Sequence[int]) -> str:
+        """Return the text of a response before its end, also where the end begins within a token."""
+        before, after = self.places(tokenizer, ids)
+        if self.text is not None and self.text in (whole := tokenizer.decode(ids[:after])):
+            return whole.partition(self.text)[0]
+        return tokenizer.decode(ids[:before])
 
 
 def turn_end(tokenizer: Any, generation_config: Any) -> TurnEnd:
