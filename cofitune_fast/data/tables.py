@@ -33,7 +33,7 @@ def table_rows(path: Path, text: str, limit: int | None, faults: Faults) -> list
         header = next((_header(where, record) for where, record in records), [])
         for where, record in islice(records, limit):
             try:
-                rows.append(Row(_fields(header, record, where), where))
+                rows.append(Row(_fields(header, record, where), where, cells=True))
             except RowFault as fault:
                 faults.add(fault)
     return rows
