@@ -232,6 +232,7 @@ _CONTEXTS = {"context", "input", "passage", "document", "article", "paragraph", 
              "evidence", "hint", "background", "story", "schema", "choice", "option"}
 _QUESTIONS = {"instruction", "prompt", "question", "query", "problem"}
 _OPTION = re.compile(r"(?:option|choice|op)?[ _-]?[a-e1-5]")  # columns of options, as in A, B, C, D
+_SWITCHES = ("on", "off", "true", "false")  # whether there was a thought, and no thought
 _ABOUT = {"id", "ids", "idx", "index", "uuid", "hash", "url", "urls", "uri", "link", "license", "date", "time",
           "timestamp", "lang", "language", "split", "model", "source", "type", "category", "length", "count"}
 _HARMLESS = HARMLESS | {
@@ -258,19 +259,19 @@ def _tell_unread(row: Row, form: Form, names: list[str], examples: list[Example]
     """
     spelled = dict(zip(row.fields, written.fields, strict=True))
     pair = " and ".join(map(repr, form.required))
-    options = [name for name in names if _OPTION.fullmatch(name) and row.has(name)]
+    options = [name for name in names if _OPTION.fullmatch(name.strip().lower()) and row.has(name)]
     for name in names:
         value = row.fields[name]
         if not row.has(name) or isinstance(value, bool):
             continue
-        about = words(name)
-        bears = name in _QUESTIONS or name.startswith("system") or (len(options) > 1 and name in options) or (
-            re.split(r"[^a-z]+", name.removesuffix("_text"))[-1].removesuffix("s") in _CONTEXTS)
+        plain = name.strip().lower()
+        bears = plain in _QUESTIONS or plain.startswith("system") or (len(options) > 1 and name in options) or (
+            re.split(r"[^a-z]+", plain.removesuffix("_text"))[-1].removesuffix("s") in _CONTEXTS)
         if bears and form.required[0] not in _CONVERSATIONS and not _stands_in(value, name, examples[0]):
             raise row.fault(f"a field {spelled[name]!r} beside {' and '.join(form.required)}",
                             f"has {spelled[name]!r} beside {pair}, and it is not plain where that "
-                            " belongs; write the whole prompt as prompt and the response as completion.")
-        if not _is_number(value, row.cells) and not about & _ABOUT and not name.startswith("meta"):
+                            "belongs; write the whole prompt as prompt and the response as completion.")
+        if not _is_number(value, row.cells) and not words(name) & _ABOUT and not plain.startswith("meta"):
             faults.change(f"the field {spelled[name]!r} left out", row.where)
 
 
@@ -280,7 +281,7 @@ def _stands_in(value: Any, name: str, example: Example) -> bool:
     prompt = [str(turn.get("content") or "") for turn in example.prompt]
     if isinstance(value, str):
         whole = prompt if name == "prompt" else [*prompt, example.response]
-        if all(text.strip() in value for text in whole):
+        if all(line.strip() in value for text in whole for line in text.splitlines()):
             return True
     texts = value if isinstance(value, list) else [value]
     return all(isinstance(text, str) and any(text.strip() in turn for turn in prompt) for text in texts)
@@ -367,7 +368,8 @@ def _references(row: Row) -> tuple[str, ...]:
 
 def _thought(row: Row) -> str:
     """Return the thought that stands beside the response, else an empty text."""
-    thoughts = {row.text(name) for name in THOUGHTS if row.has(name) and not isinstance(row.fields[name], bool)}
+    thoughts = {row.text(name) for name in THOUGHTS
+                if row.has(name) and str(row.fields[name]).strip().lower() not in _SWITCHES}
     if len(thoughts) > 1:
         raise row.fault("two thoughts in a row", "has two different thoughts; keep one of them.")
     return "".join(thoughts)

@@ -68,6 +68,8 @@ def test_each_form(tmp_path, row, expected):
         ({"problem": "hi", "solution": "long", "answer": "yo"}, "hi", "long"),
         ({"question": "hi", "answer": "yo", "solution": "long"}, "hi", "long"),
         ({"query": "hi", "response": "yo"}, "hi", "yo"),
+        ({"instruction": "hi", "input": "x", "output": "yo", "text": "# hi\n# x\n# yo", "thinking": "off"},
+         "hi\nx", "yo"),
         ({"instruction": "hi", "answer": "yo"}, "hi", "yo"),
         ({"instruction": "hi", "input": "x", "completion": "yo"}, "hi\nx", "yo"),
         ({"instruction": " ", "input": "hi", "output": "yo"}, "hi", "yo"),
@@ -81,7 +83,7 @@ def test_each_form(tmp_path, row, expected):
 )
 def test_pairs_and_values_that_are_plain(tmp_path, row, prompt, response):
     (example,) = read_examples(write(tmp_path, row))
-    assert (example.prompt, example.response) == ([turn("user", prompt)], response)
+    assert (example.prompt, example.answer) == ([turn("user", prompt)], turn("assistant", response))
 
 
 QUESTION = {"question": "hi x", "answer": "yo"}
@@ -100,6 +102,7 @@ QUESTION = {"question": "hi x", "answer": "yo"}
         ({"instruction": "hi", "choices": ["a", "b"], "output": "yo"}, "choices"),
         ({"instruction": "hi", "question": "long", "answer": "yo"}, "question"),
         ({"input": "hi", "prompt": "long", "output": "yo"}, "prompt"),
+        ({"instruction": "hi", "input": "x", "Input": "y", "output": "yo"}, "Input"),
     ],
 )  # fmt: skip
 def test_a_field_that_belongs_to_the_prompt_is_a_fault(tmp_path, row, name):
@@ -112,7 +115,7 @@ def test_a_field_that_belongs_to_the_prompt_is_a_fault(tmp_path, row, name):
     [
         ({"id": "a", "url": "b", "doc_id": "c", "metadata": {"a": "b"}, "n": 3, "ok": True, "vector": [0.1, 2],
           "none": None, "blank": " "}, []),
-        ({"text": "hi x\nyo"}, ["text"]),  # the row as one text
+        ({"text": "### Question\nhi x\n### Answer\nyo"}, ["text"]),  # the row as one text
         ({"context": "x", "choices": ["hi", "x"]}, ["choices", "context"]),  # they stand in the prompt
         ({"A": "alone", "Title": "T", "solved": "3"}, ["A", "Title", "solved"]),
     ],
