@@ -51,7 +51,9 @@ class Faults:
 
     def change(self, what: str, where: str) -> None:
         """Record that the row at `where` was read with a change, such as "a first turn of the assistant left out"."""
-        self.changed.setdefault(what, []).append(where)
+        places = self.changed.setdefault(what, [])
+        if not places or places[-1] != where:  # several turns of one row count once
+            places.append(where)
 
     def by_kind(self) -> dict[str, list[str]]:
         """Return the places of the bad rows by kind of fault, the most frequent kind first."""

@@ -15,6 +15,8 @@ from .row import Row
 TABLES = (".parquet", ".arrow")
 SIDE_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 """Names in lower case of files that systems write into folders."""
+NOTES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json", "metadata.json")
+"""Names of files in which libraries write about the data beside them."""
 _CONFIG_AND_SPLIT = re.compile(r"(?:([^:\[]+):)?(.*)", re.DOTALL)  # a slice such as train[:100] has a colon too
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_ENDINGS = re.compile(r"\.(jsonl?|ndjson|csv|tsv|txt|parquet|arrow|xlsx?|gz|bz2|xz|zst|zip|ya?ml)$", re.IGNORECASE)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,7 +48,7 @@ class FileLook:
     """One data file as it was understood.
 
     Attributes:
-        form: name of its format.
+        forms: number of rows that were read in each format.
         rows: rows that were read, bad ones included.
         examples: the responses of the good rows; none in a file of choices or continuations.
         faults: the bad rows.
@@ -58,7 +59,7 @@ class FileLook:
     """
 
     path: str
-    form: str
+    forms: Mapping[str, int]
     rows: int
     examples: list[Example]
     faults: Faults
@@ -67,6 +68,13 @@ class FileLook:
     unknown: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
+
+    @property
+    def form(self) -> str:
+        """Name of the format; where rows are of several, each with its number of rows, the most frequent first."""
+        if len(self.forms) < 2:
+            return next(iter(self.forms), "unknown")
+        return ", ".join(f"{name} {count:,}" for name, count in sorted(self.forms.items(), key=lambda item: -item[1]))
 
     @property
     def good(self) -> int:
@@ -132,7 +140,7 @@ class FileLook:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; see docs/how-to/look-at-data.md for the fields."""
         content: dict[str, Any] = {
-            "path": self.path, "format": self.form, "rows": self.rows, "good": self.good,
+            "path": self.path, "format": self.form, "formats": dict(self.forms), "rows": self.rows, "good": self.good,
             "bad": {kind: listed(found) for kind, found in self.faults.by_kind().items()},
             "changed": {what: listed(found) for what, found in self.faults.changed.items()},
             "responses": len(self.examples),
@@ -161,14 +169,15 @@ def read_file(path: str | Path, *, limit: int | None = None, on_bad_row: OnBadRo
     """
     faults = Faults(on_bad_row)
     rows = collect_rows(path, limit, faults)
-    read, examples, form = len(rows) + len(faults), [], ""
+    read, examples = len(rows) + len(faults), []
+    forms: Counter[str] = Counter()
     for row in rows:
         try:
             examples += parse_row(row, faults)
-            form = form or detect_form(row).name
+            forms[detect_form(row).name] += 1
         except RowFault as fault:
             faults.add(fault)
-    return FileLook(str(path), form or "unknown", read, examples, faults, texts=list(map(text_of, examples)))
+    return FileLook(str(path), forms, read, examples, faults, texts=list(map(text_of, examples)))
 
 
 # Tokens that the model does not have ----------------------------------------------------------------------------------
@@ -256,9 +265,9 @@ def _blocks(prompt: str) -> list[Segment]:
 
 
 class Pairs(NamedTuple):
-    """Places that hold the same: (place, the place that it repeats).
+    """Rows that hold the same, each once: (place, the place that it repeats).
 
-    exact: the same prompt and the same response. prompt: the same prompt, with any response.
+    exact: the same prompts and the same responses. prompt: the same prompt, with any response.
     """
 
     exact: list[tuple[str, str]]
@@ -282,31 +291,47 @@ def messages_text(messages: Sequence[Message]) -> str:
 
 
 def repeated(texts: Sequence[Text]) -> Pairs:
-    """Find the texts of a file that repeat an earlier one."""
+    """Find the rows of a file that repeat an earlier one in all their responses, or in one of their prompts."""
     first_exact: dict[Any, str] = {}
     first_prompt: dict[str, str] = {}
     pairs = Pairs([], [])
-    for text in texts:
-        for key, first, found in (((text.prompt, text.response), first_exact, pairs.exact),
-                                  (text.prompt, first_prompt, pairs.prompt)):
-            if key in first:
-                found.append((text.where, first[key]))
-            else:
-                first[key] = text.where
+    for where, row in _by_row(texts).items():
+        before = next((first_prompt[prompt] for prompt, _ in row if prompt in first_prompt), None)
+        if before is not None:
+            pairs.prompt.append((where, before))
+        if (whole := tuple(row)) in first_exact:
+            pairs.exact.append((where, first_exact[whole]))
+        first_exact.setdefault(whole, where)
+        for prompt, _ in row:
+            first_prompt.setdefault(prompt, where)
     return pairs
 
 
 def shared(texts: Sequence[Text], others: Sequence[Text]) -> Pairs:
-    """Find the texts that also stand among the others, with the first place there."""
+    """Find the rows with a prompt that also stands among the others, with the first place there.
+
+    A row counts as exact if a prompt stands there with the same response.
+    """
     exact: dict[Any, str] = {}
     prompts: dict[str, str] = {}
     for other in others:
         exact.setdefault((other.prompt, other.response), other.where)
         prompts.setdefault(other.prompt, other.where)
-    return Pairs(
-        [(text.where, exact[key]) for text in texts if (key := (text.prompt, text.response)) in exact],
-        [(text.where, prompts[text.prompt]) for text in texts if text.prompt in prompts],
-    )
+    pairs = Pairs([], [])
+    for where, row in _by_row(texts).items():
+        if same := next((pair for pair in row if pair in exact), None):
+            pairs.exact.append((where, exact[same]))
+        if (known := next((prompt for prompt, _ in row if prompt in prompts), None)) is not None:
+            pairs.prompt.append((where, prompts[known]))
+    return pairs
+
+
+def _by_row(texts: Iterable[Text]) -> dict[str, list[tuple[str, str | None]]]:
+    """Return (prompt, response) of each response of a row, by the row's place."""
+    rows: dict[str, list[tuple[str, str | None]]] = {}
+    for text in texts:
+        rows.setdefault(text.where, []).append((text.prompt, text.response))
+    return rows
 
 
 # Numbers in words -----------------------------------------------------------------------------------------------------

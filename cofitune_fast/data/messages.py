@@ -36,10 +36,12 @@ _BEARING = _MEDIA | {
     "reasoning", "think", "thinking", "thought", "thoughts", "tool", "tools", "function", "functions", "observation",
     "chosen", "rejected", "text", "content", "context", "input", "output",
 }
-_HARMLESS = {"id", "idx", "index", "uuid", "hash", "timestamp", "time", "date", "created", "meta", "metadata", "model",
+HARMLESS = {"id", "idx", "index", "uuid", "hash", "timestamp", "time", "date", "created", "meta", "metadata", "model",
              "lang", "language", "source", "score", "rating", "rank", "tokens", "finish_reason", "stop_reason",
              "parallel_tool_calls"}
+"""Names of keys and fields that say nothing about what is trained."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_TOOL_PARTS = ("tool_use", "tool_call", "tool_calls", "function_call", "tool_result", "function_call_output")
 _CHANGE_FIRST = "the assistant's first turn left out, as nobody speaks before it"
 
 
@@ -165,13 +167,17 @@ def _part(row: Row, part: Any, made: Message, place: str) -> str:
     if not isinstance(part, dict):
         raise row.fault("a part that is not text", f"{place} {type_name(part)} as a part of the content.")
     part = _given(part)
-    media = next((key for key in part if _words(key) & _MEDIA), None)
+    media = next((key for key in part if words(key) & _MEDIA), None)
     kind = part.get("type") or media or "text"
     if kind in _TEXT_PARTS and "text" in part and media is None:
         return row.as_text(part["text"], f"{place} {{}} as the text of a part.", f"{place} {{}}.")
     if kind in THOUGHTS and isinstance(part.get(kind, part.get("text")), str):
         _think(row, made, part.get(kind, part.get("text")), place)
         return ""
+    if kind in _TOOL_PARTS:
+        raise row.fault("a part that is not text",
+                        f"{place} a part of the type {kind!r}; write calls as the turn's tool_calls, and what a tool "
+                        "returned as a turn of the role tool.")
     raise row.fault("a part that is not text", f"{place} a part of the type {kind!r}; only text is trained.")
 
 
@@ -196,10 +202,10 @@ def _extras(row: Row, entry: Mapping[str, Any], made: Message, place: str, fault
             calls = parsed(value)
             calls = calls if isinstance(calls, list) else [calls]
             made["tool_calls"] = [*made.get("tool_calls", []), *(_call(row, call, place) for call in calls)]
-        elif key in _HARMLESS:
+        elif key in HARMLESS:
             continue
-        elif _words(key) & _BEARING:
-            what = "only text is trained" if _words(key) & _MEDIA else "remove it, or write what it says in another way"
+        elif words(key) & _BEARING:
+            what = "only text is trained" if words(key) & _MEDIA else "remove it, or write what it says in another way"
             raise row.fault(f"the key {key!r} in a turn", f"{place} the key {key!r}, which is not understood; {what}.")
         elif faults is not None:
             faults.change(f"the key {key!r} of turns left out", row.where)
@@ -252,6 +258,6 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _words(key: str) -> set[str]:
-    """Words of a key in lower case: imageUrl and image_url have the same."""
+def words(key: str) -> set[str]:
+    """Return the words of a key in lower case: imageUrl and image_url have the same."""
     return set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))

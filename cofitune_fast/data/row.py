@@ -11,10 +11,15 @@ from .faults import RowFault
 
 
 class Row(NamedTuple):
-    """One row of a data file. where: "file:line", or "file:row N" in a file whose lines are no rows."""
+    """One row of a data file.
+
+    where: "file:line", or "file:row N" in a file whose lines are no rows.
+    cells: every value is a text, as in CSV, so that a list stands as text too.
+    """
 
     fields: dict[str, Any]
     where: str
+    cells: bool = False
 
     def fault(self, kind: str, words: str) -> RowFault:
         """Make the fault of this row with the sentence "WHERE WORDS"."""
@@ -121,5 +126,6 @@ def parsed(value: Any) -> Any:
 
 def type_name(value: Any) -> str:
     """Name the type of a value in JSON's words, with its article."""
-    names = {dict: "an object", list: "a list", bool: "a truth value", str: "a text", type(None): "null"}
+    names = {dict: "an object", list: "a list", bool: "a truth value", str: "a text", bytes: "bytes",
+             type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")

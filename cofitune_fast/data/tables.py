@@ -20,20 +20,38 @@ _LONGEST_CELL = 2**31 - 1  # the largest limit that the csv module takes on ever
 def table_rows(path: Path, text: str, limit: int | None, faults: Faults) -> list[Row]:
     """Read the first `limit` records after the header; every value is a string.
 
-    A TSV file is delimited by tabs. In a CSV file the header decides: a comma, or else a semicolon, a tab or a bar. A
+    A TSV file is delimited by tabs; if it does not hold together with quoted cells, but does without, its quotation
+    marks are text. In a CSV file the header decides: a comma, or else a semicolon, a tab or a bar. A
     first column without a name, as pandas writes its index, is left out; so are other columns without a name if they
     are empty.
 
     Raises:
         CofituneError: the header is broken, or has a name twice.
     """
+    found = Faults(faults.on_bad_row)
+    rows = _read(path, text, limit, found, csv.QUOTE_MINIMAL)
+    if found and _is_tsv(path):
+        plain = Faults(faults.on_bad_row)
+        unquoted = _read(path, text, limit, plain, csv.QUOTE_NONE)
+        if not plain:
+            for row in unquoted:
+                if any(cell.startswith('"') for cell in row.fields.values()):
+                    faults.change("quotation marks at the beginning of a cell as text", row.where)
+            return unquoted
+    for fault in found.found:
+        faults.add(fault)
+    return rows
+
+
+def _read(path: Path, text: str, limit: int | None, faults: Faults, quoting: int) -> list[Row]:
     rows: list[Row] = []
     with _long_cells():
-        records = ((where, record) for where, record in _records(path, text, faults) if any(map(str.strip, record)))
+        records = ((where, record) for where, record in _records(path, text, faults, quoting)
+                   if any(map(str.strip, record)))
         header = next((_header(where, record) for where, record in records), [])
         for where, record in islice(records, limit):
             try:
-                rows.append(Row(_fields(header, record, where), where))
+                rows.append(Row(_fields(header, record, where), where, cells=True))
             except RowFault as fault:
                 faults.add(fault)
     return rows
@@ -66,7 +84,7 @@ def _fields(header: list[str], record: list[str], where: str) -> dict[str, str]:
     return fields
 
 
-def _records(path: Path, text: str, faults: Faults) -> Iterator[tuple[str, list[str]]]:
+def _records(path: Path, text: str, faults: Faults, quoting: int) -> Iterator[tuple[str, list[str]]]:
     """Yield (place, record). After a broken record the reading goes on in the line after its first."""
     lines = _Lines(text)
     first = lines.all[0].strip()
@@ -74,7 +92,7 @@ def _records(path: Path, text: str, faults: Faults) -> Iterator[tuple[str, list[
         delimiter, lines.position = first[4], 1
     else:
         delimiter = _delimiter(path, first)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     while True:
         start = lines.position
         where = f"{path}:{start + 1}"
@@ -106,9 +124,13 @@ class _Lines:
 
 
 def _delimiter(path: Path, header: str) -> str:
-    if ".tsv" in path.suffixes or ".TSV" in path.suffixes:
+    if _is_tsv(path):
         return "\t"
     return next((delimiter for delimiter in ",;\t|" if delimiter in header), ",")
+
+
+def _is_tsv(path: Path) -> bool:
+    return ".tsv" in map(str.lower, path.suffixes)
 
 
 @contextmanager

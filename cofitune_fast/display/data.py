@@ -97,12 +97,12 @@ def _lines(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{part}: {_rows(found)} with {kind} ({_places(found, content)})", "red"
         for what, found in look["changed"].items():
             yield f"{part}: {_rows(found)} read with {what} ({_places(found, content)})", "yellow"
-        for key, words in (("cut", f"cut at max_length {content['max_length']}"),
-                           ("dropped", "dropped, as the prompt leaves no room for a response"),
-                           ("beyond_positions", "longer than the model's positions")):
+        for key, noun, words in (("cut", "response", f"cut at max_length {content['max_length']}"),
+                                 ("dropped", "response", "dropped, as the prompt leaves no room for it"),
+                                 ("beyond_positions", "row", "longer than the model's positions")):
             found = look.get(key) or {"count": 0}
             if found["count"]:
-                yield f"{part}: {_rows(found)} {words} ({_places(found, content)})", "yellow"
+                yield f"{part}: {_rows(found, noun)} {words} ({_places(found, content)})", "yellow"
     twice = content["twice_in_train"]
     if twice and twice["prompt"]["count"]:
         exact, prompt = twice["exact"], twice["prompt"]
@@ -174,8 +174,8 @@ def _some(count: int | None) -> str | None:
     return f"{count:,}" if count else None
 
 
-def _rows(found: Mapping[str, Any]) -> str:
-    return f"{found['count']:,} row{'' if found['count'] == 1 else 's'}"
+def _rows(found: Mapping[str, Any], noun: str = "row") -> str:
+    return f"{found['count']:,} {noun}{'' if found['count'] == 1 else 's'}"
 
 
 def _places(found: Mapping[str, Any], content: Mapping[str, Any]) -> str:

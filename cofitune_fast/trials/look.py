@@ -220,7 +220,7 @@ def _read_part(data: TrialData, part: str) -> FileLook:
         except CofituneError:
             return file
         texts = list(map(_text_of_item, task.items))
-        return FileLook(path, task.kind, len(texts), [], Faults(data.on_bad_row), texts=texts)
+        return FileLook(path, {task.kind: len(texts)}, len(texts), [], Faults(data.on_bad_row), texts=texts)
     return file
 
 

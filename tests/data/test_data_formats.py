@@ -66,7 +66,15 @@ def test_each_form(tmp_path, row, expected):
         ({"Instruction": "hi", " Output ": "yo"}, "hi", "yo"),
         ({"question": "hi", "answer": "yo", "id": 3, "context": None}, "hi", "yo"),
         ({"problem": "hi", "solution": "long", "answer": "yo"}, "hi", "long"),
+        ({"question": "hi", "answer": "yo", "solution": "long"}, "hi", "long"),
         ({"query": "hi", "response": "yo"}, "hi", "yo"),
+        ({"instruction": "hi", "input": "x", "output": "yo", "text": "# hi\n# x\n# yo", "thinking": "off"},
+         "hi\nx", "yo"),
+        ({"instruction": "hi", "answer": "yo"}, "hi", "yo"),
+        ({"instruction": "hi", "input": "x", "completion": "yo"}, "hi\nx", "yo"),
+        ({"instruction": " ", "input": "hi", "output": "yo"}, "hi", "yo"),
+        ({"prompt": '[{"role": "user" is JSON', "completion": "yo"}, '[{"role": "user" is JSON', "yo"),
+        ({"messages": [], "prompt": "hi", "completion": "yo"}, "hi", "yo"),
         ({"input": "hi", "output": "yo"}, "hi", "yo"),
         ({"source": "hi", "target": "yo"}, "hi", "yo"),
         ({"prompt": '[{"role": "user", "content": "hi"}]', "completion": "yo"}, "hi", "yo"),
@@ -75,7 +83,66 @@ def test_each_form(tmp_path, row, expected):
 )
 def test_pairs_and_values_that_are_plain(tmp_path, row, prompt, response):
     (example,) = read_examples(write(tmp_path, row))
-    assert (example.prompt, example.response) == ([turn("user", prompt)], response)
+    assert (example.prompt, example.answer) == ([turn("user", prompt)], turn("assistant", response))
+
+
+QUESTION = {"question": "hi x", "answer": "yo"}
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        *(({**QUESTION, name: "long"}, name) for name in (
+            "paragraph", "table", "text", "knowledge", "evidence", "hint", "background", "story", "schema", "Context",
+            "sql_context", "input_text", "system_instruction")),
+        ({**QUESTION, "contexts": ["x", "long"]}, "contexts"),
+        ({**QUESTION, "A": "x", "B": "y", "C": 3}, "B"),
+        ({**QUESTION, "choices": [1, 2]}, "choices"),
+        ({"prompt": "hi", "input": "long", "completion": "yo"}, "input"),
+        ({"instruction": "hi", "choices": ["a", "b"], "output": "yo"}, "choices"),
+        ({"instruction": "hi", "question": "long", "answer": "yo"}, "question"),
+        ({"input": "hi", "prompt": "long", "output": "yo"}, "prompt"),
+        ({"instruction": "hi", "input": "x", "Input": "y", "output": "yo"}, "Input"),
+    ],
+)  # fmt: skip
+def test_a_field_that_belongs_to_the_prompt_is_a_fault(tmp_path, row, name):
+    with pytest.raises(CofituneError, match=rf"has '{name}' beside '\w+' and '\w+', and it is not plain where"):
+        read_examples(write(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("more", "left_out"),
+    [
+        ({"id": "a", "url": "b", "doc_id": "c", "metadata": {"a": "b"}, "n": 3, "ok": True, "vector": [0.1, 2],
+          "none": None, "blank": " "}, []),
+        ({"text": "### Question\nhi x\n### Answer\nyo"}, ["text"]),  # the row as one text
+        ({"context": "x", "choices": ["hi", "x"]}, ["choices", "context"]),  # they stand in the prompt
+        ({"A": "alone", "Title": "T", "solved": "3"}, ["A", "Title", "solved"]),
+    ],
+)
+def test_other_fields_are_left_out_and_told(tmp_path, more, left_out):
+    path = write(tmp_path, {**QUESTION, **more})
+    examples = read_examples(path)
+    assert [(row.prompt, row.response) for row in examples] == [([turn("user", "hi x")], "yo")]
+    assert examples.faults.changed == {f"the field {name!r} left out": [f"{path}:1"] for name in left_out}
+
+
+def test_numbers_in_a_table_say_nothing(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion,rated,seen\nhi,yo,3.5,True\nhi,yo,much,\n")
+    assert read_examples(path).faults.changed == {"the field 'rated' left out": [f"{path}:3"]}
+    path.write_text('prompt,completion\n"[{""role"": 1",yo\n')
+    with pytest.raises(CofituneError, match="has text as 'prompt'; it must be a list"):
+        read_examples(path)
+
+
+def test_a_thought_and_references_beside_turns_need_one_response(tmp_path):
+    beside = {"reasoning": "hm", "references": ["yo", "hey"]}
+    (example,) = read_examples(write(tmp_path, {"messages": [HI, YO], **beside}))
+    assert example.answer == {**YO, "reasoning_content": "hm"} and example.references == ("yo", "hey")
+    weighted = [HI, {**YO, "weight": 0}, HI, YO]
+    (example,) = read_examples(write(tmp_path, {"messages": weighted, **beside}))
+    assert example.answer == {**YO, "reasoning_content": "hm"} and example.prompt == [HI, YO, HI]
 
 
 def test_a_thought_system_and_history_beside_a_pair(tmp_path):
@@ -138,6 +205,12 @@ def test_csv_holds_lists_as_json(tmp_path):
         ({"prompt": "hi", "completion": "yo", "images": ["a.png"]}, "has 'images'; only text is trained"),
         ({"prompt": "hi", "completion": "yo", "weight": 0.5}, "has 0.5 as 'weight'"),
         ({"prompt": "hi", "completion": "\u200b \u3000"}, "has an empty 'completion'"),
+        ({"messages": MESSAGES, "reasoning": "hm"}, "has a thought beside its turns, and it is not plain which one"),
+        ({"messages": [HI, YO, HI], "reasoning": "hm"}, "has a thought beside its turns"),
+        ({"prompt": "hi", "completion": {**YO, "thinking": "a"}, "reasoning": "b"}, "has two different thoughts"),
+        ({"messages": MESSAGES, "references": ["a"]}, "has 'references' beside 2 responses"),
+        ({"messages": [HI, YO], "history": [["a", "b"]]}, "has 'history' beside 'messages'"),
+        ({"query": "hi", "response": "yo", "system": "a", "system_prompt": "b"}, "has two system prompts that differ"),
         ({"messages": MESSAGES, "system": "be long"}, "has a system prompt beside 'messages' and another one"),
         ({"messages": [HI, YO], "tools": [{"name": "\ud83d"}]}, "has in 'tools' half of a character"),
         ({"text": "a story"}, "has 'text' alone, as for pre-training"),

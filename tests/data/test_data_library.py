@@ -49,6 +49,12 @@ def test_files_and_folders_of_the_library(dataset, tmp_path, save):
         read_examples(path)
 
 
+def test_bytes_are_no_text(tmp_path):
+    datasets.Dataset.from_list([{"prompt": b"hi", "completion": "yo"}]).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(CofituneError, match="has bytes as 'prompt'; it must be text"):
+        read_examples(tmp_path / "x.parquet")
+
+
 def test_splits_of_a_saved_folder(dataset, tmp_path):
     datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "saved")
     assert len(read_rows(f"{tmp_path}/saved:test")) == 1

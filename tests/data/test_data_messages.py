@@ -71,6 +71,7 @@ def test_turns_of_all_tools(turns, expected):
     ("extra", "words"),
     [
         (turn("user", [{"type": "image_url", "image_url": {"url": "x"}}]), "turn 2, a part of the type 'image_url'"),
+        (turn("assistant", [{"type": "tool_use", "id": "x"}]), "turn 2, a part of the type 'tool_use'; write calls as"),
         (turn("user", [{"text": "x", "image": "y"}]), "turn 2, a part of the type 'image'; only text is trained"),
         (turn("assistant", "x", audio={"id": "y"}), "turn 2, the key 'audio', which is not understood; only text"),
         (turn("assistant", "x", weight=0.5), "turn 2, 0.5 as 'weight'"),

@@ -7,7 +7,7 @@ import lzma
 
 import pytest
 
-from cofitune_fast.data import read_rows
+from cofitune_fast.data import read_examples, read_rows
 from cofitune_fast.errors import CofituneError
 
 ROWS = [{"a": "one"}, {"a": "two\u2028lines"}, {"a": "é"}]
@@ -27,6 +27,11 @@ LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
         ("x.json", json.dumps({"version": 1, "data": ROWS}), ["row 1", "row 2", "row 3"]),
         ("x.json", json.dumps({"train": ROWS}), ["row 1", "row 2", "row 3"]),
         ("x.jsonl", json.dumps({"data": ROWS}, indent=1), ["row 1", "row 2", "row 3"]),
+        ("x.jsonl", LINES.replace("\n", "\r"), ["1", "2", "3"]),
+        ("x.jsonl", LINES.replace("\n", ",\n") + ",\n", ["row 1", "row 2", "row 3"]),
+        ("x.jsonl", LINES.replace("\n", ""), ["row 1", "row 2", "row 3"]),
+        ("x.jsonl", "\n".join(json.dumps(row, indent=1) for row in ROWS), ["row 1", "row 2", "row 3"]),
+        ("x.json", "\r\n".join(json.dumps(row, indent=1) for row in ROWS), ["row 1", "row 2", "row 3"]),
         ("x.csv", "a\none\ntwo\u2028lines\né\n", ["2", "3", "4"]),
         ("x.tsv", "a\none\n\ntwo\u2028lines\né\n", ["2", "4", "5"]),
         ("x.csv", "\ufeffa,\none,\n,\ntwo\u2028lines,\né\n", ["2", "4", "5"]),
@@ -41,6 +46,39 @@ def test_rows_and_places(tmp_path, name, text, places):
     assert [row.fields for row in rows] == ROWS
     assert [row.where for row in rows] == [f"{path}:{place}" for place in places]
     assert read_rows(path, limit=2) == rows[:2]
+
+
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+@pytest.mark.parametrize(("lines", "rows"), [([TALK], 1), ([TALK, TALK], 2), ([[TALK, TALK]], 2)])
+def test_a_list_of_messages_is_a_row(tmp_path, name, lines, rows):
+    path = tmp_path / name
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert [row.fields for row in read_rows(path)] == [{"messages": TALK}] * rows
+
+
+def test_rows_that_are_not_one_a_line_are_told(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "hi", "completion": "yo"}, indent=1) for _ in range(3)))
+    assert read_examples(path).faults.changed == {
+        "another layout than one object a line": [f"{path}:row {number}" for number in (1, 2, 3)]}
+
+
+def test_quotation_marks_in_a_tsv_file(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text('prompt\tcompletion\nsay "a"\tb\n"Hello" she said\tyo\n"hi\tyo"\n')
+    examples = read_examples(path)
+    assert [(row.prompt[0]["content"], row.response) for row in examples] == [
+        ('say "a"', "b"), ('"Hello" she said', "yo"), ('"hi', 'yo"')]
+    assert examples.faults.changed == {
+        "quotation marks at the beginning of a cell as text": [f"{path}:3", f"{path}:4"]}
+    path.write_text('prompt\tcompletion\n"hi"\t"a ""b""\tc"\n')
+    assert [row.fields for row in read_rows(path)] == [{"prompt": "hi", "completion": 'a "b"\tc'}]
+    path.write_text('prompt\tcompletion\n"hi\tyo\nlonely\n')
+    with pytest.raises(CofituneError, match=r"x\.tsv:2 is broken CSV"):
+        read_rows(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -70,7 +108,7 @@ def test_bytes_of_another_encoding_are_a_fault_of_their_rows(tmp_path):
 
 def test_the_files_of_a_folder_s_split(tmp_path):
     for name, text in {"train-00000-of-00002.jsonl": "one", "train-00001-of-00002.jsonl": "two", "test.jsonl": "no",
-                       "._train.jsonl": "\0", ".DS_Store": "\0", "readme.md": ""}.items():
+                       "._train.jsonl": "\0", "dataset_infos.json": "", ".DS_Store": "\0", "readme.md": ""}.items():
         (tmp_path / name).write_text(json.dumps({"a": text}))
     assert [row.fields["a"] for row in read_rows(f"{tmp_path}:train")] == ["one", "two"]
     assert [row.fields["a"] for row in read_rows(f"{tmp_path}:train", limit=1)] == ["one"]
@@ -103,6 +141,13 @@ def test_the_limit_spares_the_rows_after_it(tmp_path):
         ("x.json", b"[]", r"x\.json is empty"),
         ("x.json", b'{"data": []}', r"x\.json is empty"),
         ("x.csv", b"a,b\n", r"x\.csv is empty"),
+        ("x.jsonl", b'{\n"a": 1\n}\n{\n"a": [{"b": 1}\n}', r"x\.jsonl:6 is broken .* that has not one row on each"),
+        ("x.jsonl", b'{"a": 1},\n{"a": },\n', r"x\.jsonl:2 is broken JSON .* without a comma after it"),
+        ("x.json", b'{"train": [{"a": 1}], "test": [{"a": 1}, {"a": 2}]}', r"several lists of rows \(train, test\)"),
+        ("x.json", b'{"a": ["x", "y"], "b": ["u", "v"]}', r'by its columns .*orient="records", lines=True'),
+        ("x.json", b'{"a": {"0": "x"}, "b": {"0": "u"}}', "by its columns or its index, as pandas"),
+        ("x.jsonl", b'{"0": {"a": "x"}, "1": {"a": "u"}}', "by its columns or its index, as pandas"),
+        ("x.json", b'{"columns": ["a"], "index": [0], "data": [["x"]]}', "by its columns or its index, as pandas"),
         ("x.jsonl", b'{"a": 1}\n{"a": \n', r"x\.jsonl:2 is broken JSON"),
         ("x.jsonl", b"{broken\n", r"x\.jsonl:1 is broken JSON"),
         ("x.json", b'[{"a": 1},\n{"a": }]', r"x\.json:2 is broken JSON"),
