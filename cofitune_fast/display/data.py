@@ -67,7 +67,7 @@ def _files(content: Mapping[str, Any]) -> Table:
         if any(cells):
             table.add_row(name, *(cell or "" for cell in cells))
 
-    line("format", lambda look: look["format"])
+    line("format", lambda look: look["format"].replace(", ", "\n"))
     line("rows", lambda look: f"{look['rows']:,}")
     line("bad rows", lambda look: _some(look["rows"] - look["good"]))
     line("responses", lambda look: f"{look['responses']:,}")

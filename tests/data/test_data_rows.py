@@ -141,7 +141,7 @@ def test_the_limit_spares_the_rows_after_it(tmp_path):
         ("x.json", b"[]", r"x\.json is empty"),
         ("x.json", b'{"data": []}', r"x\.json is empty"),
         ("x.csv", b"a,b\n", r"x\.csv is empty"),
-        ("x.jsonl", b'{\n"a": 1\n}\n{\n"a": [{"b": 1}\n}', r"x\.jsonl:6 is broken .* that has not one row on each"),
+        ("x.jsonl", b'{\n"a": 1\n}\n{\n"a": [\n{"b": 1}\n}', r"x\.jsonl:7 is broken .* that has not one row on each"),
         ("x.jsonl", b'{"a": 1},\n{"a": },\n', r"x\.jsonl:2 is broken JSON .* without a comma after it"),
         ("x.json", b'{"train": [{"a": 1}], "test": [{"a": 1}, {"a": 2}]}', r"several lists of rows \(train, test\)"),
         ("x.json", b'{"a": ["x", "y"], "b": ["u", "v"]}', r'by its columns .*orient="records", lines=True'),
