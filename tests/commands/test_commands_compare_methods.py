@@ -106,7 +106,7 @@ def test_a_folder_of_other_data_is_refused(command_line, config, tmp_path):
     assert command_line("compare", "-c", path)[0] == 0
     write_jsonl(tmp_path / "valid.jsonl", [{"prompt": "p", "completion": "c"}] * 3)
     status, _, err = command_line("compare", "-c", path)
-    assert status == 2 and "was begun with another base, other data" in err and "task.sha256.valid was" in err
+    assert status == 2 and "was begun with another base, other data" in err and "task.sha256.valid has changed" in err
 
 
 @pytest.mark.parametrize(("compare", "options", "sentence"), [

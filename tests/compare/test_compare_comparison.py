@@ -180,10 +180,10 @@ def test_another_base_other_data_and_other_settings_are_refused_with_the_differe
     with pytest.raises(CofituneError, match=r"letters\.limit was not set, is 3"):
         make(tasks={"letters": replace(bench.data, limit=3)})[0].run()
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "p", "completion": "c"}] * 4)
-    with pytest.raises(CofituneError, match=r"letters\.sha256\.train was "):
+    with pytest.raises(CofituneError, match=r"the content of letters\.sha256\.train has changed"):
         make(one_bench=make_bench(tiny_run))[0].run()
     make_tiny_model(seed=1).save_pretrained(tiny_run["model"])
-    with pytest.raises(CofituneError, match="base was "):
+    with pytest.raises(CofituneError, match="the content of base has changed"):
         make(one_bench=make_bench(tiny_run))[0].run()
 
 

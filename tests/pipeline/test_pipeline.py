@@ -263,7 +263,7 @@ def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not
                       (Path(tiny_run["data.train"]), r"task\.sha256\.train")):
         before = file.read_bytes()
         file.write_bytes(before + (b" " if file == importance else before[: before.index(b"\n") + 1]))
-        with pytest.raises(CofituneError, match=rf"begun with .*{key} was"):
+        with pytest.raises(CofituneError, match=rf"begun with .*the content of {key} has changed"):
             run()
         file.write_bytes(before)
     assert trained == []
@@ -272,7 +272,7 @@ def test_moved_data_and_settings_files_are_the_same_run_and_changed_ones_are_not
 def test_a_folder_of_another_base_is_refused(make, tiny_run, trained):
     make(full_sft=False, **REGION).run()
     make_tiny_model(seed=8).save_pretrained(tiny_run["model"])
-    with pytest.raises(CofituneError, match=r"begun with another base, .* \(base was"):
+    with pytest.raises(CofituneError, match=r"begun with another base, .* \(the content of base has changed"):
         make(**REGION).run()
     assert trained == ["ffn.up@2-3"]
 

@@ -335,7 +335,7 @@ def test_an_observer_is_told_everything_in_order(make):
     observer = Recorder()
     run(make, StubExecutor(SPEC), "racing", observer=observer)
     names = [event[0] for event in observer.events]
-    assert names[:7] == ["note", "note", "note", "note", "level", "rung", "start"]
+    assert names[:6] == ["note", "note", "note", "level", "rung", "start"]
     assert names[-2:] == ["chosen", "remaining"] and observer.events[-1][1] == 0.0
     assert names.count("start") == names.count("finish") and names.count("drop") > 0
     best = [event[2].region for event in observer.events if event[0] == "finish"]

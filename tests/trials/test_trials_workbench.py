@@ -11,7 +11,8 @@ from cofitune_fast.errors import CofituneError
 from cofitune_fast.models import LoadedModel, load_model
 from cofitune_fast.regions import Region, load_delta, save_delta
 from cofitune_fast.training import MemorySettings, TrainOptions
-from cofitune_fast.trials import TrialData, Workbench, workbench
+from cofitune_fast.trials import TrialData, Workbench
+from cofitune_fast.trials import data as trial_data
 
 TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "no"}
 REGION = Region.parse("ffn.up+ffn.down@2-3")
@@ -141,7 +142,7 @@ def test_the_versatility_limit_leaves_the_speciality_whole(make_bench):
 
 def test_a_suite_is_read_once_per_split(bench, monkeypatch):
     read = []
-    monkeypatch.setattr(workbench, "read_suite", lambda *args, _read=workbench.read_suite, **kwargs: (
+    monkeypatch.setattr(trial_data, "read_suite", lambda *args, _read=trial_data.read_suite, **kwargs: (
         read.append(args[0]), _read(*args, **kwargs))[1])
     first, again = bench.score("valid"), bench.score("valid")
     assert read == [bench.data.versatility_valid] and bench.suite("valid") is bench.suite("valid")
