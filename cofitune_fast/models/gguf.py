@@ -131,6 +131,11 @@ def _convert(file: Path, dtype: str, folder: Path) -> None:
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     _forget_how_it_was_loaded(folder / "tokenizer_config.json")
+    for kind, wanted in _wrong_ends(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), metadata):
+        raise CofituneError(  # transformers 5.5 does not keep this with the tokenizer
+            f"{file} says that a text has {'a' if wanted else 'no'} {kind} token, which the "
+            "tokenizer of this release of transformers does not keep; update transformers, or name an ordinary model "
+            "folder.")
 
 
 class _Metadata:
@@ -158,19 +163,25 @@ class _Metadata:
 def _tokenizer(file: Path, metadata: _Metadata) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     # transformers reads the tokens at both ends of a text, but not whether every text has them.
-    for kind, place in (("bos", 0), ("eos", -1)):
-        wanted, token = metadata.value(f"tokenizer.ggml.add_{kind}_token"), getattr(tokenizer, f"{kind}_token_id")
-        if wanted is None or token is None:
-            continue
-        ids = tokenizer("a")["input_ids"]
-        if (bool(ids) and ids[place] == token) != wanted:
-            setattr(tokenizer, f"add_{kind}_token", wanted)
+    for kind, wanted in _wrong_ends(tokenizer, metadata):
+        setattr(tokenizer, f"add_{kind}_token", wanted)
     blank = metadata.value("tokenizer.ggml.add_space_prefix")
     if blank is False and len(tokenizer("a", add_special_tokens=False)["input_ids"]) > 1:
         logging.getLogger("cofitune_fast").warning(
             f"{file} begins no text with a blank, and transformers' tokenizer does; name an ordinary model folder if "
             "that matters.")
     return tokenizer
+
+
+def _wrong_ends(tokenizer: Any, metadata: _Metadata) -> list[tuple[str, bool]]:
+    """List "bos" and "eos" if a text does not begin or end as the file says, each with True if it must."""
+    wrong = []
+    for kind, place in (("bos", 0), ("eos", -1)):
+        wanted, token = metadata.value(f"tokenizer.ggml.add_{kind}_token"), getattr(tokenizer, f"{kind}_token_id")
+        ids = tokenizer("a")["input_ids"]
+        if wanted is not None and token is not None and (bool(ids) and ids[place] == token) != wanted:
+            wrong.append((kind, bool(wanted)))
+    return wrong
 
 
 def _generation(metadata: _Metadata, read: GenerationConfig) -> GenerationConfig:

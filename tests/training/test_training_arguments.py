@@ -23,6 +23,8 @@ from cofitune_fast.training.arguments import (
     check_precision,
 )
 
+NEWER = {"activation_checkpointing_kwargs", "dataloader_multiprocessing_context"}  # than transformers 5.5
+
 
 @pytest.mark.parametrize(("values", "words"), [
     ({"optim": "adafactor"}, r"training\.optim is 'adafactor', which is not taken here: the steps are MaskedAdamW's"),
@@ -107,6 +109,9 @@ from cofitune_fast.training.arguments import (
     ({"accelerator_config": "nowhere.json"}, r"training\.accelerator_config"),
 ])
 def test_what_cannot_be_honoured_is_one_sentence(values, words):
+    here = {field.name for field in fields(TrainingArguments)}
+    if values.keys() & ({"warmup_ratio"} & here | NEWER - here):
+        pytest.skip("this release of transformers has other arguments")
     with pytest.raises(CofituneError, match=words) as caught:
         check_arguments(values)
     assert "\n" not in str(caught.value).strip()
