@@ -136,7 +136,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
 def test_ends_of_a_turn_and_settings_of_the_tokenizer(tmp_path, cache):
     for begins, ends in ((True, False), (False, True)):
         if ends and version.parse(transformers.__version__) < version.parse("5.6"):
-            with pytest.raises(CofituneError, match=r"no bos token .* which the tokenizer of this release"):
+            with pytest.raises(CofituneError, match=r"no bos token, which the tokenizer of this release"):
                 load_model(write_llama(tmp_path / "old.gguf", make_tiny_model(), **{
                     "tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": ends}))
             continue
