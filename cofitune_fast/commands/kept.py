@@ -119,10 +119,9 @@ class Earlier:
         for one in self.checkpoints:
             if one.whole():
                 steps = read_json(one.path / "trainer_state.json", "state of a training")["max_steps"]
-                console.print(f"Going on from step {one.step} of {steps}", highlight=False)
+                console.print(f"Going on from step {one.step} of {steps}")
                 return str(one.path)
-            console.print(f"{one.path} is damaged or incomplete, so it is passed over", highlight=False, markup=False,
-                          soft_wrap=True)
+            console.print(f"{one.path} is damaged or incomplete, so it is passed over")
         return find_checkpoint(True, self.output) if self._required else None
 
 

@@ -16,7 +16,7 @@ from ..models.loading import plain_folder
 from ..planning.plan import Settings
 from ..planning.planner import Planner, fake_model
 from ..regions import Region
-from ..training.arguments import DEFAULTS
+from ..training.argument_rules import DEFAULTS
 
 
 def memory_needs(settings: Config) -> Callable[[Region], int]:

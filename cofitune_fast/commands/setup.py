@@ -51,14 +51,9 @@ def needed(settings: Config, key: str) -> Any:
     return value
 
 
-def say(line: str) -> None:
-    """Print a line about the run on standard error, whole and as it is."""
-    console.print(line)
-
-
 def look_before(
     settings: Config, parts: Sequence[str], suites: Sequence[str] = (), *, tasks: Mapping[str, TrialData] | None = None,
-    evaluated: bool = False, say: Callable[[str], None] = say,
+    evaluated: bool = False, say: Callable[[str], None] = console.print,
 ) -> list[DataLook]:
     """Check everything that needs no weights: files, then the tokenizer, rows as tokens, positions and the embedding.
 

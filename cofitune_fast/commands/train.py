@@ -35,7 +35,7 @@ from ..training import (
     run_identity,
     with_learning_rate,
 )
-from ..training.arguments import CHECKPOINT_MINUTES
+from ..training.argument_rules import CHECKPOINT_MINUTES
 from ..training.checkpoint import sweep
 from ..training.identity import deciding, plain
 from ..trials import Workbench
@@ -225,8 +225,7 @@ def _refuse_the_base(bench: Workbench, region: Region, result: dict[str, Any]) -
         return
     if all(tensor_digest(tensor) == bench.digests.get(name) for name, tensor in region.parameters(bench.model)):
         raise CofituneError(f"Training changed nothing: after {result['steps']} steps the region has the base's bits. "
-                            "A single step is at the warm-up's rate 0: give more rows or epochs, or set "
-                            "training.warmup_steps 0; else raise training.learning_rate.")
+                            "Raise training.learning_rate, or give more rows or epochs.")
 
 
 class _LogLines(TrainerCallback):

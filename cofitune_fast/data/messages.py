@@ -14,6 +14,7 @@ Message = dict[str, Any]
 "reasoning_content", the thought before the content."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+CONVERSATIONS = ("messages", "conversations", "conversation")  # fields of a row that hold turns
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names of the field that holds the thought before an answer, in a message or in a row."""
 

@@ -17,7 +17,8 @@ from ..data import Encoded
 from ..models.sharded import world_size
 from ..optim.sharding import local
 from ..regions import BaseInfo, Trainable
-from .arguments import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE, decisive, evaluates
+from .argument_rules import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE
+from .arguments import decisive, evaluates
 from .options import TrainOptions
 
 DIGESTS = "digests"

@@ -25,7 +25,8 @@ from ..optim.sharding import local
 from ..planning.out_of_memory import is_out_of_memory
 from ..progress import progress
 from ..regions import BaseInfo, FrozenProof, Trainable, detach_parts
-from .arguments import CHECKPOINT_MINUTES, PATIENCE, check_precision, evaluates, training_arguments
+from .argument_rules import CHECKPOINT_MINUTES, PATIENCE
+from .arguments import check_precision, evaluates, training_arguments
 from .batching import KeyedRows
 from .callbacks import Patience, Saves, ShowSteps, StopOnInterrupt
 from .checkpoint import Checkpoint, find_checkpoint

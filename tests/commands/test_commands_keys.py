@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from cofitune_fast.commands.app import COMMANDS
 from cofitune_fast.commands.keys import KEYS, SECTIONS, TRAINING, keys_of, training_names
 from cofitune_fast.config import Config, ModelSection
-from cofitune_fast.training.arguments import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE
+from cofitune_fast.training.argument_rules import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE
 from cofitune_fast.validation import fields_of, section_of
 
 ROOT = Path(__file__).parents[2]

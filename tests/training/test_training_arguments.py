@@ -14,14 +14,8 @@ from cofitune_fast.data import Encoded
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import BaseInfo, Region
 from cofitune_fast.training import CoFiTuneTrainer, Schedule, arguments, check_arguments, decisive, training_arguments
-from cofitune_fast.training.arguments import (
-    CHECKPOINT_MINUTES,
-    HONOURED,
-    OURS,
-    REFUSED,
-    WITHOUT_INFLUENCE,
-    check_precision,
-)
+from cofitune_fast.training.argument_rules import CHECKPOINT_MINUTES, HONOURED, OURS, REFUSED, WITHOUT_INFLUENCE
+from cofitune_fast.training.arguments import check_precision
 
 NEWER = {"activation_checkpointing_kwargs", "dataloader_multiprocessing_context"}  # than transformers 5.5
 

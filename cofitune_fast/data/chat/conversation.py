@@ -7,6 +7,7 @@ from typing import Any
 
 from ..faults import RowFault
 from ..formats import Example, Message
+from ..messages import THOUGHTS
 from .options import found_once, options_of
 from .template import GREETING, call_names, render, text_of, thought_of
 from .thinking import (
@@ -32,7 +33,6 @@ PLAIN_FORMAT = ("The tokenizer has no chat template: a prompt is the texts of it
 """Sentence that says how rows are written for a model without a chat template."""
 
 _MARK = "\N{SYMBOL FOR SUBSTITUTE}content\N{SYMBOL FOR SUBSTITUTE}"
-_THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -78,7 +78,7 @@ def response_text(
     if choice in ("without", "empty"):
         thought = None
     answer: Message = {**example.answer, "content": content}
-    answer = {key: value for key, value in answer.items() if key not in _THOUGHT_KEYS}
+    answer = {key: value for key, value in answer.items() if key not in THOUGHTS}
     if thought is not None:
         answer["reasoning_content"] = thought
     elif _could_be_parted(tokenizer, content):
@@ -144,7 +144,7 @@ def _with_thought_as_chosen(tokenizer: Any, message: Message) -> Message:
         return message
     thought, content = parted(tokenizer, message)
     if options_of(tokenizer).thinking in ("without", "empty"):
-        message = {**{key: value for key, value in message.items() if key not in _THOUGHT_KEYS}, "content": content}
+        message = {**{key: value for key, value in message.items() if key not in THOUGHTS}, "content": content}
     elif thought is not None and thought_of(message) is None and thinking_of(tokenizer) is not None:
         return {**message, "content": content, "reasoning_content": thought}
     if thought_of(message) is None and _could_be_parted(tokenizer, text_of(message)):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from ...errors import CofituneError
-from ..formats import Message
+from ..messages import THOUGHTS, Message
 from .options import found_once, options_of, with_options
 
 GREETING: list[Message] = [{"role": "user", "content": "Hello"}]
@@ -102,7 +102,7 @@ def text_of(message: Message) -> str:
 
 def thought_of(message: Message) -> str | None:
     """Return the thought that a message has beside its content; None if there is none."""
-    found = next((message[key] for key in ("reasoning_content", "thinking", "reasoning") if message.get(key)), None)
+    found = next((message[key] for key in THOUGHTS if message.get(key)), None)
     return found if isinstance(found, str) and found.strip() else None
 
 
