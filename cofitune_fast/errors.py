@@ -1,4 +1,6 @@
-"""Exception for all errors that a user can put right."""
+"""Exception for all errors that a user can put right, and what a sentence quotes of other errors."""
+
+from __future__ import annotations
 
 
 class CofituneError(ValueError):
@@ -6,3 +8,9 @@ class CofituneError(ValueError):
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text without its full stop, for a sentence; its kind if it has no text."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text.rstrip(".") or type(error).__name__

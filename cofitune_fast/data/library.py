@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import CofituneError
+from ..errors import CofituneError, first_line
 from .row import Row
 
 TABLES = (".parquet", ".arrow")
@@ -70,7 +70,7 @@ def table_file_rows(path: Path, limit: int | None) -> list[Row]:
                 table = ipc.open_stream(source).read_all()
         return _rows(path, table.slice(0, limit).to_pylist(), None)
     except (arrow.ArrowException, OSError) as error:
-        raise CofituneError(f"{path} cannot be read ({_first_line(error)}).") from None
+        raise CofituneError(f"{path} cannot be read ({first_line(error)}).") from None
 
 
 def saved_rows(folder: Path, split: str | None, limit: int | None) -> list[Row]:
@@ -79,7 +79,7 @@ def saved_rows(folder: Path, split: str | None, limit: int | None) -> list[Row]:
     try:
         loaded = library.load_from_disk(str(folder))
     except Exception as error:  # the library raises errors of many kinds for a damaged folder
-        raise CofituneError(f"{folder} cannot be read by the datasets library ({_first_line(error)}).") from None
+        raise CofituneError(f"{folder} cannot be read by the datasets library ({first_line(error)}).") from None
     return _split_rows(loaded, str(folder), split, limit)
 
 
@@ -95,7 +95,7 @@ def hub_rows(name: str, split: str | None, limit: int | None) -> list[Row]:
     except Exception as error:  # no network, no such data set, several configurations, a bad split: of many kinds
         raise CofituneError(
             f"There is no file or folder {name}, and as a data set of the hub it cannot be loaded "
-            f"({type(error).__name__}: {_first_line(error)}); name it OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT."
+            f"({type(error).__name__}: {first_line(error)}); name it OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT."
         ) from None
     return _rows(f"{name}:{split}", loaded, limit) if part else _split_rows(loaded, name, None, limit)
 
@@ -132,7 +132,3 @@ def _package(name: str, what: str) -> Any:
     except ImportError:
         raise CofituneError(f"{what} is read by the package {name.partition('.')[0]}, which is not installed: "
                             "pip install 'cofitune-fast[data]'.") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")

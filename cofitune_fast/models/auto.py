@@ -63,8 +63,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's text, for a sentence; the error's name if it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

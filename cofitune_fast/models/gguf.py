@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from ..errors import CofituneError
+from ..errors import CofituneError, first_line
 from ..files import WriteFailed, atomic_folder, cache_folder
 from ..progress import progress
-from .auto import first_line, no_progress_bars
+from .auto import no_progress_bars
 from .fingerprint import named_parameters
 
 _FORMAT = 2  # of the conversion; folders of earlier ones may lack what is read now

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from ..errors import CofituneError
+from ..errors import CofituneError, first_line
 from ..files import cache_folder
 from ..progress import progress
-from .auto import auto_class, first_line, no_progress_bars, read_config
+from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
 from .folder import check_model, refuse_no_model
 from .gguf import converted
@@ -239,7 +239,7 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
 
 def _cannot_be_loaded(source: str, error: Exception) -> CofituneError:
     where = "" if Path(source).exists() else f"there is no folder {source} here, and as the id of a model on the hub: "
-    return CofituneError(f"The model {source} cannot be loaded: {where}{first_line(error)}")
+    return CofituneError(f"The model {source} cannot be loaded: {where}{first_line(error)}.")
 
 
 def _refuse_missing(source: str, missing: Collection[str]) -> None:
