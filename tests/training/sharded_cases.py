@@ -6,6 +6,7 @@ what went wrong in each case.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -339,4 +340,5 @@ def work(folder):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as conftest.py does
     work(Path(sys.argv[1]))
