@@ -81,6 +81,7 @@ class _Commands(TyperGroup):
                     _show_help(outlined(name).make_context(name, [], parent=context, resilient_parsing=True), asked)
                 if list(keys_of(name)):
                     check_early(name, rest, own_options(source(name)))
+                outlined(name).make_context(name, [*rest], parent=context)  # refuses a wrong option or its value
                 quiet_libraries()
                 module = name.replace("-", "_")
                 with calm():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -37,10 +38,10 @@ _FEW_BAD = 0.05  # share of bad rows up to which they are left out
 _MANY_ROWS = 10_000  # rows from which one epoch will do
 _HEAD = """Written by `cofitune init`; each value stands with its reason. `cofitune train -h` lists all other keys.
 A key on the command line goes before this file: cofitune train --config FILE --training.num_train_epochs 3"""
-_NO_SUITE = """No versatility tasks are given. Training needs none: the anchor holds the model to its base. But without
-them nothing measures whether the model has kept its other abilities, and `cofitune run` and `cofitune search` need them
-to choose a region. To add them, make two folders with the files knowledge/*.jsonl, reasoning/*.jsonl and
-instruction/*.jsonl (docs/scoring.md says what is in them), and take these lines in:
+_NO_SUITE = """No versatility tasks are given. Training needs none: the anchor holds the model to its base.
+But without them nothing measures whether the model has kept its other abilities, and `cofitune run` and
+`cofitune search` need them to choose a region. To add them, make two folders with the files knowledge/*.jsonl,
+reasoning/*.jsonl and instruction/*.jsonl (docs/scoring.md says what is in them), and take these lines in:
 versatility:
   valid: suite/valid
   test: suite/test"""
@@ -237,19 +238,27 @@ def _plan(
         NothingFits: with the longest rows and the default region.
     """
     rows = look.files["train"].encoded
+    settings.plan.rows = len(rows)
+    response = max(len(row.input_ids) - row.response_start for row in rows)
     regions = (settings.region,) if "region" in given else REGIONS
-    first: NothingFits | None = None
-    for length in _lengths(look, settings, given):
-        for region in regions:
-            settings.region, settings.data.max_length = region, length
-            settings.plan.rows = len(rows)
-            settings.plan.response_length = max(1, min(length - 1, max(
-                len(row.input_ids) - row.response_start for row in rows)))
-            try:
-                return _with_room_for_the_cache(settings, memory)
-            except NothingFits as error:
-                first = first or error
-    raise first
+    attempts = [(length, region) for length in _lengths(look, settings, given) for region in regions]
+
+    def attempt(length: int, region: str) -> tuple[MemoryPlan, tuple[str, ...]]:
+        settings.data.max_length, settings.region = length, region
+        settings.plan.response_length = max(1, min(length - 1, response))
+        return _with_room_for_the_cache(settings, memory)
+
+    try:
+        return attempt(*attempts[0])
+    except NothingFits as error:
+        try:
+            attempt(*attempts[-1])  # where the least does not fit, the others are not worth their time
+        except NothingFits:
+            raise error from None
+    for one in attempts[1:-1]:
+        with suppress(NothingFits):
+            return attempt(*one)
+    return attempt(*attempts[-1])
 
 
 def _with_room_for_the_cache(settings: Config, memory: Memory) -> tuple[MemoryPlan, tuple[str, ...]]:
@@ -270,18 +279,18 @@ def _of_plan(plan: MemoryPlan, losses: Collection[str], settings: Config, memory
     if found[_STEPS] > 1:
         yield Entry(_STEPS, found[_STEPS], f"so that a step has {found[_ROWS] * found[_STEPS]} rows, as by default")
     if found["training.gradient_checkpointing"]:
-        yield Entry("training.gradient_checkpointing", True, "less memory, more time: without it this does not fit")
+        yield Entry("training.gradient_checkpointing", True, "less memory, more time")
     storage = found["storage"]
     why = ("to fit; changes the numbers of the training" if f"storage {storage}" in losses else
            "as given" if settings.storage != "auto" else
            "weights and optimizer states in the dtype of the model's file" if storage == "fp32" else
-           "bfloat16 as the model's file, rounded at random so that small steps are not lost")
+           "bfloat16 as the model's file; rounded at random, so that small steps count")
     for key, usual, reason in (
         ("memory.prefix_cache", None, "keeps the output of the layers below the region on disk" if
          found["memory.prefix_cache"] == "auto" else "nothing to cache, or no room for it on the disk"),
-        ("memory.prefix_weights", "device", "to fit: the layers below the region leave the device"),
-        ("memory.gradient_release", "off", "to fit: each matrix is updated as soon as its gradient is there"),
-        ("memory.optimizer_states", "device", "to fit: kept and updated on the host"),
+        ("memory.prefix_weights", "device", "less memory: the layers below the region leave the device"),
+        ("memory.gradient_release", "off", "less memory: each matrix is updated as soon as its gradient is there"),
+        ("memory.optimizer_states", "device", "less memory: kept and updated on the host"),
     ):
         if found[key] != usual:
             yield Entry(key, found[key], reason)
