@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from typing import Annotated, Any
@@ -40,7 +41,7 @@ class _Commands(TyperGroup):
 
     def __init__(self, **attributes: Any):
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(COMMANDS)  # the names, for suggestions; `get_command` returns the commands
+        self.commands = dict.fromkeys(COMMANDS)  # the names; `get_command` returns the commands
 
     def list_commands(self, context: Any) -> list[str]:
         return list(COMMANDS)
@@ -72,6 +73,9 @@ class _Commands(TyperGroup):
         sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(self, context: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args[0] not in COMMANDS and not context.resilient_parsing:
+            near = "".join(f" Did you mean {name!r}?" for name in get_close_matches(args[0], COMMANDS, n=1))
+            raise _UsageError(f"No such command {args[0]!r}.{near}", context)
         name, command, rest = super().resolve_command(context, args)
         if name in COMMANDS and not context.resilient_parsing:
             with _one_line_at_most():

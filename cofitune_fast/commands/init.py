@@ -15,6 +15,7 @@ import typer
 from ..config import Config, load_config, parse_overrides
 from ..data.look import counted
 from ..display import shown_progress
+from ..environment import environment
 from ..errors import CofituneError
 from ..files import free_bytes, make_folder, write_text
 from ..memory.settings import parse_size, prefix_cache_folder
@@ -141,13 +142,15 @@ def memory_of(card: str | None, device: str | None = None) -> Memory:
 
 
 def _available() -> int:
-    """Bytes of the host's memory that programs can still have; where the system does not say, all of it."""
-    from ..environment import environment
-
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return environment()["memory_bytes"] or 2**33
+    """Bytes of memory that a program can still have here, within the limit of its container if there is one."""
+    free = [environment()["memory_bytes"] or 2**33]
+    with suppress(OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(lines.get("MemAvailable", "none").split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(1, min(free))
 
 
 # The data -------------------------------------------------------------------------------------------------------------
@@ -283,8 +286,8 @@ def _of_plan(plan: MemoryPlan, losses: Collection[str], settings: Config, memory
     storage = found["storage"]
     why = ("to fit; changes the numbers of the training" if f"storage {storage}" in losses else
            "as given" if settings.storage != "auto" else
-           "weights and optimizer states in the dtype of the model's file" if storage == "fp32" else
-           "bfloat16 as the model's file; rounded at random, so that small steps count")
+           "the model is float32; its optimizer states too" if storage == "fp32" else
+           "the model is bfloat16; rounded at random, so that small steps count")
     for key, usual, reason in (
         ("memory.prefix_cache", None, "keeps the output of the layers below the region on disk" if
          found["memory.prefix_cache"] == "auto" else "nothing to cache, or no room for it on the disk"),

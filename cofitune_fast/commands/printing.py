@@ -1,4 +1,4 @@
-"""What a command prints, and where: results on standard output, everything else on standard error.
+"""Printing of commands: results on standard output, everything else on standard error.
 
 `-q` leaves results, warnings and errors; `-v`, or COFITUNE_DEBUG, adds what libraries say.
 """

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from tiny import write_jsonl
 
-from cofitune_fast.commands.init import REGIONS
+from cofitune_fast.commands.init import REGIONS, memory_of
 from cofitune_fast.commands.plan import NothingFits, plan_within
 from cofitune_fast.commands.run_yaml import Entry, as_yaml, remark, written
 from cofitune_fast.config import load_config
+from cofitune_fast.environment import environment
 from cofitune_fast.planning.fit import Choice, Fit
 from cofitune_fast.yaml_text import parse_yaml
 
@@ -113,6 +114,19 @@ def test_what_is_missing_is_one_sentence(command_line, tiny_run, tmp_path, argv,
     names = {"TRAIN": tiny_run["data.train"], "MODEL": tiny_run["model"], "BAD": str(bad)}
     status, out, err = command_line("init", *(names.get(one, one) for one in argv), "--output", tmp_path / "run.yaml")
     assert status == 2 and out == "" and words in err and not (tmp_path / "run.yaml").exists()
+
+
+def test_the_memory_is_that_of_the_card_else_of_the_gpu_else_of_the_host(monkeypatch):
+    class Gpu:
+        total_memory = 10 * 2**30
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Gpu)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A card")
+    assert memory_of(None) == (9 * 2**30, "10.00 GiB, A card")
+    assert memory_of("20GiB") == (18 * 2**30, "20.00 GiB, given by --card")
+    host = memory_of(None, "cpu")
+    assert 0 < host.size < environment()["memory_bytes"] and host.whose.endswith("GiB, available here")
 
 
 @pytest.mark.parametrize("value", ["plain/path.jsonl", "a: b", "yes", "null", "2024", "#x", "ffn@40%-75%", "é 漢\t\"'",
