@@ -13,7 +13,8 @@ except KeyboardInterrupt:
 except ImportError as _error:
     if (_error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
         raise
-    raise SystemExit(f"cofitune: the command line needs {_error.name}: pip install 'cofitune-fast[cli]'.") from None
+    print(f"cofitune: the command line needs {_error.name}: pip install 'cofitune-fast[cli]'.", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def main() -> None:

@@ -1,24 +1,20 @@
 """The application behind `cofitune`: it finds the commands and holds the code they share.
 
 Each command is a module of this package with a function of the same name under `@command`. The module's docstring is
-the command's line in `cofitune --help`. A module is imported only when its command runs, so that `--help` is fast, and
-after `keys.check_early`, so that a misspelt key is refused at once.
+the command's line in `cofitune --help`. A module is imported only when its command runs: help is written from its
+source (`outline`), and a misspelt key or a wrong value is refused before (`keys.check_early`).
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -27,19 +23,17 @@ from .. import __version__
 from ..errors import CofituneError
 from ..signals import exit_status, stoppable
 from .keys import check_early, keys_of, own_options
-from .screen import Screen, printable, to_nowhere
+from .outline import HELP, AsJson, ConfigFile, built, outlined, source, stand_in
+from .printing import SILENT, calm, console, emit, errors, quiet_libraries, say, set_loudness, tell, warn
+from .screen import to_nowhere
 
-COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
-            "plan", "env")
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-# Under torchrun only rank 0 prints; the other ranks print nothing but their own errors.
-SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
-DEBUG = bool(os.environ.get("COFITUNE_DEBUG"))  # libraries' warnings, logs and progress bars are shown too
-HELP = {"help_option_names": ["-h", "--help"]}
-_OPEN_ENDED = {"allow_extra_args": True, "ignore_unknown_options": True}
-console = Screen(stderr=True, quiet=SILENT)
-errors = Screen(stderr=True)  # also of ranks that are silent otherwise
+__all__ = ["COMMANDS", "SILENT", "AsJson", "ConfigFile", "app", "command", "console", "emit", "tell", "warn"]
+
+COMMANDS = ("demo", "init", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze",
+            "report", "plan", "env")
+_WITHOUT_ARGUMENTS = ("demo", "env")  # other commands need some, and show their help without
+_QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
+_UsageError = typer.BadParameter.__base__  # of click, which some releases of typer hold inside
 
 
 class _Commands(TyperGroup):
@@ -47,84 +41,102 @@ class _Commands(TyperGroup):
 
     def __init__(self, **attributes: Any):
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(COMMANDS)  # the names, for suggestions; `get_command` returns the commands
+        self.commands = dict.fromkeys(COMMANDS)  # the names; `get_command` returns the commands
 
     def list_commands(self, context: Any) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, context: Any, name: str) -> TyperCommand | None:
         """Return a stand-in with the command's help line; `resolve_command` returns the full command."""
-        if name not in COMMANDS:
-            return None
-        return _StandIn(name, callback=lambda: None, help=ast.get_docstring(ast.parse(_source(name))),
-                        context_settings=_OPEN_ENDED)
+        return stand_in(name) if name in COMMANDS else None
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):  # lines too long for the terminal are broken, not cut off
+            formatter.write_dl([(name, stand_in(name).help or "") for name in COMMANDS])
+
+    def main(self, *arguments: Any, **options: Any) -> None:
+        """Run the command line and end the process; wrong usage is one line and status 2, as every such error."""
+        try:
+            status = super().main(*arguments, **options, standalone_mode=False)
+        except _UsageError as error:
+            what, path = error.format_message(), error.ctx.command_path if error.ctx else "cofitune"
+            say(CofituneError(f"{what}{'' if what.endswith(('.', '?')) else '.'} `{path} -h` shows what there is."))
+            status = 2
+        except CofituneError as error:
+            say(error)
+            status = 2
+        except typer.Exit as end:
+            status = end.exit_code
+        except BrokenPipeError:
+            to_nowhere(sys.stdout)
+            status = 0
+        sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(self, context: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args[0] not in COMMANDS and not context.resilient_parsing:
+            near = "".join(f" Did you mean {name!r}?" for name in get_close_matches(args[0], COMMANDS, n=1))
+            raise _UsageError(f"No such command {args[0]!r}.{near}", context)
         name, command, rest = super().resolve_command(context, args)
         if name in COMMANDS and not context.resilient_parsing:
             with _one_line_at_most():
-                if list(keys_of(name)) and not {"-h", "--help"} & set(rest):
-                    check_early(name, rest, own_options(_source(name)))
-                _quiet_libraries()
-                with _calm():
-                    command = getattr(import_module(f".{name}", __package__), name)
+                rest = _heard(context, rest)
+                asked = context.params["shown"] or {*HELP} & {*rest}
+                if asked or (not rest and name not in _WITHOUT_ARGUMENTS):
+                    _show_help(outlined(name).make_context(name, [], parent=context, resilient_parsing=True), asked)
+                if list(keys_of(name)):
+                    check_early(name, rest, own_options(source(name)))
+                outlined(name).make_context(name, [*rest], parent=context)  # refuses a wrong option or its value
+                quiet_libraries()
+                module = name.replace("-", "_")
+                with calm():
+                    command = getattr(import_module(f".{module}", __package__), module)
         return name, command, rest
 
 
-def _source(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-
-
-class _Completion(NamedTuple):
-    """Suggestion to a shell, with the fields of click's CompletionItem."""
-
-    value: str
-    help: str
-    type: str = "plain"
-
-
-class _StandIn(TyperCommand):
-    """Command that is not imported: its line in the help, and its options for the shell's completion."""
-
-    def shell_complete(self, context: Any, incomplete: str) -> list[Any]:
-        options = {f"--{name}": "" for name in sorted(own_options(_source(self.name))) if len(name) > 1}
-        options |= {f"--{name}": key.line for name, key in keys_of(self.name)}
-        return [_Completion(name, line) for name, line in options.items() if name.startswith(incomplete or "--")]
-
-
-class _Command(TyperCommand):
-    """Command whose help ends with the configuration keys that it reads."""
-
-    def format_help(self, context: Any, formatter: Any) -> None:
-        super().format_help(context, formatter)
-        keys = list(keys_of(self.callback.__name__))
-        if not keys:
-            return
-        tell("Keys, on the command line or in the YAML file, with their defaults in brackets:")
-        section, width = "", max(len(name) for name, _ in keys)
-        for name, key in sorted(keys, key=lambda pair: "." in pair[0]):
-            if (first := name.partition(".")[0]) != section and "." in name:
-                tell(f"\n{first}")
-                section = first
-            default = f" [{key.default}]" if key.default not in ("", "{}", "[]") else ""
-            tell(f"  --{name:{width}}  {key.line}{default}")
-        if section and any(name.startswith("training.") for name, _ in keys):
-            tell("\nEvery argument of transformers.TrainingArguments can be given as --training.NAME.")
-
-
 app = typer.Typer(
-    name="cofitune", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP,
+    name="cofitune", cls=_Commands, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Fine-tune the few modules that matter: search them, train them, keep the model's versatility.",
     epilog="Every configuration key can be given as --section.key value, e.g. --training.learning_rate 1e-4; "
            "`cofitune COMMAND --help` lists them.",
 )
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        print(__version__)
+def _print_version(asked: bool) -> None:
+    if asked:
+        tell(__version__)
         raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True, add_help_option=False)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version,
+                                          help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option(*_QUIET, help="Print results, warnings and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option(*_VERBOSE, help="Print what libraries say too.")] = False,
+    shown: Annotated[bool, typer.Option(*HELP, help="Show this help, or that of a command.")] = False,
+) -> None:
+    if shown or context.invoked_subcommand is None:
+        _show_help(context, asked=shown)
+
+
+def _show_help(context: Any, asked: Any) -> None:
+    """Print a command's help and end: on standard error and with status 2 where nobody asked for it."""
+    if asked:
+        tell(context.get_help())
+    else:
+        errors.print(context.get_help(), soft_wrap=True)
+    raise typer.Exit(0 if asked else 2)
+
+
+def _heard(context: Any, arguments: list[str]) -> list[str]:
+    """Heed -q and -v, which may stand before or after the command's name, and return the other arguments."""
+    quiet = context.params["quiet"] or bool({*_QUIET} & {*arguments})
+    verbose = context.params["verbose"] or bool({*_VERBOSE} & {*arguments})
+    if quiet and verbose:
+        raise CofituneError("-q leaves out what -v adds; give one of them.")
+    set_loudness(quiet=quiet, verbose=verbose)
+    return [argument for argument in arguments if argument not in (*_QUIET, *_VERBOSE)]
 
 
 def command(function: Callable[..., None]) -> Any:
@@ -132,20 +144,15 @@ def command(function: Callable[..., None]) -> Any:
 
     A function with a `context` parameter also accepts configuration keys as options. A CofituneError is printed as one
     line and ends with status 2. Ctrl-C ends with status 130, SIGTERM with 143; `kept.says_what_is_kept` says how to
-    resume. Without arguments a command that needs some shows its help.
+    resume.
     """
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(
-        cls=_Command, no_args_is_help=function.__name__ not in ("demo", "env"),
-        context_settings={**HELP, **(_OPEN_ENDED if "context" in function.__annotations__ else {})},
-    )(_guarded(function))
-    return typer.main.get_command(alone)
+    return built(_guarded(function), function.__name__, "context" in function.__annotations__)
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        with _one_line_at_most(), _calm():
+        with _one_line_at_most(), calm():
             function(*args, **kwargs)
             _leave_the_others()
 
@@ -159,59 +166,12 @@ def _one_line_at_most() -> Iterator[None]:
         with stoppable():
             yield
     except CofituneError as error:
-        _say(error)
+        say(error)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as error:
         after = "\n" if console.is_terminal else ""  # the terminal has written ^C
-        console.print(f"{after}cofitune: stopped.")
+        warn(f"{after}cofitune: stopped.")
         raise typer.Exit(exit_status(error)) from None
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Show our own warnings and notes as one line each on the console, and no others unless COFITUNE_DEBUG is set."""
-    package = str(Path(__file__).resolve().parents[1])
-    former = warnings.showwarning
-
-    def show(message: Any, category: type[Warning], filename: str, *place: Any) -> None:
-        if str(filename).startswith(package):
-            console.print(str(message))
-        elif DEBUG:
-            former(message, category, filename, *place)
-
-    ours, root = logging.getLogger("cofitune_fast"), logging.getLogger()
-    notes, nothing = _Notes(), logging.NullHandler()
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        ours.addHandler(notes)
-        if not DEBUG:
-            root.addHandler(nothing)  # a record that no handler takes would go to standard error
-        try:
-            yield
-        finally:
-            ours.removeHandler(notes)
-            root.removeHandler(nothing)
-
-
-class _Notes(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        console.print(record.getMessage())
-
-
-def _quiet_libraries() -> None:
-    """Silence the log output and the progress bars of libraries, unless COFITUNE_DEBUG is set.
-
-    Call this before the command's imports, because some libraries already log while they are imported.
-    """
-    if DEBUG:
-        return
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # transformers imports it wherever it is installed
 
 
 def _leave_the_others() -> None:
@@ -219,33 +179,3 @@ def _leave_the_others() -> None:
         from ..models.sharded import leave
 
         leave()
-
-
-def _say(error: CofituneError) -> None:
-    """Print an error as one line; of several ranks that met it together only rank 0 prints it."""
-    who = "cofitune: "
-    if SILENT:
-        sharded = sys.modules.get(f"{__package__.rpartition('.')[0]}.models.sharded")
-        if sharded is None or sharded.world_size() == 1:
-            return  # the process group is not up yet, so every rank meets this error
-        who = f"cofitune, rank {sharded.rank()}: "
-    errors.print(f"{who}{error}", style="red", soft_wrap=True)
-
-
-def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    """Print a result on standard output, as JSON or by calling `show`, which prints through `tell`."""
-    if SILENT:
-        return
-    if as_json:
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        tell(json.dumps(value, ensure_ascii=not unicode))
-    else:
-        show()
-
-
-def tell(*lines: Any) -> None:
-    """Print lines on standard output; what a terminal would obey is written out, see `screen.printable`."""
-    try:
-        print(*(printable(str(line)) for line in lines), sep="\n", flush=True)
-    except BrokenPipeError:
-        to_nowhere(sys.stdout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..config import Config
 from ..data.look import SHOWN
@@ -16,6 +15,7 @@ from ..training import evaluates
 from ..trials import read_data
 from ..trials.look import PARTS, SPLITS
 from .app import AsJson, ConfigFile, command, emit
+from .screen import Screen
 from .setup import read_config, trial_data
 
 
@@ -34,7 +34,7 @@ def data(
     Status 2: the data cannot be used as they are.
     """
     content = look_at(read_config(context, config), rows, seed)
-    out = Console()
+    out = Screen()
     emit(content, as_json, lambda: out.print(DataView(content), soft_wrap=not out.is_terminal))
     if not content["usable"]:
         raise typer.Exit(2)

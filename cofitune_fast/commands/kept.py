@@ -17,7 +17,7 @@ from ..regions import read_delta
 from ..signals import exit_status
 from ..training import changes, find_checkpoint
 from ..training.checkpoint import Checkpoint, checkpoints
-from .app import console
+from .app import console, warn
 
 _BEGAN = "began.json"
 _WAYS_OUT = "restore them, choose another output folder, or give --overwrite to start anew"
@@ -30,7 +30,7 @@ def says_what_is_kept(output: str | Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         finished = output is not None and _something_is_finished(Path(output))
-        console.print("\ncofitune: stopped. What is finished is kept; the same command goes on from there." if finished
+        warn("\ncofitune: stopped. What is finished is kept; the same command goes on from there." if finished
                       else "\ncofitune: stopped. Nothing was finished yet, so the same command starts anew.")
         raise typer.Exit(exit_status(error)) from None
 

@@ -140,6 +140,20 @@ TRAINING: dict[str, Key] = {name: Key(*entry) for name, entry in {
 }.items()}
 """The main arguments of transformers.TrainingArguments under `training`; the others are taken too."""
 
+CHOICES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in {
+    "preset": "default paper", "loss": "ce dft eaft", "storage": "auto fp32 bf16_split bf16_sr bf16 int8",
+    "model.dtype": "auto bfloat16 float32", "model.quantize": "none int8 nf4",
+    "data.metric": "likelihood exact bleu chrf rouge_l exact_answer last_number", "data.on_bad_row": "stop skip",
+    "data.thinking": "auto with without empty", "mask.mode": "update gradient",
+    "anchor.loss": "kl reverse_kl ce", "anchor.source": "answers rows free",
+    "anchor.thinking": "mixed template empty answer", "memory.prefix_cache": "auto off",
+    "memory.prefix_weights": "device host", "memory.packing": "auto on off",
+    "memory.gradient_release": "off exact lagged", "memory.optimizer_states": "device host",
+    "search.early": "signal uni", "search.learning_rate": "size fixed", "search.prior": "none gradient kl spectrum",
+    "search.executor": "in-process processes ray", "compare.executor": "in-process processes ray",
+}.items()}
+"""The values of keys that have few."""
+
 SECTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("model", "data", "training", "anchor", "search", "run", "output"),
     "run": ("title", "preset", "model", "data", "versatility", "region", "training", "loss", "anchor", "mask",
@@ -156,11 +170,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "analyze": ("title", "model", "data.test", "data.max_length", "delta", "output"),
     "plan": ("model", "data.max_length", "region", "training", "anchor", "mask", "memory", "storage", "plan"),
     "env": ("model",),
+    "init": ("model", "data", "versatility", "region", "training", "loss", "anchor", "memory", "storage"),
     "data": ("model", "data", "versatility"),
 }
 """The sections and keys that each command reads."""
 _OPEN = {"training", *(name for name, key in KEYS.items() if key.default == "{}"), "model.roles"}
-_TRAINING_ROWS = ("train", "run", "search", "importance")  # commands that read data.train in any case
+_TRAINING_ROWS = ("init", "train", "run", "search", "importance")  # commands that read data.train in any case
 _DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 
 
@@ -172,8 +187,8 @@ def keys_of(command: str) -> Iterator[tuple[str, Key]]:
 
 
 def check_early(command: str, arguments: Sequence[str], own: Collection[str]) -> None:
-    """Refuse what can be told from the names alone: an unknown key; a settings file, training file or model that is not
-    there.
+    """Refuse what can be told from names and plain values alone: an unknown key; a value that is none of a few, or no
+    number; a settings file, training file or model that is not there.
 
     Args:
         arguments: those of a command that takes configuration keys.
@@ -191,10 +206,13 @@ def check_early(command: str, arguments: Sequence[str], own: Collection[str]) ->
             if isinstance(content, Mapping):
                 _check_names(content, following)
                 given = {**_flat(content), **given}
+                _check_values(given, following)
         elif name.startswith("--") and name[2:] not in own:
             key = name[2:].replace("-", "_")
             _check_name(key, "the command line", also=own)
             given[key] = following
+            if equals or not following.startswith("--"):
+                _check_values({key: following}, "the command line")
     for key in ("data", "data.train") if command in _TRAINING_ROWS else ():
         path = given.get(key)
         if isinstance(path, str) and path.endswith(_DATA_FILES) and "\0" not in path \
@@ -209,6 +227,19 @@ def _flat(content: Mapping[Any, Any]) -> dict[str, Any]:
     inside = {f"{section}.{key}": value for section, keys in content.items() if isinstance(keys, Mapping)
               for key, value in keys.items()}
     return {**content, **inside}
+
+
+def _check_values(given: Mapping[str, Any], source: str) -> None:
+    """Refuse a text that is none of a key's few values, or no number where one is wanted; the rest needs `config`."""
+    for key, value in given.items():
+        if not isinstance(value, str) or value in ("", "null", "~"):
+            continue
+        if key in CHOICES and value not in CHOICES[key]:
+            raise CofituneError(f"{key} in {source} is wrong: choose one of {', '.join(CHOICES[key])} (given: "
+                                f"{value!r}).")
+        default = KEYS[key].default if key in KEYS else ""
+        if re.fullmatch(r"[\d.]+", default) and not re.fullmatch(r"[-+]?(\d[\d_]*)?\.?\d*(e[-+]?\d+)?", value.lower()):
+            raise CofituneError(f"{key} in {source} is wrong: it must be a number (given: {value!r}).")
 
 
 def _check_names(content: Mapping[Any, Any], source: str) -> None:

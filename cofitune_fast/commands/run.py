@@ -12,7 +12,7 @@ from ..display import make_display
 from ..errors import CofituneError
 from ..models.sharded import started_by_torchrun
 from ..report import methods_table, write_report
-from .app import AsJson, ConfigFile, command, console, emit
+from .app import AsJson, ConfigFile, command, console, emit, warn
 from .kept import says_what_is_kept
 from .screen import Screen
 from .setup import open_pipeline
@@ -68,5 +68,5 @@ def do_run(settings: Config, as_json: bool) -> None:
     failed = [row["name"] for row in report["methods"] if row["state"] == "failed"]
     failed += [f"the check '{check['name']}'" for check in report["checks"] if not check["passed"]]
     if failed:
-        console.print(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red")
+        warn(f"cofitune: failed: {', '.join(failed)}; the report says why.", style="red")
         raise typer.Exit(1)

@@ -31,10 +31,18 @@ def to_nowhere(stream: Any) -> None:
 
 
 class Screen(Console):
-    """Console for text that holds names of people's files; lines are not broken where there is no terminal."""
+    """Console for text that holds names of people's files; lines are not broken where there is no terminal.
+
+    FORCE_COLOR asks for colours where there is no terminal, and for nothing else of a terminal; NO_COLOR for none.
+    """
 
     def __init__(self, **options: Any):
+        asked = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR") and "color_system" not in options
+        if asked:
+            options["color_system"] = "standard"
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
+        if "force_terminal" not in options:  # else rich takes a file for a terminal under FORCE_COLOR
+            self._force_terminal = bool(getattr(self.file, "isatty", bool)())
         if not self.is_terminal and "width" not in options:
             self.width = _WIDE
 

@@ -40,7 +40,7 @@ from ..training.checkpoint import sweep
 from ..training.identity import deciding, plain
 from ..trials import Workbench
 from ..trials.data import content_digest, data_digest
-from .app import AsJson, ConfigFile, command, console, emit, tell
+from .app import AsJson, ConfigFile, command, console, emit, tell, warn
 from .kept import Earlier, step_to_go_on_from
 from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data
 
@@ -62,7 +62,7 @@ def train(
         step = step_to_go_on_from(output)
         kept = ("No checkpoint was kept, so the same command starts anew." if step is None else
                 f"The same command goes on from the checkpoint of step {step}.")
-        console.print(f"\ncofitune: stopped at once. {kept}")
+        warn(f"\ncofitune: stopped at once. {kept}")
         raise typer.Exit(exit_status(error)) from None
 
     def show() -> None:
@@ -78,7 +78,7 @@ def train(
 
     emit(result, as_json, show)
     if result["interrupted"]:
-        console.print(f"Stopped after step {result['steps']} with a checkpoint; the same command goes on from there.")
+        warn(f"Stopped after step {result['steps']} with a checkpoint; the same command goes on from there.")
         raise typer.Exit(128 + result["signal"])
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from transformers import TrainingArguments
 
 from cofitune_fast.commands.app import COMMANDS
-from cofitune_fast.commands.keys import KEYS, SECTIONS, TRAINING, keys_of, training_names
+from cofitune_fast.commands.keys import CHOICES, KEYS, SECTIONS, TRAINING, keys_of, training_names
 from cofitune_fast.config import Config, ModelSection
 from cofitune_fast.training.argument_rules import CHECKPOINT_MINUTES, DEFAULTS, PATIENCE
 from cofitune_fast.validation import fields_of, section_of
@@ -109,3 +110,15 @@ def test_the_shell_is_offered_commands_options_and_keys(typed, offered, command_
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     assert command_line()[:2] == (0, "\n".join(offered) + "\n")
+
+
+def test_the_values_of_keys_that_have_few_are_the_configurations():
+    found = {}
+    for name, kind in fields_of(Config).items():
+        inside = {f"{name}.{key}": one for key, one in fields_of(section_of(kind)).items()} if section_of(kind) else {}
+        for key, one in (inside or {name: kind}).items():
+            one = next((part for part in (one, *get_args(one)) if get_origin(part) is Literal), None)
+            if one is not None:
+                found[key] = {choice for part in get_args(one) for choice in (get_args(part) or (part,))}
+    assert {key: set(values) for key, values in CHOICES.items()} == {
+        key: values for key, values in found.items() if key != "mask.preset"}

@@ -10,7 +10,7 @@ import warnings
 import pytest
 from rich.table import Table
 
-from cofitune_fast.commands import app
+from cofitune_fast.commands import app, printing
 from cofitune_fast.commands.screen import Screen, printable
 
 NAMES = ["run[v2]", "run[/b]", "run[bold]x", ":smile:", "run\x1b[31mred", "a\x07\x9b1mb", "x\u202egnp.exe", "cut\ud83d"]
@@ -42,7 +42,7 @@ def test_lines_are_not_broken_where_there_is_no_terminal(monkeypatch):
 
 
 def test_warnings_of_ours_are_one_line_and_those_of_others_none(capsys):
-    with app._calm():
+    with printing.calm():
         warnings.warn_explicit("3 rows were cut.", UserWarning, app.__file__, 1)
         warnings.warn_explicit("use the new API", FutureWarning, "/site-packages/other/lib.py", 1)
         logging.getLogger("cofitune_fast").warning("The prefix cache is off: [/b].")

@@ -24,6 +24,7 @@ MOVING = ["--training.warmup_steps", "0"]  # on so few rows the first rung is on
 # What makes a command small enough for a test, by command and configuration.
 SMALLER = {
     ("train", None): ANCHOR,
+    ("train", "my-run.yaml"): ANCHOR,
     ("run", None): [*ANCHOR, *SPACE, *MOVING],
     ("search", None): [*ANCHOR, *SPACE, *MOVING],
     ("compare", "examples/comparison.yaml"): [
