@@ -30,7 +30,7 @@ from .keys import check_early, keys_of, own_options
 from .screen import Screen, printable, to_nowhere
 
 COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
-            "plan", "env")
+            "plan", "env", "import-config")
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # Under torchrun only rank 0 prints; the other ranks print nothing but their own errors.
@@ -67,12 +67,13 @@ class _Commands(TyperGroup):
                     check_early(name, rest, own_options(_source(name)))
                 _quiet_libraries()
                 with _calm():
-                    command = getattr(import_module(f".{name}", __package__), name)
+                    module = name.replace("-", "_")
+                    command = getattr(import_module(f".{module}", __package__), module)
         return name, command, rest
 
 
 def _source(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
 
 
 class _Completion(NamedTuple):

@@ -157,6 +157,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "plan": ("model", "data.max_length", "region", "training", "anchor", "mask", "memory", "storage", "plan"),
     "env": ("model",),
     "data": ("model", "data", "versatility"),
+    "import-config": (),
 }
 """The sections and keys that each command reads."""
 _OPEN = {"training", *(name for name, key in KEYS.items() if key.default == "{}"), "model.roles"}

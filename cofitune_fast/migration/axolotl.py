@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
+from ..regions import DEFAULT_REGION
 from . import rows
 from .draft import Draft, Rule
 from .layers import pattern, write_region
 from .rules import (
     ATTENTION,
-    FROZEN_ANYWAY,
+    FLOAT16,
     ONE_PROCESS_EACH,
+    OUTSIDE,
     RESUME,
     TEMPLATE,
     TRAINER,
-    changed,
     done_anyway,
+    flag,
     is_true,
+    later,
     names_in,
     needless,
     optimizer,
@@ -76,7 +79,7 @@ def _warmup_ratio(draft: Draft, key: str, value: Any) -> None:
         draft.needless(key, "warmup_steps goes before it")
 
 
-def _each_epoch(kind: str, plan: str) -> Rule:
+def _each_epoch(kind: str) -> Rule:
     """So many times an epoch: once is `epoch`, more often a share of the run's steps, as Axolotl itself computes."""
     def rule(draft: Draft, key: str, value: Any) -> None:
         epochs = draft.source.get("num_epochs") or 1
@@ -89,7 +92,7 @@ def _each_epoch(kind: str, plan: str) -> Rule:
         elif value * epochs <= 1:
             draft.take(key, f"training.{kind}_strategy", "no")
         else:
-            draft.settings[f"training.{kind}_strategy"] = "steps"
+            draft.take(key, f"training.{kind}_strategy", "steps")
             draft.change(key, f"training.{kind}_steps", round(1 / (value * epochs), 6), "as a share of the run's steps")
 
     return rule
@@ -106,31 +109,16 @@ def _tracker(draft: Draft, key: str, value: Any) -> None:
 
 
 def _least_rate(draft: Draft, key: str, value: Any) -> None:
-    draft.settings["training.lr_scheduler_type"] = "cosine_with_min_lr"
-    draft.change(key, "training.lr_scheduler_kwargs", {"min_lr_rate": value}, "with the scheduler cosine_with_min_lr")
+    draft.change(key, "training.lr_scheduler_type", "cosine_with_min_lr", "the cosine that ends above 0")
+    draft.take(key, "training.lr_scheduler_kwargs", {"min_lr_rate": value})
 
 
 def _plugins(draft: Draft, key: str, value: Any) -> None:
-    others = []
-    for name in names_in(value):
-        if "liger" in name.lower() or "cut_cross_entropy" in name.lower():
-            continue
-        if "spectrum" in name.lower():
-            others.append("for Spectrum: the region is what is trained, and cofitune search --search.prior spectrum "
-                          "orders regions by Spectrum's measure")
-        else:
-            others.append(f"{name} has no counterpart")
-    if others:
-        draft.refuse(key, "; ".join(others))
+    known = ("liger", "cut_cross_entropy", "spectrum")  # the last is settled by `_finish`
+    if others := [name for name in names_in(value) if not any(word in name.lower() for word in known)]:
+        draft.refuse(key, f"{', '.join(others)} has no counterpart here")
     else:
         draft.needless(key, "no logits are kept whole here, and Liger's kernel is taken where it is installed")
-
-
-def _eaft(draft: Draft, key: str, value: Any) -> None:
-    if is_true(value):
-        draft.take(key, "loss", "eaft")
-    else:
-        draft.take(key, None)
 
 
 def _exactly(wanted: float) -> Rule:
@@ -144,30 +132,6 @@ def _special_tokens(draft: Draft, key: str, value: Any) -> None:
     else:
         draft.refuse(key, "the tokens are those of the tokenizer; change them there, and save model and tokenizer to a "
                           "folder")
-
-
-def _attention(name: str) -> Rule:
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_true(value):
-            draft.take(key, "model.attn_implementation", name)
-        else:
-            draft.take(key, None)
-
-    return rule
-
-
-def _quantized(kind: str) -> Rule:
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_true(value):
-            draft.change(key, "model.quantize", kind, "everything outside the region")
-        else:
-            draft.take(key, None)
-
-    return rule
-
-
-def _later(draft: Draft, key: str, value: Any) -> None:
-    """Leave a key to `_finish`, which needs others first."""
 
 
 TABLE: dict[str, str | Rule] = {
@@ -185,29 +149,38 @@ TABLE: dict[str, str | Rule] = {
     "base_model": path,
     "bf16": _precision,
     "bfloat16": _precision,
-    "fp16": lambda draft, key, value: (draft.change(key, "model.dtype", "bfloat16", "float16 needs scaled gradients")
-                                       if is_true(value) else draft.take(key, None)),
-    "float32": lambda draft, key, value: draft.take(key, "model.dtype" if is_true(value) else None, "float32"),
+    "fp16": FLOAT16,
+    "float32": flag("model.dtype", "float32"),
     "tf32": _tf32,
     "attn_implementation": ATTENTION,
-    "flash_attention": _attention("flash_attention_2"),
-    "sdp_attention": _attention("sdpa"),
-    "eager_attention": _attention("eager"),
+    "flash_attention": flag("model.attn_implementation", "flash_attention_2"),
+    "sdp_attention": flag("model.attn_implementation", "sdpa"),
+    "eager_attention": flag("model.attn_implementation", "eager"),
     "xformers_attention": refused("left out, so that transformers chooses"),
     "flex_attention": refused("left out, so that transformers chooses"),
-    "load_in_4bit": _quantized("nf4"),
-    "load_in_8bit": _quantized("int8"),
+    "load_in_4bit": flag("model.quantize", "nf4", OUTSIDE),
+    "load_in_8bit": flag("model.quantize", "int8", OUTSIDE),
     "gptq": refused("name the model that is not quantised, and set model.quantize"),
     "model_type": needless("the checkpoint says it"),
-    "tokenizer_type": needless("the checkpoint says it"),
+    **dict.fromkeys(("tokenizer_type", "processor_type", "tokenizer_use_fast", "tokenizer_legacy",
+                     "is_llama_derived_model", "is_mistral_derived_model", "is_qwen_derived_model"),
+                    needless("the checkpoint says it")),
+    "tokenizer_use_mistral_common": refused("the tokenizer is the model's own, as transformers reads it"),
+    "revision_of_model": refused("download that revision, and name the folder"),
+    "model_config": refused("write it into the configuration of the model"),
+    "quantize_moe_experts": needless("model.quantize covers experts outside the region"),
+    "qat": refused("the region is trained in model.dtype; quantise the merged model"),
+    "use_kernels": needless("the loss and the optimizer have kernels of their own"),
+    "experts_implementation": needless("transformers chooses"),
+    "device_map": refused("set model.device, or start under torchrun"),
     "tokenizer_config": refused("the tokenizer is the model's own"),
     "special_tokens": _special_tokens,
     "tokens": refused("add tokens to tokenizer and model first, and save both to a folder"),
     "resize_token_embeddings_to_32x": refused("the embeddings stay as they are"),
     # the data
-    "datasets": _later,
-    "test_datasets": _later,
-    "val_set_size": _later,
+    "datasets": later,
+    "test_datasets": later,
+    "val_set_size": later,
     "sequence_len": _length,
     "excess_length_strategy": needless("see sequence_len"),
     "chat_template": lambda draft, key, value: (draft.take(key, None) if value == "tokenizer_default"
@@ -222,12 +195,16 @@ TABLE: dict[str, str | Rule] = {
     "dataset_processes": needless("rows are tokenised at the start"),
     "dataset_num_proc": needless("rows are tokenised at the start"),
     "skip_prepare_dataset": needless(),
+    "dataset_exact_deduplication": refused("cofitune data shows rows that stand twice; take them out"),
+    "min_sample_len": refused("take short rows out of the data"),
+    "streaming": refused("all rows are read at the start, so that they can be checked"),
+    "curriculum_sampling": refused("rows are drawn in random order"),
     "shuffle_merged_datasets": done_anyway(True, "rows are drawn in random order"),
     "eot_tokens": needless("which token ends a turn is read from the chat template"),
     # what is trained
-    "unfrozen_parameters": _later,
+    "unfrozen_parameters": later,
     "freeze_mm_modules": done_anyway(True, "only the text model's layers can be trained, unless region is full"),
-    "adapter": _later,
+    "adapter": later,
     "plugins": _plugins,
     "spectrum_top_fraction": refused("cofitune search --search.prior spectrum orders regions by Spectrum's measure"),
     "spectrum_model_name": needless(),
@@ -248,15 +225,15 @@ TABLE: dict[str, str | Rule] = {
     "gradient_checkpointing": _checkpointing,
     "activation_offloading": refused("only what is at or above the region keeps activations; "
                                      "training.gradient_checkpointing saves more"),
-    "evals_per_epoch": _each_epoch("eval", "evaluations"),
-    "saves_per_epoch": _each_epoch("save", "checkpoints"),
+    "evals_per_epoch": _each_epoch("eval"),
+    "saves_per_epoch": _each_epoch("save"),
     "wandb_name": "training.run_name",
     **dict.fromkeys(_TRACKERS, _tracker),
     "loss_watchdog_threshold": refused("watch the loss by training.report_to"),
     "loss_watchdog_patience": needless(),
     "resume_from_checkpoint": refused(RESUME),
     "auto_resume_from_checkpoints": needless("the same command goes on from its last checkpoint"),
-    "use_eaft": _eaft,
+    "use_eaft": flag("loss", "eaft"),
     "eaft_alpha": _exactly(1.0),
     "eaft_k": _exactly(20),
     "chunked_cross_entropy": needless("no logits are kept whole"),
@@ -275,8 +252,7 @@ TABLE: dict[str, str | Rule] = {
     "save_safetensors": done_anyway(True, "all files are safetensors"),
     "low_cpu_mem_usage": needless(),
     "save_first_step": needless(),
-    "float16": changed("model.dtype", lambda value: "bfloat16", "float16 needs scaled gradients"),
-    "seed_everything": needless(),
+    "float16": FLOAT16,
     "tiled_mlp": refused("training.gradient_checkpointing and a smaller batch save memory"),
     "use_liger_kernel": TRAINER["use_liger_kernel"],
     "logging_first_step": truth("training.logging_first_step"),
@@ -315,6 +291,9 @@ def _finish(draft: Draft) -> None:
                                                 "can; those rows are left out")
         whole = [one for one in patterns if one not in sliced]
         write_region(draft, "unfrozen_parameters", lambda sizes: _unfrozen(whole, sizes))
+    elif any("spectrum" in name.lower() for name in names_in(given.get("plugins") or [])):
+        draft.change("plugins", "region", DEFAULT_REGION, "Spectrum's choice of weights is not read; cofitune search "
+                                                          "--search.prior spectrum orders regions by its measure")
     else:
         write_default_region(draft)
 

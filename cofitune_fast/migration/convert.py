@@ -1,4 +1,4 @@
-"""Conversion of a file: the tool is recognised by its keys, its table settles them, and our own checks have the last word."""
+"""Conversion of a file: the tool is recognised, its table settles the keys, and our own checks have the last word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .draft import Draft
 from .llama_factory import LLAMA_FACTORY
 from .ms_swift import MS_SWIFT
 from .source import read_given
-from .tool import Tool, without_anchor
+from .tool import REGION_INSTEAD, Tool, without_anchor
 
 TOOLS: dict[str, Tool] = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "ms-swift": MS_SWIFT}
 _OF_THE_MACHINE = ("report_to", "tf32", "ddp_backend")  # what is right for them depends on where the run will be
@@ -48,6 +48,7 @@ def import_config(path: str | Path, tool: str | None = None, model: str | None =
         without_anchor(draft)
     _without_evaluations(draft)
     _checked(draft)
+    draft.put_in_order()
     return draft
 
 
@@ -55,6 +56,12 @@ def _recognised(values: dict[str, Any], named: str | None, path: Path) -> Tool:
     """The tool that a script starts, else the one of whose own keys, which no other tool has, the file holds most."""
     if named:
         return next(tool for tool in TOOLS.values() if tool.name == named)
+    if {"compute_environment", "distributed_type"} <= values.keys():
+        raise CofituneError(f"{path} says how accelerate starts processes, and nothing of a training; name the "
+                            "training's configuration.")
+    if {"model_name_or_path", "dataset_name"} <= values.keys():
+        raise CofituneError(f"{path} looks like a configuration of TRL, which is not read; docs/how-to/trl.md "
+                            "has TRL's own trainer with a region.")
     if {"model_class", "dist_config", "sample_backend", "peft_config"} & values.keys() and "model" in values:
         raise CofituneError(f"{path} is of LLaMA-Factory's new form (v1), which is not read; write it in the form with "
                             "model_name_or_path and finetuning_type.")
@@ -90,9 +97,8 @@ def _settle_keys(draft: Draft, tool: Tool) -> None:
 
 
 def _is_default_region(draft: Draft) -> bool:
-    """True if a region of ours stands in for an adapter, or none could be found."""
-    return any(note.ours == "region" and note.kind == "changed" and note.key in ("adapter", "finetuning_type",
-                                                                               "tuner_type") for note in draft.notes)
+    """True if a region of ours stands in for an adapter."""
+    return any(note.ours == "region" and note.text == REGION_INSTEAD for note in draft.notes)
 
 
 def _without_evaluations(draft: Draft) -> None:
@@ -106,7 +112,7 @@ def _without_evaluations(draft: Draft) -> None:
 
 
 def _checked(draft: Draft) -> None:
-    """Withdraw the training arguments that are refused here, each with the sentence of its refusal, and validate all."""
+    """Withdraw the training arguments that are refused here, with the sentences of their refusals, and validate."""
     while True:
         training = {name.partition(".")[2]: value for name, value in draft.settings.items()
                     if name.startswith("training.")}

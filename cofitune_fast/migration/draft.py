@@ -77,6 +77,13 @@ class Draft:
         self.notes = [replace(note, kind="not supported", ours=None, text=why) if note.ours == ours else note
                       for note in self.notes]
 
+    def put_in_order(self) -> None:
+        """Sort notes and settings as the keys stand in the user's file; what has no key there comes last."""
+        places = {key: place for place, key in enumerate(self.source)}
+        self.notes.sort(key=lambda note: places.get(note.key, len(places)))
+        written = dict.fromkeys(note.ours for note in self.notes if note.ours in self.settings)
+        self.settings = {ours: self.settings[ours] for ours in written if ours is not None}
+
     def _write(self, note: Note, value: Any) -> None:
         if note.ours is not None:
             self.settings[note.ours] = value

@@ -15,17 +15,22 @@ from .draft import Draft, Rule
 from .layers import write_region
 from .rules import (
     ATTENTION,
+    FLOAT16,
     FROZEN_ANYWAY,
     TEMPLATE,
     TRAINER,
+    bits,
     changed,
     done_anyway,
+    flag,
     is_true,
+    later,
     names_in,
     needless,
     packing,
     path,
     refused,
+    thinking,
     truth,
     words,
 )
@@ -34,67 +39,30 @@ from .tool import LORA, NO_SFT, Tool, lora, write_default_region
 NAME = "LLaMA-Factory"
 
 
-def _bf16(draft: Draft, key: str, value: Any) -> None:
-    if is_true(value):
-        draft.take(key, "model.dtype", "bfloat16")
-    else:
-        draft.take(key, None)
-
-
 def _pure_bf16(draft: Draft, key: str, value: Any) -> None:
     if is_true(value):
-        draft.settings["model.dtype"] = "bfloat16"
+        draft.take(key, "model.dtype", "bfloat16")
         draft.take(key, "storage", "bf16")
     else:
         draft.take(key, None)
-
-
-def _bits(draft: Draft, key: str, value: Any) -> None:
-    kind = {4: "nf4", 8: "int8"}.get(value)
-    if kind:
-        draft.change(key, "model.quantize", kind, "everything outside the region")
-    else:
-        draft.refuse(key, "set model.quantize to nf4 or int8")
-
-
-def _warmup_ratio(draft: Draft, key: str, value: Any) -> None:
-    if draft.source.get("warmup_steps"):
-        draft.needless(key, "warmup_steps goes before it")
-    else:
-        draft.take(key, "training.warmup_steps", value)
 
 
 def _no_checkpointing(draft: Draft, key: str, value: Any) -> None:
     draft.take(key, "training.gradient_checkpointing", not is_true(value))
 
 
-def _loss(name: str) -> Rule:
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_true(value):
-            draft.take(key, "loss", name)
-        else:
-            draft.take(key, None)
-
-    return rule
-
-
-def _later(draft: Draft, key: str, value: Any) -> None:
-    """Leave a key to `_finish`, which needs others first."""
-
-
+_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}  # where an entry names none
 _ASFT = "near to it is loss: dft with the anchor, whose KL to the base is taken on texts of the base"
 TABLE: dict[str, str | Rule] = {
     **TRAINER,
-    "warmup_ratio": _warmup_ratio,
     # the model
     "model_name_or_path": path,
     "adapter_name_or_path": refused("merge the adapter into its base, and name that folder as the model"),
-    "bf16": _bf16,
+    "bf16": flag("model.dtype", "bfloat16"),
     "pure_bf16": _pure_bf16,
-    "fp16": changed("model.dtype", lambda value: "bfloat16" if is_true(value) else "auto", "float16 needs scaled "
-                                                                                          "gradients"),
+    "fp16": FLOAT16,
     "flash_attn": ATTENTION,
-    "quantization_bit": _bits,
+    "quantization_bit": bits,
     "quantization_method": words(None, {"bnb": None, "bitsandbytes": None}, "set model.quantize to nf4 or int8"),
     "quantization_type": words(None, {"nf4": None}, "4 bits are nf4 here"),
     "double_quantization": needless(),
@@ -112,16 +80,15 @@ TABLE: dict[str, str | Rule] = {
     "use_fast_tokenizer": needless(),
     "low_cpu_mem_usage": needless(),
     # the data
-    "dataset": _later,
-    "eval_dataset": _later,
+    "dataset": later,
+    "eval_dataset": later,
     "dataset_dir": needless("see dataset"),
-    "val_size": _later,
-    "max_samples": _later,
+    "val_size": later,
+    "max_samples": later,
     "cutoff_len": "data.max_length",
     "template": changed(None, lambda value: None, TEMPLATE),
     "default_system": refused("put the system prompt into the rows, as their field system"),
-    "enable_thinking": lambda draft, key, value: (draft.take(key, None) if is_true(value)
-                                                  else draft.change(key, "data.thinking", "empty", "see data.thinking")),
+    "enable_thinking": thinking,
     "train_on_prompt": done_anyway(False, "only responses are learnt here"),
     "mask_history": done_anyway(False, "every turn of the assistant is learnt here; mark earlier turns with weight: 0"),
     "packing": packing,
@@ -137,19 +104,19 @@ TABLE: dict[str, str | Rule] = {
     "disable_shuffling": done_anyway(False, "rows are drawn in random order"),
     "media_dir": refused("rows hold text"),
     # what is trained
-    "stage": _later,
-    "finetuning_type": _later,
-    "freeze_trainable_layers": _later,
-    "freeze_trainable_modules": _later,
-    "freeze_extra_modules": _later,
+    "stage": later,
+    "finetuning_type": later,
+    "freeze_trainable_layers": later,
+    "freeze_trainable_modules": later,
+    "freeze_extra_modules": later,
     "freeze_vision_tower": done_anyway(True, "only the text model's layers can be trained, unless region is full"),
     "freeze_multi_modal_projector": done_anyway(True, "only the text model's layers can be trained, unless region is "
                                                       "full"),
     "freeze_language_model": done_anyway(False, FROZEN_ANYWAY),
     "use_llama_pro": refused("no layers are added; a region is chosen among those that are there"),
     # the loss and the optimizer
-    "use_dft_loss": _loss("dft"),
-    "use_eaft_loss": _loss("eaft"),
+    "use_dft_loss": flag("loss", "dft"),
+    "use_eaft_loss": flag("loss", "eaft"),
     "eaft_alpha": lambda draft, key, value: draft.take(key, None) if value == 1 else draft.refuse(key, "it is 1 here"),
     "use_asft_loss": refused(_ASFT),
     "asft_alpha": refused(_ASFT),
@@ -270,7 +237,7 @@ def _source(name: str, draft: Draft) -> rows.Source:
         source = rows.Source(str(folder / str(entry["file_name"])), limit=entry.get("num_samples"))
     else:
         return rows.Source(name, problem="it has neither hf_hub_url nor file_name; put its rows into a file")
-    return source._replace(problem=_problem(entry, columns))
+    return source._replace(problem=_problem(entry, columns or _COLUMNS))
 
 
 def _known_sets(draft: Draft) -> tuple[Path, Mapping[str, Any]]:
@@ -289,8 +256,8 @@ def _problem(entry: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     if media := [kind for kind in ("images", "videos", "audios") if columns.get(kind)]:
         return f"it has {', '.join(media)}, and rows hold text"
     if entry.get("formatting", "alpaca") == "alpaca":
-        return rows.problem_with_fields(*(str(columns.get(*pair)) for pair in (
-            ("prompt", "instruction"), ("response", "output"))), columns.get("query", "input"), columns.get("history"))
+        return rows.problem_with_fields(str(columns.get("prompt")), str(columns.get("response")), columns.get("query"),
+                                        columns.get("history"))
     tags = rows.columns_of(entry.get("tags"))
     return rows.problem_with_turns(str(columns.get("messages", "conversations")), str(tags.get("role_tag", "from")),
                                    str(tags.get("content_tag", "value")))

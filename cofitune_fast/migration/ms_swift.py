@@ -14,19 +14,22 @@ from .draft import Draft, Rule
 from .layers import pattern, write_region
 from .rules import (
     ATTENTION,
+    FLOAT16,
     FROZEN_ANYWAY,
     ONE_PROCESS_EACH,
     TEMPLATE,
     TRAINER,
+    bits,
     changed,
     done_anyway,
+    flag,
     is_true,
-    names_in,
+    later,
     needless,
     packing,
     path,
     refused,
-    truth,
+    thinking,
     words,
 )
 from .tool import LORA, NO_SFT, Tool, lora
@@ -44,18 +47,6 @@ def _dtype(draft: Draft, key: str, value: Any) -> None:
         draft.change(key, "model.dtype", "bfloat16", "float16 needs scaled gradients")
 
 
-def _bits(draft: Draft, key: str, value: Any) -> None:
-    kind = {4: "nf4", 8: "int8"}.get(value)
-    if kind:
-        draft.change(key, "model.quantize", kind, "everything outside the region")
-    else:
-        draft.refuse(key, "set model.quantize to nf4 or int8")
-
-
-def _warmup_ratio(draft: Draft, key: str, value: Any) -> None:
-    draft.take(key, "training.warmup_steps", value)
-
-
 def _loss_scale(draft: Draft, key: str, value: Any) -> None:
     if str(value) == "default":
         draft.take(key, None)
@@ -63,34 +54,24 @@ def _loss_scale(draft: Draft, key: str, value: Any) -> None:
         draft.refuse(key, "every turn of the assistant is learnt alike; mark turns that are not with loss: false")
 
 
-def _dft(draft: Draft, key: str, value: Any) -> None:
-    draft.take(key, "loss", "dft" if is_true(value) else "ce")
-
-
 def _freezing(draft: Draft, key: str, value: Any) -> None:
     """Note a key of `_finish`, which makes one region of all of them."""
     draft.take(key, None)
 
 
-def _later(draft: Draft, key: str, value: Any) -> None:
-    """Leave a key to `_finish`, which needs others first."""
-
-
 _GENERATION = needless("nothing is generated during training")
 TABLE: dict[str, str | Rule] = {
     **TRAINER,
-    "warmup_ratio": _warmup_ratio,
     # the model
     "model": path,
     "model_type": needless("the checkpoint says it"),
     "model_revision": refused("download that revision, and name the folder"),
     "use_hf": needless("models are those of the Hugging Face hub, or folders"),
     "torch_dtype": _dtype,
-    "bf16": lambda draft, key, value: draft.take(key, "model.dtype" if is_true(value) else None, "bfloat16"),
-    "fp16": changed("model.dtype", lambda value: "bfloat16" if is_true(value) else "auto", "float16 needs scaled "
-                                                                                          "gradients"),
+    "bf16": flag("model.dtype", "bfloat16"),
+    "fp16": FLOAT16,
     "attn_impl": ATTENTION,
-    "quant_bits": _bits,
+    "quant_bits": bits,
     "quant_method": words(None, {"bnb": None}, "set model.quantize to nf4 or int8"),
     "bnb_4bit_quant_type": words(None, {"nf4": None}, "4 bits are nf4 here"),
     "adapters": refused("merge the adapter into its base, and name that folder as the model"),
@@ -99,22 +80,21 @@ TABLE: dict[str, str | Rule] = {
     "new_special_tokens": refused("add tokens to tokenizer and model first, and save both to a folder"),
     "check_model": needless(),
     "local_repo_path": needless(),
-    "task_type": words(None, {"causal_lm": None}, "only causal language models are trained"),
+    "ENV": needless("set environment variables in the shell"),
+    "router_aux_loss_coef": refused("the routers of experts are frozen, and have no loss of their own"),
     # the data
-    "dataset": _later,
-    "val_dataset": _later,
-    "split_dataset_ratio": _later,
+    "dataset": later,
+    "val_dataset": later,
+    "split_dataset_ratio": later,
     "columns": refused("rename the columns in the data; docs/how-to/bring-your-data.md has the names that are read"),
     "max_length": "data.max_length",
-    "truncation_strategy": words(None, {"right": None}, "a longer row is cut at the end; rows whose prompt leaves no room "
-                                                      "are dropped"),
+    "truncation_strategy": words(None, {"right": None}, "a longer row is cut at the end"),
     "template": changed(None, lambda value: None, TEMPLATE),
     "template_backend": needless("see template"),
     "use_chat_template": done_anyway(True, "conversations are rendered by the model's chat template"),
     "system": refused("put the system prompt into the rows, as their field system"),
     "loss_scale": _loss_scale,
-    "enable_thinking": lambda draft, key, value: (draft.take(key, None) if is_true(value)
-                                                  else draft.change(key, "data.thinking", "empty", "see data.thinking")),
+    "enable_thinking": thinking,
     "agent_template": needless("tools are handed to the model's own chat template"),
     "packing": packing,
     "padding_free": packing,
@@ -130,10 +110,10 @@ TABLE: dict[str, str | Rule] = {
     "custom_register_path": refused("no code of a user is run by a configuration"),
     "external_plugins": refused("no code of a user is run by a configuration"),
     **dict.fromkeys(("dataset_num_proc", "load_from_cache_file", "lazy_tokenize", "download_mode", "cached_dataset",
-                     "shuffle_buffer_size", "val_dataset_shuffle"), needless("rows are read and tokenised at the start")),
+                     "shuffle_buffer_size", "val_dataset_shuffle"), needless("rows are read at the start")),
     # what is trained
-    "tuner_type": _later,
-    "train_type": _later,
+    "tuner_type": later,
+    "train_type": later,
     **dict.fromkeys(_FREEZING, _freezing),
     "freeze_llm": done_anyway(False, FROZEN_ANYWAY),
     "freeze_vit": done_anyway(True, "only the text model's layers can be trained, unless region is full"),
@@ -141,7 +121,7 @@ TABLE: dict[str, str | Rule] = {
     "tuner_backend": needless(),
     "lisa_activated_layers": refused("the region is fixed for a run; cofitune search finds one"),
     # the loss and the optimizer
-    "enable_dft_loss": _dft,
+    "enable_dft_loss": flag("loss", "dft"),
     "loss_type": refused("set loss to ce, dft or eaft"),
     "optimizer": refused("MaskedAdamW takes its place"),
     "use_galore": refused("MaskedAdamW takes its place, and a learning rate for another optimizer may not suit it"),
@@ -186,6 +166,8 @@ DEFAULTS = {
 
 def _finish(draft: Draft) -> None:
     given = draft.source
+    if (task := str(given.get("task_type") or "causal_lm")) != "causal_lm":
+        raise CofituneError(f"{draft.file.name} {NO_SFT.format(what=f'task_type: {task[:40]}')}")
     if given.get("rlhf_type") or given.get("reward_funcs"):
         what = f"rlhf_type: {str(given.get('rlhf_type') or 'grpo')[:40]}"
         raise CofituneError(f"{draft.file.name} {NO_SFT.format(what=what)}")
@@ -199,7 +181,7 @@ def _finish(draft: Draft) -> None:
     kind_key = "train_type" if "train_type" in given else "tuner_type"
     kind = str(given.get(kind_key) or "lora")
     if kind != "full":
-        lora(draft, "tuner_type")
+        lora(draft, kind_key)
     elif any(given.get(key) for key in _FREEZING):
         write_region(draft, kind_key, lambda sizes: _trained(given, sizes))
     else:
@@ -212,7 +194,7 @@ def _accumulation(draft: Draft) -> None:
     batch, processes = draft.source.get("per_device_train_batch_size") or 1, draft.source.get("NPROC_PER_NODE") or 1
     if isinstance(batch, int) and isinstance(processes, int) and batch > 0 and processes > 0:
         draft.default("no gradient_accumulation_steps", "training.gradient_accumulation_steps",
-                      max(1, math.ceil(16 / batch / processes)), "16 rows a step")
+                      max(1, math.ceil(16 / batch / processes)), f"16 rows a step on {processes} GPU{'s' if processes > 1 else ''}")
 
 
 def _trained(given: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterable[str]:
@@ -252,4 +234,4 @@ def _source(text: str) -> rows.Source:
     return rows.Source(rows.hub(name, config=subset or None), is_hub=True, limit=limit, remark=remark)
 
 
-MS_SWIFT = Tool(NAME, TABLE, PREFIXES, DEFAULTS, _finish, ignored=("rlhf_type", "reward_funcs"))
+MS_SWIFT = Tool(NAME, TABLE, PREFIXES, DEFAULTS, _finish, ignored=("rlhf_type", "reward_funcs", "task_type"))

@@ -73,7 +73,7 @@ def write_data(draft: Draft, key: str, ours: str, sources: Sequence[Source]) -> 
         else:
             draft.take(key, ours, one.name)
         if one.limit and ours == "data.train":
-            draft.take(key, "data.limit", one.limit)
+            draft.change(key, "data.limit", one.limit, "the first rows")
 
 
 def cut_off(draft: Draft, key: str, size: Any) -> None:
@@ -92,7 +92,7 @@ def cut_off(draft: Draft, key: str, size: Any) -> None:
     place = str(int(share)) + "%" if share is not None and share == int(share) else f"-{int(size)}" if size >= 1 else ""
     is_slice = ":" in train and not train.endswith("]") and "data.limit" not in draft.settings
     if is_slice and place:
-        draft.settings["data.train"] = f"{train}[:{place}]"
+        draft.settings["data.train"] = f"{train}[:{place}]"  # its note stays: the key is the same
         draft.change(key, "data.valid", f"{train}[{place}:]", "the last rows, and data.train ends before them; "
                                                              f"{draft.tool} draws them at random")
         return

@@ -30,6 +30,17 @@ def truth(ours: str) -> Rule:
     return lambda draft, key, value: draft.take(key, ours, is_true(value))
 
 
+def number(ours: str) -> Rule:
+    """Take a number, which may be written as text."""
+    def rule(draft: Draft, key: str, value: Any) -> None:
+        try:
+            draft.take(key, ours, float(value) if isinstance(value, str) else value)
+        except ValueError:
+            draft.refuse(key, f"{value!r} is no number; set {ours}")
+
+    return rule
+
+
 def needless(why: str = "") -> Rule:
     return lambda draft, key, value: draft.needless(key, why)
 
@@ -64,6 +75,46 @@ def words(ours: str | None, table: Mapping[str, Any], otherwise: str) -> Rule:
             draft.refuse(key, otherwise)
 
     return rule
+
+
+def flag(ours: str, value_here: Any, why: str = "") -> Rule:
+    """Write a value of ours if the key is on."""
+    def rule(draft: Draft, key: str, value: Any) -> None:
+        if not is_true(value):
+            draft.take(key, None)
+        elif why:
+            draft.change(key, ours, value_here, why)
+        else:
+            draft.take(key, ours, value_here)
+
+    return rule
+
+
+def later(draft: Draft, key: str, value: Any) -> None:
+    """Leave a key to the tool's `finish`, which needs others first."""
+
+
+def bits(draft: Draft, key: str, value: Any) -> None:
+    """Quantise what is outside the region."""
+    kind = {4: "nf4", 8: "int8"}.get(value)
+    if kind:
+        draft.change(key, "model.quantize", kind, OUTSIDE)
+    else:
+        draft.refuse(key, "set model.quantize to nf4 or int8")
+
+
+def thinking(draft: Draft, key: str, value: Any) -> None:
+    if is_true(value):
+        draft.take(key, None)
+    else:
+        draft.change(key, "data.thinking", "empty", "responses follow an empty thought")
+
+
+def warmup_ratio(draft: Draft, key: str, value: Any) -> None:
+    if draft.source.get("warmup_steps"):
+        draft.needless(key, "warmup_steps goes before it")
+    else:
+        draft.take(key, "training.warmup_steps", value)
 
 
 def reports(draft: Draft, key: str, value: Any) -> None:
@@ -105,6 +156,8 @@ def optimizer(draft: Draft, key: str, value: Any) -> None:
                           "try some rates")
 
 
+OUTSIDE = "everything outside the region"
+FLOAT16 = flag("model.dtype", "bfloat16", "float16 needs scaled gradients")
 ONE_PROCESS_EACH = ("start under torchrun, which shares the model out by FSDP2: torchrun --nproc-per-node N -m "
                     "cofitune_fast.cli train --config run.yaml; a region often fits one GPU (cofitune plan)")
 TRUST = ("code that a model brings along is never run here; models of kinds that transformers knows load without it")
@@ -123,7 +176,7 @@ def packing(draft: Draft, key: str, value: Any) -> None:
 
 
 TRAINER: dict[str, str | Rule] = {
-    "learning_rate": "training.learning_rate",
+    "learning_rate": number("training.learning_rate"),
     "num_train_epochs": "training.num_train_epochs",
     "max_steps": "training.max_steps",
     "per_device_train_batch_size": "training.per_device_train_batch_size",
@@ -132,7 +185,7 @@ TRAINER: dict[str, str | Rule] = {
     "lr_scheduler_type": "training.lr_scheduler_type",
     "lr_scheduler_kwargs": "training.lr_scheduler_kwargs",
     "warmup_steps": "training.warmup_steps",
-    "warmup_ratio": "training.warmup_steps",
+    "warmup_ratio": warmup_ratio,
     "weight_decay": "training.weight_decay",
     "adam_beta1": "training.adam_beta1",
     "adam_beta2": "training.adam_beta2",
@@ -171,7 +224,7 @@ TRAINER: dict[str, str | Rule] = {
     "dataloader_drop_last": truth("training.dataloader_drop_last"),
     "remove_unused_columns": needless("fields that are not read are left out"),
     "group_by_length": needless("rows of like length come together anyway"),
-    "torch_compile": refused("frozen layers are skipped, so that a compiled model would be compiled anew at every step"),
+    "torch_compile": refused("frozen layers are skipped, and a compiled model would be compiled anew at every step"),
     "auto_find_batch_size": refused("cofitune plan --fit finds the batch size that fits"),
     "resume_from_checkpoint": refused(RESUME),
     "do_train": needless("the command that is run decides"),
@@ -185,7 +238,7 @@ TRAINER: dict[str, str | Rule] = {
     "use_liger_kernel": needless("the loss takes Liger's kernel by itself, on a GPU where the package is installed"),
     "push_to_hub": refused("train first, then upload the delta or the merged folder"),
     "hub_model_id": refused("train first, then upload the delta or the merged folder"),
-    "trust_remote_code": refused(TRUST),
+    "trust_remote_code": needless(TRUST),
     "lisa_step_interval": needless("see the number of its layers"),
 }
 """Arguments of transformers.TrainingArguments, which all the tools hand on."""

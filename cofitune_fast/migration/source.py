@@ -21,12 +21,14 @@ _LARGEST = 1 << 20  # bytes; settings are thousands of times smaller
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 _WORKED_OUT = re.compile(r"\$\([^()]*\)|`[^`]*`")
+_NO_TEXT = re.compile(r"\\x00|\\u[dD][89a-fA-F]")
 _COMMAND_ENDS = set(";&|<>")
 _COMMANDS = {
-    ("swift", "sft"): "ms-swift", ("swift", "pt"): "ms-swift", ("swift", "rlhf"): "ms-swift",
+    ("swift", "sft"): "ms-swift", ("swift", "rlhf"): "ms-swift",
     ("llamafactory-cli", "train"): "LLaMA-Factory", ("lmf", "train"): "LLaMA-Factory",
+    ("axolotl", "train"): "Axolotl",
 }
-_SCRIPTS = {"sft.py": "ms-swift", "rlhf.py": "ms-swift", "pt.py": "ms-swift"}
+_SCRIPTS = {"sft.py": "ms-swift", "rlhf.py": "ms-swift"}
 
 
 class Given(NamedTuple):
@@ -55,7 +57,13 @@ def read_given(path: Path) -> Given:
     if not isinstance(values, dict) or not values:
         raise CofituneError(f"{path} holds no keys with values, as a configuration of Axolotl, LLaMA-Factory or "
                             "ms-swift does.")
-    return Given({str(key): value for key, value in values.items()})
+    return Given(_of_text({str(key): value for key, value in values.items()}, path))
+
+
+def _of_text(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    if _NO_TEXT.search(repr(values)):
+        raise CofituneError(f"{path} holds a NUL or half of a character, which no name or setting does; take it out.")
+    return values
 
 
 def _text(path: Path) -> str:
@@ -72,7 +80,7 @@ def _is_command(path: Path) -> bool:
 def _of_script(path: Path) -> Given:
     environment: dict[str, str] = {}
     for words in _command_lines(_text(path), path):
-        words = [_VARIABLE.sub(lambda found: environment.get(found[1] or found[2], found[0]), word) for word in words]
+        words = [_filled_in(word, environment) for word in words]
         before = 0
         while before < len(words) and (match := _ASSIGNMENT.fullmatch(words[before])):
             environment[match[1]] = match[2]
@@ -80,18 +88,25 @@ def _of_script(path: Path) -> Given:
         if words[before : before + 1] == ["export"]:
             environment |= dict(word.split("=", 1) for word in words[before + 1 :] if "=" in word)
             continue
+        tool = _tool_of(words)
+        if tool is not None and (named := next((word for word in words if word.endswith((".yaml", ".yml"))), None)):
+            raise CofituneError(f"{path} starts {tool} with the configuration {named}; import that file.")
         start = next((place for place, word in enumerate(words) if word.startswith("--")), None)
         if start is None:
             continue
-        tool = _tool_of(words)
         if tool is None and not words[0].startswith("--"):
             continue  # another command, such as torchrun's of an evaluation
         first = next((place + 1 for place, word in enumerate(words) if _starts(words, place)), start)
         values = _arguments(words[first:])
         processes = environment.get("NPROC_PER_NODE", "1")
-        return Given(values | ({"NPROC_PER_NODE": processes} if processes != "1" else {}), tool)
+        return Given(values | ({"NPROC_PER_NODE": _value(processes)} if processes != "1" else {}), tool)
     raise CofituneError(f"{path} holds no command of swift or llamafactory-cli with arguments; name a configuration of "
                         "Axolotl, LLaMA-Factory or ms-swift.")
+
+
+def _filled_in(word: str, environment: dict[str, str]) -> str:
+    """The word with the variables that the script itself has set."""
+    return _VARIABLE.sub(lambda found: environment.get(found[1] or found[2], found[0]), word)
 
 
 def _starts(words: list[str], place: int) -> bool:

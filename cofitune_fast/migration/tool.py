@@ -12,6 +12,8 @@ from .rules import needless
 NO_SFT = ("asks for {what}, and what is read here is supervised fine-tuning on prompts and responses; for preferences "
           "and rewards use TRL's trainers with a region.")
 LORA = needless("there is no adapter, but a region")
+REGION_INSTEAD = ("a region of the weights is trained in place of an adapter, and the anchor, on by default, holds it to "
+                  "the base; cofitune search looks for a better region")
 NO_ANCHOR = "no anchor there; take this line out, and the model is held to its base (docs/anchor.md)"
 
 
@@ -37,9 +39,7 @@ class Tool(NamedTuple):
 
 def lora(draft: Draft, key: str) -> None:
     """Take our default region in place of an adapter, with our own learning rate and the anchor."""
-    draft.change(key, "region", DEFAULT_REGION, "a region of the weights is trained in place of an adapter, and the "
-                                                "anchor holds it to the base, which is on by default; cofitune search "
-                                                "finds a better region")
+    draft.change(key if draft.source.get(key) else f"no {key}", "region", DEFAULT_REGION, REGION_INSTEAD)
     if "training.learning_rate" in draft.settings:
         draft.withdraw("training.learning_rate", "a rate for adapters does not suit weights; left out, the region's "
                                                  "size sets it (docs/concepts.md)")
