@@ -12,7 +12,7 @@ import typer
 
 from ..errors import CofituneError
 from ..files import write_text
-from ..migration import Note, as_yaml
+from ..migration import Draft, as_yaml
 from ..migration import import_config as draft_of
 from ..migration.page import one_line, told
 from .app import AsJson, command, emit, tell

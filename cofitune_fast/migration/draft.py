@@ -12,7 +12,7 @@ Kind = Literal["taken", "changed", "default", "not needed", "not supported", "no
 
 @dataclass(frozen=True)
 class Note:
-    """What became of one key.
+    """Note on one key.
 
     Attributes:
         kind: "taken" as it is; "changed", see `text`; "default" of the other tool, which differs from ours and is

@@ -1,4 +1,4 @@
-"""What another tool trains, by the names of parameters, as a region: checked name by name on the model's structure."""
+"""Region of what another tool trains by the names of parameters, compared name by name with the model's structure."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ TABLE: dict[str, str | Rule] = {
     "dataset_dir": needless("see dataset"),
     "val_size": later,
     "max_samples": later,
-    "cutoff_len": "data.max_length",
+    "cutoff_len": changed("data.max_length", lambda value: value, "a longer row is cut at its end, where LLaMA-Factory "
+                                                                  "shortens prompt and response in proportion"),
     "template": changed(None, lambda value: None, TEMPLATE),
     "default_system": refused("put the system prompt into the rows, as their field system"),
     "enable_thinking": thinking,
@@ -221,6 +222,8 @@ def _trained(layers: int, modules: list[str], extra: list[str], sizes: Mapping[s
 
 def _source(name: str, draft: Draft) -> rows.Source:
     """A data set by its name in dataset_info.json, which lies in dataset_dir or beside the file."""
+    if draft.source.get("dataset_dir") == "ONLINE":
+        return rows.Source(rows.hub(name), is_hub=True)
     folder, entries = _known_sets(draft)
     entry = entries.get(name)
     if not isinstance(entry, Mapping):
@@ -255,6 +258,8 @@ def _problem(entry: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
         return "it holds preferences, and here one response is learnt"
     if media := [kind for kind in ("images", "videos", "audios") if columns.get(kind)]:
         return f"it has {', '.join(media)}, and rows hold text"
+    if (system := columns.get("system")) and system not in ("system", "system_prompt", "system_message"):
+        return f"a system prompt is read from the field system; rename the field {system}"
     if entry.get("formatting", "alpaca") == "alpaca":
         return rows.problem_with_fields(str(columns.get("prompt")), str(columns.get("response")), columns.get("query"),
                                         columns.get("history"))

@@ -47,6 +47,13 @@ def _dtype(draft: Draft, key: str, value: Any) -> None:
         draft.change(key, "model.dtype", "bfloat16", "float16 needs scaled gradients")
 
 
+def _length(draft: Draft, key: str, value: Any) -> None:
+    if draft.source.get("truncation_strategy") == "right":
+        draft.take(key, "data.max_length", value)
+    else:
+        draft.change(key, "data.max_length", value, "a longer row is cut at its end, where ms-swift drops it")
+
+
 def _loss_scale(draft: Draft, key: str, value: Any) -> None:
     if str(value) == "default":
         draft.take(key, None)
@@ -87,8 +94,8 @@ TABLE: dict[str, str | Rule] = {
     "val_dataset": later,
     "split_dataset_ratio": later,
     "columns": refused("rename the columns in the data; docs/how-to/bring-your-data.md has the names that are read"),
-    "max_length": "data.max_length",
-    "truncation_strategy": words(None, {"right": None}, "a longer row is cut at the end"),
+    "max_length": _length,
+    "truncation_strategy": needless("see max_length"),
     "template": changed(None, lambda value: None, TEMPLATE),
     "template_backend": needless("see template"),
     "use_chat_template": done_anyway(True, "conversations are rendered by the model's chat template"),
@@ -194,7 +201,8 @@ def _accumulation(draft: Draft) -> None:
     batch, processes = draft.source.get("per_device_train_batch_size") or 1, draft.source.get("NPROC_PER_NODE") or 1
     if isinstance(batch, int) and isinstance(processes, int) and batch > 0 and processes > 0:
         draft.default("no gradient_accumulation_steps", "training.gradient_accumulation_steps",
-                      max(1, math.ceil(16 / batch / processes)), f"16 rows a step on {processes} GPU{'s' if processes > 1 else ''}")
+                      max(1, math.ceil(16 / batch / processes)),
+                      f"16 rows a step on {'one GPU' if processes == 1 else f'{processes} GPUs'}")
 
 
 def _trained(given: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterable[str]:

@@ -12,9 +12,9 @@ from .rules import needless
 NO_SFT = ("asks for {what}, and what is read here is supervised fine-tuning on prompts and responses; for preferences "
           "and rewards use TRL's trainers with a region.")
 LORA = needless("there is no adapter, but a region")
-REGION_INSTEAD = ("a region of the weights is trained in place of an adapter, and the anchor, on by default, holds it to "
-                  "the base; cofitune search looks for a better region")
-NO_ANCHOR = "no anchor there; take this line out, and the model is held to its base (docs/anchor.md)"
+REGION_INSTEAD = ("a region of the weights is trained in place of an adapter, and the anchor, on by default, holds it "
+                  "to the base; cofitune search looks for a better region")
+NO_ANCHOR = "it has no anchor; take this line out to hold the model to its base (docs/anchor.md)"
 
 
 class Tool(NamedTuple):

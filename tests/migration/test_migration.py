@@ -112,8 +112,8 @@ def test_axolotl_is_read_key_by_key_in_its_order(tmp_path):
 
 
 def test_an_adapter_becomes_our_region_with_our_rate_and_the_anchor(tmp_path):
-    draft = drafted(tmp_path, "base_model: OWNER/m\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 2e-4\n"
-                              "evals_per_epoch: 1\nmicro_batch_size: 1\n")
+    draft = drafted(tmp_path, "base_model: OWNER/m\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n"
+                              "learning_rate: 2e-4\nevals_per_epoch: 1\nmicro_batch_size: 1\n")
     assert draft.settings["region"] == "ffn@40%-75%" and draft.settings["model.quantize"] == "nf4"
     assert not {"training.learning_rate", "anchor.weight", "training.eval_strategy"} & draft.settings.keys()
     assert kinds(draft)["learning_rate"] == "not supported" and kinds(draft)["lora_r"] == "not needed"
@@ -127,7 +127,8 @@ def test_llama_factory_is_read_with_its_list_of_data_sets_and_its_defaults(tmp_p
         "odd": {"file_name": "odd.json", "columns": {"prompt": "frage", "response": "antwort"}},
         "better": {"file_name": "better.json", "ranking": True},
     }))
-    text = "model_name_or_path: OWNER/m\nstage: sft\nfinetuning_type: full\ndataset: {}\neval_dataset: pairs\nbf16: true\n"
+    text = ("model_name_or_path: OWNER/m\nstage: sft\nfinetuning_type: full\ndataset: {}\neval_dataset: pairs\n"
+            "bf16: true\n")
     draft = drafted(tmp_path, text.format("turns") + "max_samples: 5\nuse_dft_loss: true\n")
     assert draft.settings == {
         "model.path": "OWNER/m", "region": "full", "data.train": "OWNER/rows:en:train",
@@ -185,9 +186,11 @@ REGIONS = [
     (_A + "  - (a+)+$\n", None, "repeats a repetition", ""),
     (_L, "all@4-5", "input_layernorm.weight (2 layers)", ""),
     (_L + "freeze_trainable_layers: -3\nfreeze_trainable_modules: mlp\n", "ffn@0-2", "", ""),
-    (_L + "freeze_trainable_modules: self_attn\nfreeze_extra_modules: lm_head\n", "mha@4-5", "lm_head.weight, 8,320", ""),
+    (_L + "freeze_trainable_modules: self_attn\nfreeze_extra_modules: lm_head\n", "mha@4-5", "lm_head.weight, 8,320",
+     ""),
     (_L + "freeze_trainable_modules: mpl\n", None, "no module mpl", ""),
-    (_S + "--freeze_parameters_ratio 1 --trainable_parameters model.layers.4.mlp model.layers.5.mlp", "ffn@4-5", "", ""),
+    (_S + "--freeze_parameters_ratio 1 --trainable_parameters model.layers.4.mlp model.layers.5.mlp", "ffn@4-5", "",
+     ""),
     (_S + r"--freeze_parameters_ratio 1 --trainable_parameters_regex 'layers\.[23]\.mlp\.(up|down)'",
      "ffn.up+ffn.down@2-3", "", ""),
     (_S + "--freeze_parameters model.embed lm_head model.layers.0 model.layers.1", "all@2-5", "model.norm.weight", ""),
