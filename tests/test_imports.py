@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "analysis": "errors progress files artefacts models data regions scoring",
     "report": "errors files artefacts",
     "config": "errors validation yaml_text ops losses models data anchor importance memory scoring trials search",
+    "migration": "errors files validation yaml_text config data models regions training",
     "display": "progress report search",
     "demo": "errors files config",
     "planning": "errors losses ops memory models regions",
@@ -58,6 +59,7 @@ THIRD_PARTY = {
     "config": {"pydantic", "yaml", "transformers"},
     "validation": {"pydantic"},  # inside the functions that use it
     "display": {"rich"},
+    "migration": {"torch", "yaml"},
     "commands": CORE_THIRD_PARTY | {"typer", "rich"},
     "losses": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
     "training": CORE_THIRD_PARTY | {"accelerate", "wandb"},  # inside the functions that use them

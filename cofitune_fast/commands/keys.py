@@ -172,6 +172,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "env": ("model",),
     "init": ("model", "data", "versatility", "region", "training", "loss", "anchor", "memory", "storage"),
     "data": ("model", "data", "versatility"),
+    "import-config": (),
 }
 """The sections and keys that each command reads."""
 _OPEN = {"training", *(name for name, key in KEYS.items() if key.default == "{}"), "model.roles"}

@@ -53,7 +53,9 @@ def test_every_command_prints_its_result_alone_on_standard_output(command_line, 
         "analyze": [*arguments({**tiny_run, "output": tmp_path / "analysis"}), *delta],
         "plan": [*model, "--data.max_length", "16", "--region", "ffn@3"],
         "init": [*model, "--data.train", tiny_run["data.train"], "--output", tmp_path / "run.yaml"],
+        "import-config": [tmp_path / "theirs.yml", "--output", tmp_path / "ours.yaml"],
     }
+    (tmp_path / "theirs.yml").write_text("base_model: some/model\nmicro_batch_size: 2\n", encoding="utf-8")
     assert set(lines) == set(COMMANDS)
     for name, line in lines.items():
         status, shown, err = command_line(name, *line, "--json")
