@@ -25,7 +25,8 @@ def pairs_lines(entry: Mapping[str, Any], show: int) -> list[str]:
                  one["first_se"], one["second_se"], one["flips"])
             for group, tasks in entry["tasks"].items()
             for first, (task, one) in zip([True, *[False] * len(tasks)], tasks.items(), strict=False)]
-    for figure, one in entry.get("differences", {}).items():
+    differences = entry.get("differences", {})
+    for figure, one in ((figure, differences[figure]) for figure in _FIGURES if figure in differences):
         flips = entry["flips"].get(_FIGURES[figure])
         rows.append(_row("mean" if figure == "spec" else "", figure, "", {**one, "n": flips and flips["items"]}, None,
                          None, flips))
@@ -47,7 +48,7 @@ def _row(
     flips: Mapping[str, Any] | None,
 ) -> tuple[str, ...]:
     counts = (str(flips["right_to_wrong"]), str(flips["wrong_to_right"]), p_value(flips["p"])) if flips else ("",) * 3
-    interval = f"{one['low']:+.4f} {one['high']:+.4f}"
+    interval = f"[{one['low']:+.4f}, {one['high']:+.4f}]"
     return (group, task, metric, str(one["n"] or ""), f"{one['first']:.4f}", _error(first_se), f"{one['second']:.4f}",
             _error(second_se), f"{one['value']:+.4f}", _error(one["se"]), interval, *counts)
 
