@@ -185,6 +185,7 @@ def _merge(peft: Any, folder: Path, config: Any, base: Path, dtype: torch.dtype,
             model = auto_class(read_config(base)).from_pretrained(base, dtype=dtype, trust_remote_code=False)
             stored = peft.utils.load_peft_weights(str(folder), device="cpu")
             _fit_vocabulary(model, stored)
+            tied = _is_tied(model)
             adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
             _check_read(folder, adapted)
             merged = adapted.merge_and_unload()
@@ -197,7 +198,8 @@ def _merge(peft: Any, folder: Path, config: Any, base: Path, dtype: torch.dtype,
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CofituneError(f"The adapter {folder} makes {name} of its base infinite or not a number; make it "
                                     "anew.")
-        _settle_head(merged)
+        if tied:
+            _settle_head(merged)
         merged.save_pretrained(building)
     _copy_rest(folder, base, building)
 
@@ -222,15 +224,19 @@ def _check_read(folder: Path, adapted: Any) -> None:
                             f"as {min(strange)}; it belongs to another base.")
 
 
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
 def _settle_head(model: PreTrainedModel) -> None:
-    """Say in the configuration whether the head is the embedding; an adapter may have changed one of the two alone."""
-    head, table, text = model.get_output_embeddings(), model.get_input_embeddings(), model.config.get_text_config()
-    if head is None or head.weight is table.weight or not getattr(text, "tie_word_embeddings", False):
+    """Tie head and embedding again, unless the adapter has changed one of the two alone."""
+    if _is_tied(model):
         return
-    if torch.equal(head.weight, table.weight):
+    equal = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = equal
+    if equal:
         model.tie_weights()
-    else:
-        model.config.tie_word_embeddings = text.tie_word_embeddings = False
 
 
 def _copy_rest(folder: Path, base: Path, building: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import CofituneError
+from ..errors import CofituneError, first_line
 from ..files import atomic_folder, foreign_content, write_text
 from ..models.adapter import require_peft
 from ..models.fingerprint import named_parameters
@@ -24,6 +26,8 @@ from .delta import load_delta, read_delta, restore, tensor_bytes
 
 _NO_MODULE = "dummy-target-modules"  # PEFT's own name for an adapter that targets no module
 _PREFIX = "base_model.model."
+_TIED_BY_PEFT = ("embed_tokens", "lm_head")
+_WAY_OUT = "leave the rank out, or merge the delta into an ordinary folder (cofitune merge)."
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def export_peft(
     """Write a delta as a PEFT adapter: the folder `out` with adapter_config.json and adapter_model.safetensors.
 
     `PeftModel.from_pretrained(model, out)` loads it on the base, and `merge_and_unload` gives the fine-tuned model.
+    Before the folder appears this is done once, and every weight that changed is compared.
 
     Args:
         base: a folder, hub id, GGUF file or adapter, or the result of load_model, which is left as it was.
@@ -105,56 +110,79 @@ def export_peft(
     before = {one: tensor.detach().clone() for one, tensor in named_parameters(model) if one in names}
     replaced = load_delta(model, delta, keep_base=True)
     try:
-        changed = {one: tensor for one, tensor in named_parameters(model) if one in before
+        changed = {one: tensor.detach().clone() for one, tensor in named_parameters(model) if one in before
                    and not torch.equal(tensor, before[one])}
         if not changed:
             raise CofituneError(f"The delta {delta} changes nothing in its base, so there is nothing to export.")
-        low, factors, error = _factors(model, before, changed, rank) if rank is not None else ({}, {}, 0.0)
-        modules = _outermost(_module_of(one) for one in changed if one not in low)
-        _check_modules(model, modules, low)
-        tied, whole = _whole(model, modules)
-        settings = peft.LoraConfig(
-            task_type="CAUSAL_LM", inference_mode=True, base_model_name_or_path=name,
-            target_modules=[_module_of(one) for one in low] or _NO_MODULE, modules_to_save=modules or None,
-            r=max((entry.rank for entry in low.values()), default=1),
-            lora_alpha=max((entry.rank for entry in low.values()), default=1),
-            rank_pattern={_module_of(one): entry.rank for one, entry in low.items()},
-            alpha_pattern={_module_of(one): entry.rank for one, entry in low.items()},
-            **({"ensure_weight_tying": True} if tied else {}),
-        )
+        linear = [one for one in changed if rank is not None and _is_linear(model, one, changed)]
+        modules = _outermost(_module_of(one) for one in changed if one not in linear)
+        linear = [one for one in linear if not any(one.startswith(f"{module}.") for module in modules)]
+        low, factors, error = _factors(before, changed, linear, rank or 0)
+        modules, tied, whole = _whole(model, modules)
         tensors = {_PREFIX + one: tensor.detach().cpu().contiguous().clone()
                    for one, tensor in (factors | whole).items()}
-        result = PeftExport(out, "full" if rank is None else "lora", sorted(set(changed) - set(low)), low, error)
-        with atomic_folder(out, tensor_bytes(tensors.values())) as building:
-            settings.save_pretrained(building)
-            save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
-            write_text(building / "README.md", adapter_card(asdict(info), result.to_dict(), result.sentence()))
     finally:
         restore(model, replaced or {}, info.parts)
+    _check_modules(model, modules)
+    ranks = {_module_of(one): entry.rank for one, entry in low.items()}
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM", inference_mode=True, base_model_name_or_path=name, target_modules=[*ranks] or _NO_MODULE,
+        modules_to_save=modules or None, r=max(ranks.values(), default=1), lora_alpha=max(ranks.values(), default=1),
+        rank_pattern=ranks, alpha_pattern=ranks, **({"ensure_weight_tying": True} if tied else {}),
+    )
+    result = PeftExport(out, "full" if rank is None else "lora", sorted(changed.keys() - low.keys()), low, error)
+    with atomic_folder(out, tensor_bytes(tensors.values())) as building:
+        settings.save_pretrained(building)
+        save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_text(building / "README.md", adapter_card(asdict(info), result.to_dict(), result.sentence()))
+        target = copy.deepcopy(model) if isinstance(base, LoadedModel) else model
+        beside = {one: tensors[_PREFIX + one] for one in whole if one not in changed}
+        _prove(peft, target, building, changed | beside, before, low)
     return result
 
 
+def _prove(
+    peft: Any, model: PreTrainedModel, folder: Path, wanted: Mapping[str, Tensor], before: Mapping[str, Tensor],
+    low: Mapping[str, LowRank],
+) -> None:
+    """Merge the adapter by PEFT into the base, and refuse it unless every weight is what was promised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload().state_dict()
+        except Exception as error:
+            raise CofituneError(f"PEFT cannot load such an adapter of this model ({first_line(error)}); "
+                                f"{_WAY_OUT}") from None
+    for name, tensor in wanted.items():
+        found = merged.get(name)
+        if name in low and found is not None:
+            error = math.sqrt(_square(found.float() - tensor.float()) / _square(tensor.float() - before[name].float()))
+            right = abs(error - low[name].error) <= 1e-3 + 1e-2 * low[name].error
+        else:
+            right = found is not None and torch.equal(found, tensor.to(found.device))
+        if not right:
+            raise CofituneError(f"PEFT makes another {name} of such an adapter than the fine-tuned one; {_WAY_OUT}")
+
+
 def _factors(
-    model: nn.Module, before: Mapping[str, Tensor], changed: Mapping[str, Tensor], rank: int
+    before: Mapping[str, Tensor], changed: Mapping[str, Tensor], linear: Collection[str], rank: int
 ) -> tuple[dict[str, LowRank], dict[str, Tensor], float]:
     """Split the changes of linear layers into factors: ranks and errors, the factors by name, the error of all changes.
-
-    A layer whose bias changed too is left out, as PEFT cannot store one of the two whole.
     """
     low: dict[str, LowRank] = {}
     factors: dict[str, Tensor] = {}
-    squares = {name: _square(new.float() - before[name].float()) for name, new in changed.items()}
     missed = 0.0
-    for name in tracked([name for name in changed if _is_linear(model, name, changed)], "Factorising", "tensors"):
-        old, new = before[name], changed[name]
-        second, first = low_rank(new.float() - old.float(), rank)
-        merged = (old.float() + second @ first).to(old.dtype)
-        error = _square(merged.float() - new.float())
+    for name in tracked(linear, "Factorising", "tensors"):
+        old, new = before[name].float(), changed[name].float()
+        second, first = low_rank(new - old, rank)
+        merged = (old + second @ first).to(changed[name].dtype)
+        error = _square(merged.float() - new)
         missed += error
-        low[name] = LowRank(len(first), math.sqrt(error / squares[name]))
-        module = _module_of(name)
-        factors |= {f"{module}.lora_A.weight": first, f"{module}.lora_B.weight": second}
-    return low, factors, math.sqrt(missed / total) if (total := sum(squares.values())) else 0.0
+        low[name] = LowRank(len(first), math.sqrt(error / _square(new - old)))
+        factors |= {f"{_module_of(name)}.lora_A.weight": first, f"{_module_of(name)}.lora_B.weight": second}
+    if missed:
+        missed /= sum(_square(new.float() - before[name].float()) for name, new in changed.items())
+    return low, factors, math.sqrt(missed)
 
 
 def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -178,6 +206,7 @@ def _square(tensor: Tensor) -> float:
 
 
 def _is_linear(model: nn.Module, name: str, changed: Collection[str]) -> bool:
+    """True for the weight of a linear layer whose bias did not change, as PEFT cannot store one of the two whole."""
     module = model.get_submodule(_module_of(name))
     return type(module) is nn.Linear and name.endswith(".weight") and f"{_module_of(name)}.bias" not in changed
 
@@ -191,28 +220,30 @@ def _outermost(modules: Iterable[str]) -> list[str]:
     return kept
 
 
-def _check_modules(model: nn.Module, modules: Collection[str], low: Collection[str]) -> None:
+def _check_modules(model: nn.Module, modules: Collection[str]) -> None:
     """Refuse what PEFT would read otherwise: it takes every module whose name ends as one of the list."""
+    if "" in modules:
+        raise CofituneError(f"The delta changes a tensor of the model itself and of none of its modules, for which "
+                            f"PEFT has no form; {_WAY_OUT}")
     for name, _ in model.named_modules():
         if name not in modules and (found := next((one for one in modules if name.endswith(one)), None)):
-            raise CofituneError(f"PEFT cannot store {found} without {name}, whose name ends likewise; merge the delta "
-                                "into an ordinary folder instead (cofitune merge).")
-    for name in low:
-        if found := next((one for one in modules if name.startswith(f"{one}.")), None):
-            raise CofituneError(f"PEFT cannot store {found} whole and a part of it ({name}) as LoRA; leave the rank "
-                                "out to store all of it whole.")
-    if "" in modules:
-        raise CofituneError("The delta changes a tensor of the model itself and of none of its modules, for which PEFT "
-                            "has no form; merge the delta into an ordinary folder instead (cofitune merge).")
+            raise CofituneError(f"PEFT cannot store {found} without {name}, whose name ends likewise; {_WAY_OUT}")
 
 
-def _whole(model: PreTrainedModel, modules: Collection[str]) -> tuple[bool, dict[str, Tensor]]:
-    """All tensors of modules by name, and those tied to them; True if there are tied ones."""
+def _whole(model: PreTrainedModel, modules: Collection[str]) -> tuple[list[str], bool, dict[str, Tensor]]:
+    """Modules to store, whether PEFT is to tie their copies, and all their tensors by name.
+
+    A tensor that is tied to one of them is stored too. PEFT ties the embedding and the head where their names are the
+    usual ones; elsewhere the module of the tied tensor is stored as a copy.
+    """
     state = model.state_dict()
     inside = {name for name in state if any(name.startswith(f"{module}.") for module in modules)}
     own = {state[name].data_ptr() for name in inside}
     tied = {name for name in state if name not in inside and state[name].data_ptr() in own}
-    return bool(tied), {name: state[name] for name in sorted(inside | tied)}
+    usual = all(_module_of(name).rpartition(".")[2] in _TIED_BY_PEFT for name in state if name in tied
+                or (name in inside and state[name].data_ptr() in {state[one].data_ptr() for one in tied}))
+    copies = [] if usual else [_module_of(name) for name in tied]
+    return sorted({*modules, *copies}), bool(tied) and usual, {name: state[name] for name in sorted(inside | tied)}
 
 
 def _module_of(parameter: str) -> str:
