@@ -68,7 +68,8 @@ THIRD_PARTY = {
     "scoring": CORE_THIRD_PARTY | {"lm_eval", "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk"},
     "data": CORE_THIRD_PARTY | {"datasets", "pyarrow"},
     "search": CORE_THIRD_PARTY | {"ray"},  # inside the function that uses it
-    "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes"},  # inside the functions that need them
+    "models": CORE_THIRD_PARTY | {"gguf", "bitsandbytes", "peft"},  # inside the functions that need them
+    "regions": CORE_THIRD_PARTY | {"peft"},  # inside the function that needs it
     "ops": CORE_THIRD_PARTY | {"triton"},  # inside the functions of ops/triton.py
     "artefacts": {"typing_extensions", "pydantic", "pydantic_core"},  # the latter two inside the functions that read
     "errors": set(),

@@ -29,8 +29,8 @@ from .screen import to_nowhere
 
 __all__ = ["COMMANDS", "SILENT", "AsJson", "ConfigFile", "app", "command", "console", "emit", "tell", "warn"]
 
-COMMANDS = ("demo", "init", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze",
-            "report", "plan", "env", "import-config")
+COMMANDS = ("demo", "init", "data", "run", "search", "train", "evaluate", "merge", "export", "push", "compare",
+            "importance", "analyze", "report", "plan", "env", "import-config")
 _WITHOUT_ARGUMENTS = ("demo", "env")  # other commands need some, and show their help without
 _QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 _UsageError = typer.BadParameter.__base__  # of click, which some releases of typer hold inside

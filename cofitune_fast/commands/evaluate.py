@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from ..config import Config
 from ..display import scores_text, shown_progress
+from ..display.pairs import pairs_lines
 from ..errors import CofituneError
-from ..methods.entries import flips_entry
-from ..regions import load_delta, read_delta
-from ..report.flips import counts as flip_counts
-from ..report.flips import p_value
-from ..scoring import (
-    SuiteScores,
-    Task,
-    difference_error,
-    generation_score,
-    harness_scores,
-    needs_packages,
-    read_task,
-    score_task,
-    suite_resolution,
-    tasks_to_write,
-    with_drifts,
-    without_refused,
-)
-from ..scoring.results import SUMMARY
-from ..trials import Workbench
+from ..scoring import pair_tasks, paired_suites, pairs_entry, suite_resolution
 from .app import AsJson, ConfigFile, command, console, emit, tell
-from .setup import look_before, make_workbench, read_config
+from .candidates import Evaluation
+from .setup import needed, read_config
 
 _DRIFTS = {"drift": "from the base", "task_drift": "from the base, on the task"}
 
@@ -49,20 +34,28 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest response for --generate and --harness.")] = None,
     harness: Annotated[str | None, typer.Option(help="Also lm-eval's scores: its task names or local files, with "
                                                 "commas between.")] = None,
-    against_base: Annotated[bool, typer.Option("--against-base", help="With --delta: score the base too, and show the "
-                                               "differences and the items that flipped.")] = False,
+    against: Annotated[str | None, typer.Option(help="Another model: score it on the same items, and show differences "
+                                                "and flipped items.")] = None,
+    against_delta: Annotated[str | None, typer.Option("--against-delta", help="A delta of --against, or of --model if "
+                                                      "there is no --against.")] = None,
+    against_base: Annotated[bool, typer.Option("--against-base", help="With --delta: the same with its base.")] = False,
+    show_flips: Annotated[int, typer.Option("--show-flips", help="List so many of the items that flipped.")] = 0,
 ) -> None:
     """Score the model on speciality and versatility, or on the speciality alone if no versatility tasks are set.
 
     With --delta FOLDER the fine-tuned model is scored, and also its drift: the KL to the base, in nats per token, on
     the responses of the instruction files and of the speciality. With model.quantize the delta's region stays in full
     precision; without a delta, the `region`, if one is given.
+
+    --against compares item by item with any other model, one after the other in memory. It may have another tokenizer
+    and another chat template, as each model renders the rows by its own.
     """
     settings = read_config(context, config)
     with shown_progress(console):
         content = evaluation(settings, split=split, limit=limit, generate=generate, max_new_tokens=max_new_tokens,
-                             harness=_names(harness), against_base=against_base)
-    emit(content, as_json, lambda: tell(*_lines(content)))
+                             harness=_names(harness), against_base=against_base, against=against,
+                             against_delta=against_delta)
+    emit(content, as_json, lambda: tell(*_lines(content, show_flips)))
 
 
 def _names(harness: str | None) -> list[str]:
@@ -79,7 +72,7 @@ def _names(harness: str | None) -> list[str]:
 
 def evaluation(
     settings: Config, *, split: str, limit: int | None, generate: bool, max_new_tokens: int | None,
-    harness: list[str], against_base: bool = False,
+    harness: list[str], against_base: bool = False, against: str | None = None, against_delta: str | None = None,
 ) -> dict[str, Any]:
     """Score the base of `settings`, or the base with its delta, and return plain values.
 
@@ -98,57 +91,43 @@ def evaluation(
     if against_base and not (settings.delta and versatility):
         raise CofituneError(f"--against-base compares a delta with its base on a whole suite; give --delta, and set "
                             f"versatility.{split}.")
-    to_write = tasks_to_write(path, versatility, limit=limit, versatility_limit=settings.versatility.limit,
-                              on_bad_row=settings.data.on_bad_row) if generate else []
-    if harness:
-        needs_packages("--harness", "lm_eval")
-    region = read_delta(settings.delta).region if settings.delta else None
-    looks = look_before(settings, [split], [split] if versatility else [])
-    bench = make_workbench(settings, region, looks=looks)
-    base, before = {}, None
-    if settings.delta:
-        base = bench.all_base_states(split, settings.versatility.drift_rows) if versatility else {}
-        before = bench.score(split) if against_base else None
-        load_delta(bench.model, settings.delta, base_fingerprint=bench.base.fingerprint)
-    if versatility:
-        scores = with_drifts(bench.score(split), bench.model, base)
-        others = [] if before is None else [before]
-        content = {**scores.to_dict(), "resolution": [suite_resolution(scores, others, figure).to_dict()
-                                                      for figure in ("vers", "uni")]}
-        if before is not None:
-            content["against_base"] = _against(before, scores)
-    else:
-        task = read_task(path, limit=limit, metric=settings.data.metric, on_bad_row=settings.data.on_bad_row)
-        if settings.data.on_bad_row == "skip":
-            task = without_refused(task, bench.tokenizer)
-        score = score_task(bench.model, bench.tokenizer, task)
-        content = {"tasks": {"speciality": {path: score.to_dict()}}}
-    if to_write:
-        content["generation"] = {task.name: _generation(bench, task, max_new_tokens) for task in to_write}
-    if harness:
-        content["harness"] = harness_scores(
-            bench.model, bench.tokenizer, harness, limit=limit or settings.versatility.limit,
-            max_new_tokens=max_new_tokens,
-        )
+    another = against is not None or against_delta is not None
+    if another and against_base:
+        raise CofituneError("--against-base and --against exclude each other; to compare a delta with its base, give "
+                            "--against-base alone.")
+    if another and harness:
+        raise CofituneError("--harness has no scores item by item that could be compared; run it on each model without "
+                            "--against.")
+    call = Evaluation(split, limit, generate, max_new_tokens, harness, against_base)
+    rival = _rival(settings, against, against_delta) if another else None
+    first = call.looked_at(settings, console.print)
+    if rival is None:
+        return first.score()[0]
+    second = call.looked_at(rival, lambda line: None)
+    first.take_common_rows(second)
+    content, scores = first.score()
+    gc.collect()  # the first model goes before the second one comes
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    other, other_scores = second.score()
+    pairs = pair_tasks(scores, other_scores, first.tasks, same_rows=first.reads_like(second))
+    content["against"] = {"models": [first.name, second.name], "notes": first.notes(second, pairs), "scores": other,
+                          **pairs_entry(pairs)}
+    if first.is_suite:
+        one, two = paired_suites(pairs)
+        content["resolution"] = [suite_resolution(one, [two], figure).to_dict() for figure in ("vers", "uni")]
     return content
 
 
-def _against(before: SuiteScores, after: SuiteScores) -> dict[str, Any]:
-    """Return differences with paired standard errors, and flipped items, of the fine-tuned model and its base."""
-    return {
-        "differences": {figure: {"value": getattr(after, figure) - getattr(before, figure),
-                                 "se": difference_error(after, before, figure)} for figure in SUMMARY},
-        "flips": flips_entry(before.to_dict(items=True), after.to_dict(items=True)),
-    }
+def _rival(settings: Config, against: str | None, delta: str | None) -> Config:
+    """Settings of the model to compare with: the same but for model and delta."""
+    model = settings.model
+    if against is not None:
+        model = needed(settings, "model").model_copy(update={"path": os.path.expanduser(against), "gguf_file": None})
+    return settings.model_copy(update={"model": model, "delta": delta and os.path.expanduser(delta)})
 
 
-def _generation(bench: Workbench, task: Task, max_new_tokens: int | None) -> dict[str, Any]:
-    """Score a task by generation; `left_out` counts items that cannot be checked on this machine."""
-    score = generation_score(bench.model, bench.tokenizer, task, max_new_tokens=max_new_tokens)
-    return {**score.to_dict(), "left_out": len(task.items) - score.n}
-
-
-def _lines(content: Mapping[str, Any]) -> list[str]:
+def _lines(content: Mapping[str, Any], show_flips: int) -> list[str]:
     """Format an evaluation as text, one line a task."""
     lines = [scores_text(content)] if "spec" in content else []
     drift = {name: content[key] for key, name in _DRIFTS.items() if key in content}
@@ -164,9 +143,8 @@ def _lines(content: Mapping[str, Any]) -> list[str]:
                              "punkt_tab: run python -m nltk.downloader punkt_tab")
     for name, figures in content.get("harness", {}).items():
         lines.append(f"  {'lm-eval':12}{name:32}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    if against := content.get("against_base"):
-        lines += [f"  {'- base':12}{figure:32}{difference['value']:+.3f} ± {difference['se']:.3f}"
-                  for figure, difference in against["differences"].items()]
-        lines += [f"  {'flips':12}{group:32}{flip_counts(flips)} of {flips['items']}, p {p_value(flips['p'])}"
-                  for group, flips in against["flips"].items()]
-    return [*lines, *(entry["sentence"] for entry in content.get("resolution", []))]
+    lines += [entry["sentence"] for entry in content.get("resolution", [])]
+    for key in ("against_base", "against"):
+        if entry := content.get(key):
+            lines += ["", *pairs_lines(entry, show_flips)]
+    return lines

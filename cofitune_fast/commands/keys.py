@@ -164,6 +164,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
               "storage", "output"),
     "evaluate": ("model", "data", "versatility", "region", "delta"),
     "merge": ("model", "delta", "output"),
+    "export": ("model", "delta", "output"),
     "compare": ("title", "model", "data", "versatility", "region", "training", "anchor", "importance", "compare",
                 "run.full_sft_training", "memory", "storage", "output"),
     "importance": ("model", "data", "region", "importance", "output"),

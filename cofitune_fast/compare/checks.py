@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from ..errors import CofituneError
 from ..methods.catalogue import NamedMethod
-from ..methods.lora import require_peft
 from ..methods.recipe import Recipe
 from ..methods.run import SPLITS, general_bench, what_is_trained
+from ..models.adapter import require_peft
 from ..training import training_arguments
 from ..trials import TrialData, TrialSetup, Workbench
 
@@ -46,7 +46,7 @@ def _check(recipe: Recipe, bench: Workbench, setup: TrialSetup, general: str | N
     for rate in recipe.learning_rates:
         training_arguments({**setup.training, **recipe.training, "learning_rate": rate}, "checked")
     if recipe.lora is not None:
-        require_peft()
+        require_peft("LoRA")
     if recipe.mofo and (setup.memory.gradient_release, setup.memory.optimizer_states) != ("off", "device"):
         raise CofituneError("MoFO selects among all momenta after each step, so memory.gradient_release must be off "
                             "and memory.optimizer_states device.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CofituneError
+from ..models.adapter import require_peft
 from ..models.fingerprint import named_parameters
 from ..regions import Cell, Layout, Region, resolve_layout, whole_name
 from .recipe import LoraSettings
@@ -42,7 +43,7 @@ class LoraAdapter:
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Attach adapters to the model; after the block its modules and tensors are the same objects as before."""
-        peft, layout = require_peft(), resolve_layout(model)
+        peft, layout = require_peft("LoRA"), resolve_layout(model)
         config = peft.LoraConfig(
             r=self.settings.rank, lora_alpha=self.settings.alpha, lora_dropout=self.settings.dropout,
             target_modules=[name.removesuffix(".weight") for name in self._projections(layout)],
@@ -136,11 +137,3 @@ class LoraAdapter:
             return torch.addmm(base.float(), left, right, alpha=scaling)
 
         return merged
-
-
-def require_peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise CofituneError("LoRA needs the package peft: pip install 'cofitune-fast[compare]'.") from None
-    return peft

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,26 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # In the order in which transformers looks for them: one file, or the list of several.
 _WEIGHTS = (("model.safetensors", "model.safetensors.index.json"),
             ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
                "sentencepiece.bpe.model", "tekken.json", "*.tiktoken")
+
+_BESIDE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ""}
+_LICENCE = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
+# Of the base, but not about this model: lists of weights, results and leftovers of its training.
+_NOT_COPIED = ("README", "adapter_", "trainer_state", "training_", "optimizer", "scheduler", "rng_state", "all_results",
+               "eval_results", "train_results", "cofitune", "model.safetensors", "pytorch_model")
 
 
 def local_folder(location: str | Path) -> Path | None:
     """Return the folder with a model's files: the folder itself, or the hub cache's; None if there is neither."""
     if Path(location).is_dir():
         return Path(location)
-    file = _of_hub(location, CONFIG)
+    file = file_of_hub(location, CONFIG)
     return file.parent if file is not None else None
 
 
-def _of_hub(location: str | Path, name: str) -> Path | None:
+def file_of_hub(location: str | Path, name: str) -> Path | None:
+    """Return a file of a model on the hub, from the cache or fetched; None if there is none or no way to it."""
     try:
         file = cached_file(str(location), name, _raise_exceptions_for_missing_entries=False,
                            _raise_exceptions_for_connection_errors=False)
@@ -50,7 +56,7 @@ def check_model(location: str | Path) -> None:
         refuse_no_model(folder)
     elif (folder := local_folder(location)) is None:
         return  # transformers will say why it is not found
-    if (folder / ADAPTER).is_file() or (not Path(location).is_dir() and _of_hub(location, ADAPTER)):
+    if (folder / ADAPTER).is_file() or (not Path(location).is_dir() and file_of_hub(location, ADAPTER)):
         raise CofituneError(
             f"{location} holds a model and an adapter ({ADAPTER}), and it is not clear which of them is meant: merge "
             f"the adapter into the model (in peft: merge_and_unload), or remove {ADAPTER} to take the model alone."
@@ -122,12 +128,25 @@ def check_weights(folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    found = [file for name in _TOKENIZERS for file in folder.glob(name)]
+    found = [file for name in TOKENIZERS for file in folder.glob(name)]
     if not found:
         raise CofituneError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy the tokenizer's "
                             "files of the model that it was made from into it.")
     for file in found:
         refuse_pointer(file)
+
+
+def files_beside_weights(folder: Path) -> list[Path]:
+    """Files that belong to a model beside its weights: configurations, tokenizer, templates, code, licence."""
+    def belongs(file: Path) -> bool:
+        if file.name.upper().startswith(_LICENCE):
+            return True
+        return file.suffix in _BESIDE and not file.name.startswith((".", *_NOT_COPIED))
+
+    inside = [file for file in folder.iterdir() if file.is_file() and belongs(file)]
+    templates = [file for name in ("chat_templates", "additional_chat_templates")
+                 for file in (folder / name).glob("*.jinja")]
+    return sorted(inside + templates)
 
 
 def refuse_no_model(folder: Path) -> None:
@@ -146,9 +165,6 @@ def _what_it_is(folder: Path) -> str | None:
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if (folder / "delta.safetensors").is_file():
         return "it is a delta; name its base as the model, and make one model of both by cofitune merge"
-    if (folder / ADAPTER).is_file():
-        return (f"it is an adapter{_base_of(folder)}; merge it into its base (in peft: merge_and_unload) and name the "
-                "result")
     if (folder / "snapshots").is_dir():
         commits = sorted((folder / "snapshots").iterdir())
         named = folder / "refs" / "main"
@@ -173,11 +189,3 @@ def _what_it_is(folder: Path) -> str | None:
 def _number(path: Path) -> tuple[int, str]:
     end = path.name.rpartition("-")[2]
     return (int(end) if end.isdecimal() else -1, path.name)
-
-
-def _base_of(folder: Path) -> str:
-    try:
-        name = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f" of {name}" if name else ""

@@ -6,13 +6,10 @@ soft caps, window and head sizes, tokens that end a turn. What has no place in t
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import logging
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from ..errors import CofituneError, first_line
-from ..files import WriteFailed, atomic_folder, cache_folder
 from ..progress import progress
 from .auto import no_progress_bars
 from .fingerprint import named_parameters
+from .kept import kept_folder
 
 _FORMAT = 2  # of the conversion; folders of earlier ones may lack what is read now
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LLAMA3_POSITIONS = 8192
-_SESSION: dict[Path, Path] = {}  # conversions that could not be kept: the cache's folder -> the temporary one
 
 # Key of the file, without the architecture -> names of the configuration's field, of which each family has one at most.
 _FIELDS = {
@@ -79,22 +75,11 @@ def converted(file: Path, dtype: str) -> Path:
         ) from None
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest}-{dtype}-{_FORMAT}"
-    if (folder / "config.json").is_file():
-        return folder
-    if folder in _SESSION:
-        return _SESSION[folder]
     try:
-        need = sum(tensor.n_elements for tensor in _Metadata(file).tensors) * getattr(torch, dtype).itemsize
-        try:
-            with atomic_folder(folder, int(need)) as temporary:
-                _convert(file, dtype, temporary)
-        except WriteFailed as error:
-            logging.getLogger("cofitune_fast").warning(
-                f"The converted model is not kept for later runs: {error}")
-            folder = _SESSION.setdefault(folder, Path(tempfile.mkdtemp(prefix="cofitune-gguf-")))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            _convert(file, dtype, folder)
+        return kept_folder(
+            "gguf", f"{file.stem}-{digest}-{dtype}-{_FORMAT}",
+            lambda: int(sum(tensor.n_elements for tensor in _Metadata(file).tensors) * getattr(torch, dtype).itemsize),
+            lambda folder: _convert(file, dtype, folder))
     except CofituneError:
         raise
     except Exception as error:
@@ -102,7 +87,6 @@ def converted(file: Path, dtype: str) -> Path:
             f"The GGUF file {file} cannot be read ({first_line(error)}); it may be cut off or of an architecture "
             "that transformers does not read: fetch it anew or name an ordinary model folder."
         ) from error
-    return folder
 
 
 def _convert(file: Path, dtype: str, folder: Path) -> None:

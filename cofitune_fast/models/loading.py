@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from a folder, a hub id or a GGUF file."""
+"""Load a model and its tokenizer from a folder, a hub id, a GGUF file or an adapter."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from ..errors import CofituneError, first_line
 from ..files import cache_folder
 from ..progress import progress
+from .adapter import adapter_folder, merged_adapter
 from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
 from .folder import check_model, refuse_no_model
@@ -83,7 +84,8 @@ def load_model(
 
     A missing pad token, or one beyond the embedding, becomes the end of sequence.
 
-    path: a folder as `save_pretrained` writes it, a hub id, or a `.gguf` file (also: a folder plus `gguf_file`).
+    path: a folder as `save_pretrained` writes it, a hub id, a `.gguf` file (also: a folder plus `gguf_file`), or the
+        folder of a PEFT adapter.
     dtype: "auto" (the checkpoint's; bfloat16 for GGUF), "bfloat16", "float32" or "float16".
     device: by default the first GPU, else the CPU.
     quantize: "nf4" or "int8" quantises all projections except those named by `keep`, e.g. `keep=region.modules`; see
@@ -92,9 +94,9 @@ def load_model(
         {"ffn.up": "mlp.fc1"}; see `regions.roles.by_map`. It is kept at the model and checked by `resolve_layout`.
     tokenizer: the model's own, if `load_outline` has loaded it before.
 
-    A GGUF file is dequantised once, into an ordinary model folder in the cache (`files.cache_folder`). Code that a
-    model folder brings along is never run. Under torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see
-    `models.sharded.shard`; all ranks must call it.
+    A GGUF file is dequantised once, into an ordinary model folder in the cache (`files.cache_folder`), and an adapter
+    is merged into its base once, likewise (`models.adapter`). Code that a model folder brings along is never run. Under
+    torchrun (`WORLD_SIZE` above 1) the ranks share the weights, see `models.sharded.shard`; all ranks must call it.
 
     Raises:
         CofituneError: the model is missing, damaged or of an unknown kind, or an option does not fit.
@@ -224,6 +226,8 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
     location = Path(path) / gguf_file if gguf_file is not None else Path(path)
     if location.suffix == ".gguf":
         return converted(location, "bfloat16" if dtype == "auto" else dtype)
+    if (adapter := adapter_folder(location)) is not None:
+        return merged_adapter(adapter, dtype)
     if location.is_dir():
         refuse_no_model(location)
     elif location.is_file() and ".gguf." in location.name:

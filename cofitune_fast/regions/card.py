@@ -60,6 +60,29 @@ def merged_card(info: Mapping[str, Any], copied: Sequence[str], changed: Sequenc
     return "\n\n".join(sections) + "\n"
 
 
+def adapter_card(info: Mapping[str, Any], export: Mapping[str, Any], sentence: str) -> str:
+    """Write the model card of a delta as a PEFT adapter.
+
+    info: the content of cofitune.json. export: the content of `peft_export.PeftExport`. sentence: how exact it is.
+    """
+    base = info["base"]
+    name, metadata = _head(base["model"], "peft")
+    sections = [
+        metadata,
+        f"# Adapter for {name}",
+        f"The change of one region of `{name}` by fine-tuning with CoFiTune, as a PEFT adapter. {sentence}",
+        f"- region: `{info['region']}`\n- base: `{name}`, {base['dtype']}\n"
+        f"- made with: {', '.join(f'{package} {version}' for package, version in info['versions'].items())}",
+        "## Use\n\n```python\nfrom peft import PeftModel\n\n"
+        'model = PeftModel.from_pretrained(base_model, "path/to/this/folder").merge_and_unload()\n```',
+    ]
+    if export["low_rank"]:
+        rows = {one: {"rank": entry["rank"], "relative error": entry["error"]}
+                for one, entry in export["low_rank"].items()}
+        sections.append("## Error of each tensor\n\n" + _table(rows))
+    return "\n\n".join(sections) + "\n"
+
+
 def _head(base: str, library: str) -> tuple[str, str]:
     """The name of a base to show, and the card's hub metadata.
 

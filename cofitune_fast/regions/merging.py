@@ -22,7 +22,14 @@ from ..errors import CofituneError
 from ..files import atomic_folder, foreign_content, read_json, require_room, writable_folder, write_json, write_text
 from ..models.checkpoint import checkpoint_dtype, checkpoint_fingerprint, skeleton
 from ..models.fingerprint import base_fingerprint, named_parameters, named_tensors
-from ..models.folder import CONFIG, check_model, check_weights, local_folder, weight_files
+from ..models.folder import (
+    CONFIG,
+    check_model,
+    check_weights,
+    files_beside_weights,
+    local_folder,
+    weight_files,
+)
 from ..models.loading import LoadedModel, load_model, plain_folder
 from ..models.tensor_file import Header, read_header, rewrite
 from ..progress import progress
@@ -31,12 +38,6 @@ from .cells import Part
 from .delta import DeltaInfo, check_tensors, load_delta, opened, read_delta, restore, targets_of
 
 INDEX = "model.safetensors.index.json"
-_OF_BASE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ""}
-_LICENCE = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
-# Of the base, but not about this model: lists of weights, results and leftovers of its training.
-_NOT_COPIED = ("README", "adapter_", "trainer_state", "training_", "optimizer", "scheduler", "rng_state", "all_results",
-               "eval_results", "train_results", "cofitune", "model.safetensors", "pytorch_model")
-
 Change = Callable[[Tensor], Tensor]
 
 
@@ -307,7 +308,7 @@ def _write_rest(
     written: dtype of the weights if it may be another than the base's.
     """
     copied = []
-    for source in _files_of_base(folder):
+    for source in files_beside_weights(folder):
         target = building / source.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
@@ -322,19 +323,6 @@ def _write_rest(
     if tokenizer is not None:
         tokenizer.save_pretrained(building)
     write_text(building / "README.md", merged_card(asdict(info), sorted(copied), changed))
-
-
-def _files_of_base(folder: Path) -> list[Path]:
-    """Files that belong to a model beside its weights: configurations, tokenizer, templates, code, licence."""
-    def belongs(file: Path) -> bool:
-        if file.name.upper().startswith(_LICENCE):
-            return True
-        return file.suffix in _OF_BASE and not file.name.startswith((".", *_NOT_COPIED))
-
-    inside = [file for file in folder.iterdir() if file.is_file() and belongs(file)]
-    templates = [file for name in ("chat_templates", "additional_chat_templates")
-                 for file in (folder / name).glob("*.jinja")]
-    return sorted(inside + templates)
 
 
 def _set_dtype(config: dict[str, Any], dtype: str, where: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from .flips import Flips, mcnemar, score_flips, suite_flips
 from .generation import generate_texts, generation_score
 from .harness import harness_scores
 from .metrics import DriftItem, FollowedItem, GeneratedItem
+from .pairs import PairedTask, pair_tasks, paired_suites, pairs_entry
 from .resolution import (
     Resolution,
     count_items,
@@ -35,6 +36,7 @@ __all__ = [
     "GeneratedItem",
     "InstructionItem",
     "ItemScore",
+    "PairedTask",
     "Resolution",
     "Score",
     "Signal",
@@ -52,7 +54,10 @@ __all__ = [
     "items_needed",
     "mcnemar",
     "needs_packages",
+    "pair_tasks",
     "paired_difference",
+    "paired_suites",
+    "pairs_entry",
     "read_suite",
     "read_task",
     "resampled_figures",

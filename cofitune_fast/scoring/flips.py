@@ -31,6 +31,11 @@ class Flips(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         return {**self._asdict(), "p": self.p}
 
+    @classmethod
+    def sum(cls, flips: Iterable[Flips]) -> Flips:
+        """Add the flips of several tasks."""
+        return cls(*map(sum, zip(*flips, strict=True)))
+
 
 def mcnemar(one: int, other: int) -> float:
     """Two-sided p of McNemar's exact test, from the numbers of items that flipped one way and the other."""
@@ -48,7 +53,7 @@ def score_flips(before: Score, after: Score) -> Flips | None:
     """
     if not before.items or not after.items or len(before.items) != len(after.items):
         raise CofituneError("Flips need the per-item values of two scores of the same items; score both anew.")
-    pairs = [(_right(before.metric, one), _right(after.metric, other))
+    pairs = [(is_right(before.metric, one), is_right(after.metric, other))
              for one, other in zip(before.items, after.items, strict=True)]
     return None if any(None in pair for pair in pairs) else _count(pairs)
 
@@ -62,13 +67,14 @@ def suite_flips(before: SuiteScores, after: SuiteScores) -> dict[str, Flips]:
     for group in GROUPS:
         tasks = [score_flips(score, after.tasks[group][name]) for name, score in before.tasks[group].items()]
         if counted := [task for task in tasks if task is not None]:
-            found[group] = _together(counted)
+            found[group] = Flips.sum(counted)
     if kept := [found[group] for group in VERSATILITY if group in found]:
-        found["vers"] = _together(kept)
+        found["vers"] = Flips.sum(kept)
     return found
 
 
-def _right(metric: str, item: Any) -> bool | None:
+def is_right(metric: str, item: Any) -> bool | None:
+    """True if an item was answered right, see `score_flips`; None if its kind is neither right nor wrong."""
     if isinstance(item, ItemScore):
         return item.correct
     if isinstance(item, GeneratedItem):
@@ -80,7 +86,3 @@ def _count(pairs: Iterable[tuple[bool, bool]]) -> Flips:
     pairs = list(pairs)
     return Flips(sum(before and not after for before, after in pairs),
                  sum(after and not before for before, after in pairs), len(pairs))
-
-
-def _together(flips: Iterable[Flips]) -> Flips:
-    return Flips(*map(sum, zip(*flips, strict=True)))

@@ -107,7 +107,9 @@ def _against_its_base(cofitune, tiny_run, delta, base, tuned):
         assert flips["wrong_to_right"] - flips["right_to_wrong"] == round(
             before["n"] * (after["metrics"]["accuracy"] - before["metrics"]["accuracy"]))
     lines = cofitune("evaluate", *arguments(tiny_run, delta=delta), "--against-base")[1].splitlines()
-    assert any(line.split()[:2] == ["flips", "vers"] for line in lines), lines
+    flips = against["flips"]["vers"]
+    (row,) = [line for line in lines if line.split()[:1] == ["vers"]]
+    assert row.split()[-3:-1] == [str(flips["right_to_wrong"]), str(flips["wrong_to_right"])]
     status, _, err = cofitune("evaluate", *arguments(tiny_run), "--against-base")
     assert status == 2 and "--against-base compares a delta with its base" in err
 

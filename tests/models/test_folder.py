@@ -27,7 +27,8 @@ def left_over_adapter(folder):
 
 def only_an_adapter(folder):
     (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (folder / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "org/base", "peft_type": "LORA", "task_type": "CAUSAL_LM"}')
 
 
 def a_missing_shard(folder):
@@ -61,7 +62,7 @@ def elsewhere(folder):
 
 @pytest.mark.parametrize("spoil, words", [
     (left_over_adapter, r"a model and an adapter \(adapter_config.json\).*: merge the adapter .* or remove"),
-    (only_an_adapter, r"is not a model folder: it is an adapter of org/base; merge it into its base"),
+    (only_an_adapter, r"The base org/base of the adapter .* is not here: fetch it, or write its folder"),
     (a_missing_shard, r"lacks 1 of its 5 files of weights, such as model-00002-of-00005.safetensors: the download"),
     (a_pointer, r"model.safetensors is a Git LFS pointer and not the file itself: run `git lfs pull`"),
     (lambda folder: a_pointer(folder, "tokenizer.json"), r"tokenizer.json is a Git LFS pointer"),
