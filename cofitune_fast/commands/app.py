@@ -29,8 +29,8 @@ from ..signals import exit_status, stoppable
 from .keys import check_early, keys_of, own_options
 from .screen import Screen, printable, to_nowhere
 
-COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "compare", "importance", "analyze", "report",
-            "plan", "env")
+COMMANDS = ("demo", "data", "run", "search", "train", "evaluate", "merge", "push", "compare", "importance", "analyze",
+            "report", "plan", "env")
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with the run's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # Under torchrun only rank 0 prints; the other ranks print nothing but their own errors.
