@@ -48,7 +48,7 @@ def why_not(error: BaseException, repository: str, *, fetching: bool = True) -> 
             return "the repository lacks a file that is needed"
         if isinstance(one, HfHubHTTPError):
             status = getattr(one.response, "status_code", None)
-            return _BY_STATUS.get(status, f"the hub answers: {first_line(one)}")
+            return _BY_STATUS.get(status, f"the hub answers: {one.server_message or first_line(one)}")
     if not any(isinstance(one, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
                or type(one).__name__ in _OF_THE_NETWORK for one in _chain(error)):
         return None

@@ -214,7 +214,7 @@ def _results(info: Mapping[str, Any]) -> list[str]:
 
 def _making(info: Mapping[str, Any]) -> list[str]:
     settings = dict(without_folders(info["settings"]))
-    command = settings.pop("command", None)
+    command, _ = settings.pop("command", None), settings.pop("identity", None)  # the latter is for resuming, and long
     sections = [f"## Command\n\n{_fence(command, 'bash')}"] if isinstance(command, str) and command else []
     if settings:
         sections.append("## Settings\n\n" + _fence(json.dumps(settings, indent=2, ensure_ascii=False), "json"))

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..errors import CofituneError, first_line
 from ..models.hub import why_not
@@ -35,7 +36,10 @@ def delta_folder(path: str | Path) -> Path:
         try:
             folder = Path(hf_hub_download(repository, FILES[0], revision=revision)).parent
         except Exception as error:  # of the hub's client, of its HTTP client, or of the disk
-            reason = why_not(error, repository) or first_line(error)
+            if isinstance(error, RemoteEntryNotFoundError):
+                reason = f"the repository lacks {FILES[0]}, so that it holds no delta"
+            else:
+                reason = why_not(error, repository) or first_line(error)
             raise CofituneError(f"{where}: {reason}.") from None
         for name in FILES[1:]:
             with suppress(Exception):  # for people, and not needed

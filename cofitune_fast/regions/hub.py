@@ -213,7 +213,8 @@ def _asking(what: str, repository: str) -> Iterator[None]:
     except HFValidationError as error:
         raise CofituneError(f"{what}: {first_line(error)}; name the repository OWNER/NAME.") from None
     except Exception as error:  # of the hub's client, of its HTTP client, or of the disk
-        reason = why_not(error, repository, fetching=False)
-        if reason is None and str(error).startswith("Invalid metadata"):
-            reason = f"the hub refuses the card's header ({' '.join(str(error).split())})"
-        raise CofituneError(f"{what}: {reason or first_line(error)}.") from None
+        if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
+            reason = f"the hub refuses the card's header ({' '.join(str(error).split()[4:])})"
+        else:
+            reason = why_not(error, repository, fetching=False) or first_line(error)
+        raise CofituneError(f"{what}: {reason}.") from None
