@@ -1,4 +1,4 @@
-"""What the hub's client raises, in words for one sentence."""
+"""Reasons of the hub's client for an error, in words for one sentence."""
 
 from __future__ import annotations
 

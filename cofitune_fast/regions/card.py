@@ -28,7 +28,7 @@ _BARE = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s\"',;=/\\]+[/\\
 
 @dataclass(frozen=True)
 class Cells:
-    """What of a model's grid of layers and roles a delta holds.
+    """Trained cells of a model's grid of layers and roles.
 
     layers: number of the model's layers. roles: the model's roles, each with its trained layers as in a region's text,
     or "". elements: number of the trained numbers.
