@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .importance import Importance, compute_importance
     from .models import load_model
     from .optim import MaskedAdamW, Pull
-    from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
+    from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, push_to_hub, resolve_layout, save_delta
     from .scoring import read_suite, score_suite
     from .training import CoFiTuneTrainer, TrainOptions, train_region
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Region": "regions", "resolve_layout": "regions", "save_delta": "regions", "load_delta": "regions",
-    "merge": "regions", "FrozenProof": "regions", "BaseInfo": "regions",
+    "merge": "regions", "push_to_hub": "regions", "FrozenProof": "regions", "BaseInfo": "regions",
     "Importance": "importance", "compute_importance": "importance",
     "AnchorSettings": "anchor", "open_anchor": "anchor",
     "MaskedAdamW": "optim", "Pull": "optim",
@@ -58,6 +58,7 @@ __all__ = [
     "merge",
     "open_anchor",
     "ops",
+    "push_to_hub",
     "read_examples",
     "read_suite",
     "resolve_layout",

@@ -30,7 +30,7 @@ KEYS: dict[str, Key] = {name: Key(*entry) for name, entry in {
     "region": ("", "what is trained, such as ffn@50%-100%; train takes that one, run searches one"),
     "loss": ("ce", "ce (cross entropy), dft or eaft"),
     "storage": ("auto", "of weights and optimizer states: auto, fp32, bf16_split, bf16_sr, bf16 or int8"),
-    "delta": ("", "a trained delta"),
+    "delta": ("", "a trained delta: a folder, or a hub id, OWNER/NAME or OWNER/NAME@REVISION"),
     "output": ("", "the folder for what comes out"),
     "model.path": ("", "the base: a folder, a hub id or a GGUF file; --model for short"),
     "model.gguf_file": ("", "a GGUF file inside model.path"),

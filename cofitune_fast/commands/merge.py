@@ -14,10 +14,18 @@ from .setup import needed, read_config
 
 @command
 def merge(context: typer.Context, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Write base and delta as an ordinary model folder: --model BASE --delta FOLDER --output FOLDER."""
+    """Write base and delta as an ordinary model folder: --model BASE --delta FOLDER_OR_HUB_ID --output FOLDER.
+
+    Without --model the base is the one that the delta names.
+    """
     settings = read_config(context, config)
-    delta, section = needed(settings, "delta"), needed(settings, "model")
+    delta, section, output = needed(settings, "delta"), settings.model, needed(settings, "output")
     with shown_progress(console):
-        base = plain_folder(section.path, section.gguf_file, read_delta(delta).base.dtype)
-        out = merge_delta(base, delta, needed(settings, "output"))
+        info = read_delta(delta)
+        if section is None:
+            console.print(f"The base is the one that the delta names: {info.base.model}")
+            base = plain_folder(info.base.model, dtype=info.base.dtype)
+        else:
+            base = plain_folder(section.path, section.gguf_file, info.base.dtype)
+        out = merge_delta(base, delta, output)
     emit({"path": str(out)}, as_json, lambda: tell(out))

@@ -40,6 +40,7 @@ from ..training.checkpoint import sweep
 from ..training.identity import deciding, plain
 from ..trials import Workbench
 from ..trials.data import content_digest, data_digest
+from ..trials.head import command_line
 from .app import AsJson, ConfigFile, command, console, emit, tell, warn
 from .kept import Earlier, step_to_go_on_from
 from .setup import check_files, look_before, make_workbench, needed, read_config, trial_data
@@ -147,9 +148,10 @@ def _train(settings: Config, output: Path, overwrite: bool, console: Console) ->
 
     def keep(path: Path, run: dict[str, Any] | None) -> None:
         save_delta(bench.model, region, path, base=bench.base, settings={
-            "training": training, "mask": settings.mask.model_dump(), "storage": settings.storage,
-            "loss": settings.loss, "anchor": asdict(settings.anchor), "quantize": settings.model.quantize,
-            "memory": asdict(settings.memory), "run": run, "identity": identity, "began": began,
+            "command": command_line(), "training": training, "mask": settings.mask.model_dump(),
+            "storage": settings.storage, "loss": settings.loss, "anchor": asdict(settings.anchor),
+            "quantize": settings.model.quantize, "memory": asdict(settings.memory), "run": run, "identity": identity,
+            "began": began,
         })
 
     kept: list[Path] = []

@@ -114,7 +114,7 @@ def run_method(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any]) -> d
 def _keep_delta(
     bench: Workbench, region: Region, delta: Mapping[str, Any], scores: Mapping[str, Any], run: TrainResult
 ) -> None:
-    tuned = {key: scores["test"][key] for key in SUMMARY}
+    tuned = {key: scores["test"][key] for name in SUMMARY for key in (name, f"{name}_se")}
     settings = {**delta["settings"], "run": run.to_dict()}
     save_delta(bench.model, region, delta["folder"], base=bench.base, settings=settings,
                scores={"base": delta["scores"], delta["name"]: tuned})

@@ -21,6 +21,7 @@ from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
 from .folder import check_model, refuse_no_model
 from .gguf import converted
+from .hub import why_not
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
@@ -242,8 +243,11 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
 
 
 def _cannot_be_loaded(source: str, error: Exception) -> CofituneError:
-    where = "" if Path(source).exists() else f"there is no folder {source} here, and as the id of a model on the hub: "
-    return CofituneError(f"The model {source} cannot be loaded: {where}{first_line(error)}.")
+    where, reason = "", None
+    if not Path(source).exists():
+        where = f"there is no folder {source} here, and as the id of a model on the hub: "
+        reason = why_not(error, source)
+    return CofituneError(f"The model {source} cannot be loaded: {where}{reason or first_line(error)}.")
 
 
 def _refuse_missing(source: str, missing: Collection[str]) -> None:

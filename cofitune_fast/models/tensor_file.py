@@ -115,6 +115,19 @@ def rewrite(
             new.write(tensor.to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
+def with_metadata(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a safetensors file with other metadata; the bytes of its tensors stay as they are."""
+    header = read_header(source)
+    content = {"__metadata__": dict(metadata), **{name: entry for name, entry in json.loads(header.raw).items()
+                                                  if name != "__metadata__"}}
+    raw = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with source.open("rb") as old, target.open("wb") as new:
+        new.write(len(raw).to_bytes(8, "little") + raw)
+        old.seek(header.start)
+        _copy(old, new, header.size - header.start)
+
+
 def _with_dtypes(header: Header, converted: dict[str, torch.dtype]) -> bytes:
     content: dict[str, Any] = {} if header.metadata is None else {"__metadata__": header.metadata}
     place = 0

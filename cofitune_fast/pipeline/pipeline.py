@@ -36,7 +36,7 @@ from ..search import Journal, Observer, Operations, Search, SearchResult, Silent
 from ..training import decisive
 from ..trials import BaseLost, TrialSetup, Workbench, clean_node
 from ..trials.data import content_digest
-from ..trials.head import report_head
+from ..trials.head import command_line, report_head
 from .checks import check_delta
 from .clock import Clock
 from .rows import against_full, failed_row, method_row, resolution_notes
@@ -257,6 +257,7 @@ class Pipeline:
                 "folder": str(self.output / DELTAS[method.name]), "name": method.name,
                 "scores": _summary(folder.read(base_name(TASK))["test"]),
                 "settings": {
+                    "command": command_line(),
                     "training": {**self.setup.training, **recipe.training, "learning_rate": run.learning_rate},
                     "mask": {"preset": recipe.mask.preset, "mode": recipe.mask.mode} if recipe.mask else None,
                     "loss": recipe.loss, "anchor": recipe.anchor, "storage": self.setup.storage,
@@ -360,4 +361,4 @@ def _runs(methods: list[NamedMethod], seed: int) -> list[tuple[Run, NamedMethod]
 
 
 def _summary(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {key: scores[key] for key in SUMMARY}
+    return {key: scores[key] for name in SUMMARY for key in (name, f"{name}_se")}

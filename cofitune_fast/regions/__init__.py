@@ -3,6 +3,7 @@
 from .cells import GROUPS, ROLES, Block, Cell, Part, part_name, whole_name
 from .delta import BaseInfo, DeltaInfo, load_delta, read_delta, restore, save_delta
 from .frozen import FrozenProof, FrozenSummary
+from .hub import push_to_hub
 from .layout import Layout, resolve_layout, tensors_named
 from .merging import merge
 from .parts import detach as detach_parts
@@ -14,6 +15,6 @@ from .trainable import Trainable
 __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
     "LayerSet", "Layout", "Part", "PeftExport", "Region", "Trainable", "detach_parts", "export_peft",
-    "layout_summary", "load_delta", "merge", "part_name", "read_delta", "resolve_layout", "restore", "save_delta",
-    "tensors_named", "whole_name",
+    "layout_summary", "load_delta", "merge", "part_name", "push_to_hub", "read_delta", "resolve_layout", "restore",
+    "save_delta", "tensors_named", "whole_name",
 ]  # fmt: skip

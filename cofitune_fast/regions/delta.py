@@ -20,7 +20,7 @@ from torch import nn
 
 from .. import __version__
 from ..errors import CofituneError
-from ..files import WriteFailed, atomic_folder, atomic_path, cache_folder, write_json, write_text
+from ..files import WriteFailed, atomic_folder, atomic_path, cache_folder, read_json, write_json, write_text
 from ..models.fingerprint import (
     base_digests,
     base_fingerprint,
@@ -31,11 +31,12 @@ from ..models.fingerprint import (
 )
 from ..models.loading import dtype_name
 from ..models.sharded import barrier, copy_whole, is_sharded, reshard, whole_on_rank_0, writes
-from .card import model_card
-from .cells import Part
+from .card import Cells, model_card, terms_of
+from .cells import ROLES, Part, part_name
+from .download import delta_folder
 from .frozen import parts_of, rest_digests
-from .layout import tensors_named
-from .region import Region
+from .layout import resolve_layout, tensors_named
+from .region import LayerSet, Region
 
 TENSORS, INFO, CARD = "delta.safetensors", "cofitune.json", "README.md"
 _FORMAT, _WITH_PARTS = 1, 2  # a delta without parts of tensors is written as the first version did
@@ -116,7 +117,7 @@ def save_delta(
         if writes(model):
             described = {name: {"parameter": parameter, **part.as_json()}
                          for name, (parameter, part) in parts_of(model, tensors).items()}
-            _save(path, region, tensors, described, base, frozen, settings, scores)
+            _save(path, region, tensors, described, base, frozen, settings, scores, _cells(model, tensors))
     finally:
         if is_sharded(model):
             barrier()
@@ -125,7 +126,7 @@ def save_delta(
 
 def _save(
     path: Path, region: Region, tensors: dict[str, torch.Tensor], parts: dict[str, Any], base: BaseInfo, frozen: str,
-    settings: Mapping[str, Any] | None, scores: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None, scores: Mapping[str, Any] | None, cells: Cells | None,
 ) -> None:
     info = DeltaInfo(
         _WITH_PARTS if parts else _FORMAT, str(region), digest_all(tensors), base, frozen, dict(settings or {}),
@@ -143,9 +144,9 @@ def _save(
             "lists and dicts."
         ) from None
     try:
-        _write_folder(path, tensors, metadata, content)
+        _write_folder(path, tensors, metadata, content, cells)
     except WriteFailed as error:
-        kept = _write_elsewhere(path.name, tensors, metadata, content)
+        kept = _write_elsewhere(path.name, tensors, metadata, content, cells)
         where = f"The delta is kept in {kept}: move it there once it can be written." if kept else (
             "Nor could it be written anywhere else.")
         error.sentence = f"{error} {where}"
@@ -153,24 +154,26 @@ def _save(
 
 
 def _write_folder(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any],
+    cells: Cells | None,
 ) -> None:
     if path.exists():
-        _write(path, tensors, metadata, content)
+        _write(path, tensors, metadata, content, cells)
     else:
         with atomic_folder(path, tensor_bytes(tensors.values())) as building:
-            _write(building, tensors, metadata, content)
+            _write(building, tensors, metadata, content, cells)
 
 
 def _write_elsewhere(
-    name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]
+    name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any],
+    cells: Cells | None,
 ) -> Path | None:
     """Write a delta to the first folder that takes it: the cache's, the home, the one for temporary files, this one."""
     places = (cache_folder() / "rescued", Path(os.path.expanduser("~")), Path(tempfile.gettempdir()), Path.cwd())
     for place in places:
         kept = place / f"cofitune-{name}-{secrets.token_hex(4)}"
         with suppress(WriteFailed):
-            _write_folder(kept, tensors, metadata, content)
+            _write_folder(kept, tensors, metadata, content, cells)
             return kept
     return None
 
@@ -180,12 +183,44 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def _cells(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Cells | None:
+    """The delta's cells in the model's grid; None for a model of which no layers and roles are known."""
+    try:
+        layout = resolve_layout(model)
+    except CofituneError:
+        return None
+    trained: dict[str, set[int]] = {}
+    for cell in layout.cells:
+        names = {cell.parameter, part_name(cell.parameter, cell.role)}
+        trained.setdefault(cell.role, set()).update({cell.layer, *cell.shared} if names & tensors.keys() else ())
+    texts = {role: _layers_text(trained[role]) for role in ROLES if role in trained}
+    return Cells(layout.num_layers, texts, sum(tensor.numel() for tensor in tensors.values()))
+
+
+def _layers_text(layers: set[int]) -> str:
+    numbers = LayerSet()
+    for layer in layers:
+        numbers |= LayerSet(ranges=((layer, layer),))
+    return str(numbers)
+
+
+def read_cells(folder: Path) -> Cells | None:
+    """Read where in the model's grid the delta in `folder` lies; None if it is not known."""
+    try:
+        return Cells.read(read_json(folder / INFO, "description of a delta").get("cells"))
+    except (OSError, CofituneError, AttributeError):
+        return None
+
+
 def read_delta(path: str | Path) -> DeltaInfo:
-    """Read the description of the delta at `path` from the header of its safetensors file.
+    """Read the description of a delta from the header of its safetensors file.
+
+    path: the delta's folder, or its hub id, "OWNER/NAME" or "OWNER/NAME@REVISION".
 
     Raises:
         CofituneError: there is no delta, it is damaged, or a newer version wrote it.
     """
+    path = delta_folder(path)
     with opened(path) as file:
         content = (file.metadata() or {}).get("cofitune")
     if content is None:
@@ -207,6 +242,7 @@ def load_delta(
 ) -> dict[str, torch.Tensor] | None:
     """Copy a delta's tensors into `model`, in place. Nothing is copied unless everything fits.
 
+    path: the delta's folder, or its hub id, "OWNER/NAME" or "OWNER/NAME@REVISION"; a folder of that name goes before.
     base_fingerprint: fingerprint of the model as it is now, if it is known. Without it all bytes of the model are read
         to check that it is the delta's base.
     keep_base: return the tensors that are replaced, for `restore`.
@@ -214,11 +250,12 @@ def load_delta(
     Raises:
         CofituneError: `path` is not a delta or is damaged, the model is not the delta's base, or a tensor does not fit.
     """
-    info = read_delta(path)
+    folder = delta_folder(path)
+    info = read_delta(folder)
     _check_base(model, info, path, base_fingerprint)
     targets = targets_of(model, info, path)
     replaced: dict[str, torch.Tensor] = {}
-    with opened(path) as file:
+    with opened(folder) as file:
         check_tensors(file, info, targets, path)
         for name in info.parameters:
             if keep_base:
@@ -323,12 +360,15 @@ def opened(path: str | Path) -> Iterator[Any]:
         raise CofituneError(f"The delta {path} is damaged or incomplete ({error}); make or copy it anew.") from None
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any]) -> None:
+def _write(
+    folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], content: dict[str, Any],
+    cells: Cells | None,
+) -> None:
     """Write the three files into `folder`, each atomically. The tensors come first, as they define the delta."""
     with atomic_path(folder / TENSORS, tensor_bytes(tensors.values())) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-    write_json(folder / INFO, content)
-    write_text(folder / CARD, model_card(content))
+    write_json(folder / INFO, content if cells is None else {**content, "cells": asdict(cells)})
+    write_text(folder / CARD, model_card(content, cells, terms_of(content["base"]["model"])))
 
 
 def _replaceable(path: Path) -> bool:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,17 @@ from ..models.folder import (
 from ..models.loading import LoadedModel, load_model, plain_folder
 from ..models.tensor_file import Header, read_header, rewrite
 from ..progress import progress
-from .card import merged_card
+from .card import merged_card, terms_of
 from .cells import Part
-from .delta import DeltaInfo, check_tensors, load_delta, opened, read_delta, restore, targets_of
+from .delta import DeltaInfo, check_tensors, load_delta, opened, read_cells, read_delta, restore, targets_of
+from .download import delta_folder
 
 INDEX = "model.safetensors.index.json"
 Change = Callable[[Tensor], Tensor]
 
 
 def merge(
-    base: str | Path | LoadedModel | PreTrainedModel,
+    base: str | Path | LoadedModel | PreTrainedModel | None,
     delta: str | Path,
     out: str | Path,
     dtype: torch.dtype | str | None = None,
@@ -57,8 +59,9 @@ def merge(
     not safetensors, the weights are written by `save_pretrained`. The model card is a new one and says what was copied.
 
     Args:
-        base: a folder, hub id or GGUF file, the result of load_model, or a model. A given model is left as it was.
-        delta: the delta's folder.
+        base: a folder, hub id or GGUF file, the result of load_model, or a model. A given model is left as it was. None
+            takes the base that the delta names.
+        delta: the delta's folder, or its hub id, "OWNER/NAME" or "OWNER/NAME@REVISION".
         dtype: dtype of the written weights; by default that in which the base was trained.
         tokenizer: written in the place of the base's own.
 
@@ -66,7 +69,9 @@ def merge(
         CofituneError: as in load_delta; or `out` is not empty.
         WriteFailed: the disk is full or read-only, or the like.
     """
-    out, info = Path(out), read_delta(delta)
+    out, delta = Path(out), delta_folder(delta)
+    info = read_delta(delta)
+    base = info.base.model if base is None else base
     _check_target(out)
     dtype = _named_dtype(dtype) if isinstance(dtype, str) else dtype
     model, own = None, tokenizer
@@ -80,6 +85,7 @@ def merge(
     folder = local_folder(location) if location else None
     if folder is not None and not _is_of(folder, model):
         folder = None
+    card = partial(merged_card, asdict(info), cells=read_cells(delta), terms=terms_of(folder or info.base.model))
     if folder is not None:
         require_room(out, sum(file.stat().st_size for file in weight_files(folder) if file.is_file()),
                      "the merged model")
@@ -91,7 +97,7 @@ def merge(
                 need = sum(header.size for header in headers.values())
                 with progress(f"Writing {out}"), atomic_folder(out, need) as building:
                     _write_shards(folder, headers, building, changes, dtypes)
-                    _write_rest(folder, building, info, written, tokenizer)
+                    _write_rest(folder, building, card, written, tokenizer)
                 return out
     if model is None:
         loaded = load_model(location, dtype=info.base.dtype, device="cpu")
@@ -100,7 +106,7 @@ def merge(
         borrowed = True
     replaced = _load(model, delta, info, keep_base=borrowed)
     try:
-        _write_model(model, folder, out, info, dtype, tokenizer, own, borrowed)
+        _write_model(model, folder, out, info, card, dtype, tokenizer, own, borrowed)
     finally:
         if replaced is not None:
             restore(model, replaced, info.parts)
@@ -223,8 +229,8 @@ def _write_shards(
 
 
 def _write_model(
-    model: PreTrainedModel, folder: Path | None, out: Path, info: DeltaInfo, dtype: torch.dtype | None, tokenizer: Any,
-    own: Any, borrowed: bool,
+    model: PreTrainedModel, folder: Path | None, out: Path, info: DeltaInfo, card: Callable[..., str],
+    dtype: torch.dtype | None, tokenizer: Any, own: Any, borrowed: bool,
 ) -> None:
     """Write a model that holds the delta, in the base's shards if transformers can give its tensors their names."""
     headers = _headers(folder) if folder else {}
@@ -245,11 +251,11 @@ def _write_model(
             _check_whole(building, merged)
             written = next(merged.parameters()).dtype
         if folder is not None:
-            _write_rest(folder, building, info, written, tokenizer)
+            _write_rest(folder, building, card, written, tokenizer)
         else:
             if own is not None:
                 own.save_pretrained(building)
-            write_text(building / "README.md", merged_card(asdict(info), [], []))
+            write_text(building / "README.md", card([], []))
 
 
 def _changes(model: PreTrainedModel, headers: Mapping[Path, Header], info: DeltaInfo) -> dict[str, Change] | None:
@@ -301,11 +307,12 @@ def _check_whole(building: Path, model: PreTrainedModel) -> None:
 
 
 def _write_rest(
-    folder: Path, building: Path, info: DeltaInfo, written: torch.dtype | None, tokenizer: Any
+    folder: Path, building: Path, card: Callable[..., str], written: torch.dtype | None, tokenizer: Any
 ) -> None:
     """Copy the base's other files, and write the model card.
 
-    written: dtype of the weights if it may be another than the base's.
+    card: makes it of the names of what was copied and of what changed. written: dtype of the weights if it may be
+        another than the base's.
     """
     copied = []
     for source in files_beside_weights(folder):
@@ -322,7 +329,7 @@ def _write_rest(
             f"The merged model's {CONFIG} differs from the base's: {', '.join(changed)}.")
     if tokenizer is not None:
         tokenizer.save_pretrained(building)
-    write_text(building / "README.md", merged_card(asdict(info), sorted(copied), changed))
+    write_text(building / "README.md", card(sorted(copied), changed))
 
 
 def _set_dtype(config: dict[str, Any], dtype: str, where: str = "") -> list[str]:

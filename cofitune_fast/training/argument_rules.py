@@ -51,7 +51,8 @@ _OWN_OPTIMIZER = "the steps are MaskedAdamW's; leave it out (`storage` chooses h
 _OWN_ROWS = "rows are encoded and batched by cofitune_fast itself; leave it out"
 _ONLY_THE_LOSS = ("no logits are kept during training, so that only the loss can be measured; score the result by "
                   "`cofitune evaluate`")
-_HUB = "a checkpoint here is a delta without a model; upload the delta or the merged folder when it is done"
+_HUB = ("a checkpoint here is a delta without a model; when the run is done, push its delta or the merged folder by "
+        "`cofitune push`")
 _SHARDED = "leave it out and start the command under torchrun, which shares the model out by FSDP2"
 _LIGER = "the loss takes Liger's kernel by itself, on a GPU where the package is installed; leave it out"
 _COMPILED = ("a model whose frozen layers are skipped would be compiled anew at every step; leave it out (in a loop of "

@@ -443,8 +443,8 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         raise CofituneError(f"CoFiTuneTrainer does not predict: {NO_LOGITS}.")
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        raise CofituneError("CoFiTuneTrainer does not push to the hub; upload the delta or the merged folder when it "
-                            "is done.")
+        raise CofituneError("CoFiTuneTrainer does not push to the hub; when it is done, push the folder of save_model "
+                            "by cofitune_fast.push_to_hub(folder, repo_id) or `cofitune push`.")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Trainer does, and the mean KLs of anchor and reference per token so far, in nats."""

@@ -17,11 +17,16 @@ def report_head(bench: Workbench, title: str) -> Head:
     return {
         "title": title,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else "",
+        "command": command_line(),
         "base": {"model": _shown(bench.source), "fingerprint": bench.base.fingerprint, "dtype": bench.base.dtype,
                  "parameters": bench.total_parameters},
         "environment": environment(),
     }
+
+
+def command_line() -> str:
+    """Return the command as it was given; "" without arguments."""
+    return shlex.join(["cofitune", *sys.argv[1:]]) if sys.argv[1:] else ""
 
 
 def _shown(source: str) -> str:
