@@ -11,7 +11,17 @@ from torch.optim import Optimizer
 
 from ..ops._checks import require
 from . import state as states
-from .arguments import NAME, Factors, Given, check_options, named_pairs, resolved_storage
+from .arguments import (
+    NAME,
+    Factors,
+    Given,
+    check_once,
+    check_options,
+    given_parameters,
+    named_pairs,
+    resolved_storage,
+    state_key,
+)
 from .batch import Batch
 from .pull import Pull
 from .sharding import global_grad_norm, spread
@@ -95,8 +105,7 @@ class MaskedAdamW(Optimizer):
         self._given = Given(masks or {}, pull)
         self._factors: dict[str, Factors] = {}
         self._batches: list[tuple[list[int] | None, list[Batch]]] = []  # per group: parameters with gradients, batches
-        params = list(params)
-        require(bool(params), f"{NAME}: there are no parameters to train; a region that selects some is needed.")
+        params = given_parameters(params)
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, mask_mode=mask_mode, storage=storage,
                         seed=seed)
         super().__init__(params, defaults)
@@ -109,20 +118,28 @@ class MaskedAdamW(Optimizer):
         Masks apply only to parameters given to the constructor, and so does a pull with units or initial weights by
         name. A pull without them also applies to later groups.
         """
-        pairs = named_pairs(param_group)
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1} | set(names) & set(self._by_name()))
-        require(not repeated, f"{NAME}: the parameter {', '.join(repeated)} is given twice.")
+        known = self._by_name()
+        pairs = named_pairs(param_group, known)
+        check_once(pairs, known)
         group = {**self.defaults, **param_group}
         check_options(group)
+        factors = {}
         for name, p in pairs:
-            resolved_storage(name, p, group["storage"])
-            self._factors[name] = self._given.of(name, p)
-        super().add_param_group({**param_group, "params": pairs})
+            if p.requires_grad:
+                resolved_storage(name, p, group["storage"])
+            factors[name] = self._given.of(name, p)
+        super().add_param_group({**param_group, "params": [p for _, p in pairs], "param_names": list(factors)})
+        self._factors.update(factors)
         group = self.param_groups[-1]
         self._batches.append((None, self._make_batches(group, _pairs(group)) if self.capturable else []))
         for batch in self._batches[-1][1]:
             batch.count_on_device()
+
+    def __repr__(self) -> str:
+        """Return the options of the groups as torch's optimizers do, without the long lists of names."""
+        lines = super().__repr__().splitlines()
+        kept = [line for line in lines if not line.startswith("    param_names: ")]
+        return "\n".join([*kept[:-1], f"max_grad_norm: {self.max_grad_norm}", ")"])
 
     def _by_name(self) -> dict[str, torch.Tensor]:
         return {name: p for group in self.param_groups for name, p in _pairs(group)}
@@ -204,7 +221,8 @@ class MaskedAdamW(Optimizer):
         """
         for group in self.param_groups:
             for name, p in _pairs(group):
-                self._state(group, name, p)
+                if p.requires_grad:
+                    self._state(group, name, p)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states by parameter name and the options of the groups.
@@ -218,7 +236,8 @@ class MaskedAdamW(Optimizer):
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        state = {name: self._entry(name, self.state[p]) for name, p in self._by_name().items() if p in self.state}
+        state = {state_key(name): self._entry(name, self.state[p])
+                 for name, p in self._by_name().items() if p in self.state}
         state_dict = {"state": state, "param_groups": list(map(states.options, self.param_groups))}
         return self._through(self._optimizer_state_dict_post_hooks, state_dict)
 
@@ -242,10 +261,7 @@ class MaskedAdamW(Optimizer):
                 then.
         """
         state_dict = self._through(self._optimizer_load_state_dict_pre_hooks, dict(state_dict))
-        saved, by_name = state_dict["state"], self._by_name()
-        states.check_groups(state_dict["param_groups"], self.param_groups)
-        unknown = sorted(set(saved) - set(by_name))
-        require(not unknown, f"{NAME}: the state of {', '.join(unknown)} belongs to no parameter of this optimizer.")
+        saved, by_name = states.by_name(state_dict, self.param_groups), self._by_name()
         own = {
             name: self.state.get(p) or states.new(p, resolved_storage(name, p, group["storage"]))
             for group in self.param_groups for name, p in _pairs(group) if self.capturable or name in saved
