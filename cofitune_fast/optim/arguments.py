@@ -56,7 +56,7 @@ def named_pairs(group: Mapping[str, Any], others: Iterable[str]) -> list[tuple[s
     given, others = group["params"], list(others)
     require(not isinstance(given, (set, frozenset)), f"{NAME}: a set of parameters has no order; give a list.")
     given = list(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]
-    if "param_names" in group:  # of a group of another optimizer
+    if "param_names" in group and all(isinstance(one, Tensor) for one in given):  # a group of another optimizer
         given = list(zip(group["param_names"], given, strict=True))
     strange = [repr(one) if isinstance(one, str) else f"a {type(one).__name__}"
                for one in given if not (isinstance(one, Tensor) or _is_pair(one))]

@@ -35,14 +35,16 @@ class MaskedAdamW(Optimizer):
     `ops.masked_adamw_` has the formula, both mask modes and the storage formats. A step computes the global L2 norm of
     the raw gradients of all groups, and then runs one fused pass per group. It never synchronises with the device. If
     the norm is not finite, a flag on the device makes the pass leave parameters and states unchanged; the step still
-    counts. bfloat16 needs no loss scaling, so do not use torch.amp.GradScaler.
+    counts. torch.amp.GradScaler works as with every torch optimizer, and leaves such a step out; bfloat16 needs none.
 
     Parameters may be DTensors with placements Shard(0) or Replicate (FSDP2, `fully_shard`). Each rank updates its rows,
     and the norm is that of all shards. The bits are those of an unsharded run with the same gradients and norm.
 
     Args:
-        params: (name, parameter) pairs, as returned by `Region.apply`, or dicts {"params": pairs, "lr": ..., ...} with
-            a group's own lr, betas, eps, weight_decay, mask_mode, storage or seed.
+        params: (name, parameter) pairs, as returned by `regions.apply`, or dicts {"params": pairs, "lr": ..., ...} with
+            a group's own lr, betas, eps, weight_decay, mask_mode, storage or seed. Parameters without names are
+            numbered in their order, in state dicts by 0, 1, ... as torch's optimizers do; masks, and a pull's units and
+            initial weights, need names.
         lr: a number, or a one-element tensor that schedulers change in place. A float32 tensor rounds the number; with
             capturable it should be on the parameters' device.
         betas: decay rates of the first and the second moment.
@@ -71,8 +73,8 @@ class MaskedAdamW(Optimizer):
         last_grad_norm: float32 0-d tensor on the parameters' device, the norm before clipping; None before a step.
 
     Raises:
-        CofituneError: a parameter has no name, a tensor is unknown or does not fit, or an option or dtype is out of
-            range.
+        CofituneError: a parameter or a name is given twice, only some parameters have names, a tensor is unknown or
+            does not fit, or an option or dtype is out of range.
     """
 
     @torch.no_grad()
@@ -113,7 +115,7 @@ class MaskedAdamW(Optimizer):
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group {"params": (name, parameter) pairs, ...options}.
+        """Add a group {"params": (name, parameter) pairs or parameters, as in the constructor, ...options}.
 
         Masks apply only to parameters given to the constructor, and so does a pull with units or initial weights by
         name. A pull without them also applies to later groups.
@@ -228,7 +230,8 @@ class MaskedAdamW(Optimizer):
         """Return the states by parameter name and the options of the groups.
 
         The format is {"state": {name: {"step", "storage", "exp_avg", "exp_avg_sq", ...}}, "param_groups": [{"params":
-        [names], ...options}]}. The entries of a state are those of `ops._storage.new_state`. With a pull to the weights
+        [names], "param_names": [names], ...options}]}. Without names, numbers stand in their place, and there are no
+        "param_names". The entries of a state are those of `ops._storage.new_state`. With a pull to the weights
         at construction, these weights are part of it as "anchor".
 
         Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not included; give them to the
@@ -254,7 +257,8 @@ class MaskedAdamW(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load options and states; with the same masks and data the run then continues as if never interrupted.
 
-        Tensors are copied bit for bit into the optimizer's own. An lr that is a tensor here stays one.
+        Tensors are copied bit for bit into the optimizer's own. An lr that is a tensor here stays one. States belong to
+        parameters by name; if one of the two runs has none, by their order in each group.
 
         Raises:
             CofituneError: groups, names, shapes or storages are not those of this optimizer. Nothing has been changed

@@ -6,12 +6,12 @@ from .frozen import FrozenProof, FrozenSummary
 from .layout import Layout, resolve_layout, tensors_named
 from .merging import merge
 from .parts import detach as detach_parts
-from .region import DEFAULT_REGION, LayerSet, Region
+from .region import DEFAULT_REGION, LayerSet, Region, apply
 from .summary import layout_summary
 from .trainable import Trainable
 
 __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
-    "LayerSet", "Layout", "Part", "Region", "Trainable", "detach_parts", "layout_summary", "load_delta", "merge",
-    "part_name", "read_delta", "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
+    "LayerSet", "Layout", "Part", "Region", "Trainable", "apply", "detach_parts", "layout_summary", "load_delta",
+    "merge", "part_name", "read_delta", "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
 ]  # fmt: skip
