@@ -19,15 +19,27 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .importance import Importance, compute_importance
     from .models import load_model
     from .optim import MaskedAdamW, Pull
-    from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, push_to_hub, resolve_layout, save_delta
+    from .regions import (
+        BaseInfo,
+        FrozenProof,
+        Region,
+        apply,
+        export_peft,
+        load_delta,
+        merge,
+        push_to_hub,
+        resolve_layout,
+        save_delta,
+    )
     from .scoring import read_suite, score_suite
     from .training import CoFiTuneTrainer, TrainOptions, train_region
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Region": "regions", "resolve_layout": "regions", "save_delta": "regions", "load_delta": "regions",
-    "merge": "regions", "push_to_hub": "regions", "FrozenProof": "regions", "BaseInfo": "regions",
+    "Region": "regions", "apply": "regions", "resolve_layout": "regions", "save_delta": "regions",
+    "load_delta": "regions", "merge": "regions", "push_to_hub": "regions", "export_peft": "regions",
+    "FrozenProof": "regions", "BaseInfo": "regions",
     "Importance": "importance", "compute_importance": "importance",
     "AnchorSettings": "anchor", "open_anchor": "anchor",
     "MaskedAdamW": "optim", "Pull": "optim",
@@ -51,8 +63,10 @@ __all__ = [
     "Region",
     "TrainOptions",
     "__version__",
+    "apply",
     "compute_importance",
     "encode_examples",
+    "export_peft",
     "load_delta",
     "load_model",
     "merge",

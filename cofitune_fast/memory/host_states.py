@@ -55,7 +55,7 @@ class HostMaskedAdamW(MaskedAdamW):
         self._steps = OneByOne(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        pairs = named_pairs(param_group)
+        pairs = named_pairs(param_group, self._by_name())
         for name, p in pairs:
             require(not hasattr(p, "device_mesh"),
                     f"{_NAME}: {name} is sharded over processes; keep its states on the device.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops._adamw_call import MASK_MODES
 from ..ops._checks import layout, plain, require
@@ -33,14 +33,65 @@ def check_options(group: Mapping[str, Any]) -> None:
             f"{NAME}: storage must be one of {', '.join(('auto', *STORAGES))}, not {group['storage']!r}.")
 
 
-def named_pairs(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """Read the (name, parameter) pairs under "params" of a given group."""
-    pairs = list(group["params"])
-    require(
-        all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs),
-        f"{NAME}: parameters must come as (name, parameter) pairs, as Region.apply or named_parameters give them.",
-    )
+def given_parameters(params: Any) -> list[Any]:
+    """List what was given as `params`: parameters or groups, at least one."""
+    require(not isinstance(params, nn.Module),
+            f"{NAME}: parameters are needed, not a {type(params).__name__}; cofitune_fast.apply(model, region) freezes "
+            "all but a region and returns its parameters, and model.parameters() has all.")
+    require(isinstance(params, Iterable) and not isinstance(params, (Tensor, str, Mapping)),
+            f"{NAME}: parameters or groups of them must come in a list or another iterable, not in a "
+            f"{type(params).__name__}.")
+    listed = list(params)
+    require(bool(listed), f"{NAME}: there are no parameters to train; a region that selects some is needed.")
+    return listed
+
+
+def named_pairs(group: Mapping[str, Any], others: Iterable[str]) -> list[tuple[str, Tensor]]:
+    """Read the parameters under "params" of a given group: one tensor, tensors, or (name, tensor) pairs.
+
+    Tensors without names are called by their number, which goes on from the others: "parameter 0", "parameter 1", ...
+
+    others: names of the parameters of the groups before.
+    """
+    given, others = group["params"], list(others)
+    require(not isinstance(given, (set, frozenset)), f"{NAME}: a set of parameters has no order; give a list.")
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]
+    if "param_names" in group and all(isinstance(one, Tensor) for one in given):  # a group of another optimizer
+        given = list(zip(group["param_names"], given, strict=True))
+    strange = [repr(one) if isinstance(one, str) else f"a {type(one).__name__}"
+               for one in given if not (isinstance(one, Tensor) or _is_pair(one))]
+    require(not strange, f"{NAME}: parameters must come as tensors or (name, tensor) pairs, as cofitune_fast.apply and "
+            f"named_parameters give them, but there is {''.join(strange[:1])}.")
+    pairs = [(f"parameter {len(others) + index}", one) if isinstance(one, Tensor) else one
+             for index, one in enumerate(given)]
+    require(len({is_number(name) for name in (*others, *(name for name, _ in pairs))}) < 2,
+            f"{NAME}: some parameters come with a name and others without; give names to all or none of them.")
     return pairs
+
+
+def check_once(pairs: Sequence[tuple[str, Tensor]], others: Mapping[str, Tensor]) -> None:
+    """Refuse a parameter or a name that is given twice. others: name -> parameter of the groups before."""
+    names, tensors = dict.fromkeys(others), {p: name for name, p in others.items()}
+    for name, p in pairs:
+        require(p not in tensors, f"{NAME}: {name} is given twice" +
+                (f", the first time as {tensors.get(p)}." if tensors.get(p) != name else "."))
+        require(name not in names, f"{NAME}: two parameters are named {name}; name them as in the whole model, as "
+                "named_parameters(prefix=...) of a part of it does.")
+        names[name], tensors[p] = None, name
+
+
+def is_number(name: str) -> bool:
+    """True for the name of a parameter that was given without one."""
+    return name.startswith("parameter ")
+
+
+def state_key(name: str) -> str | int:
+    """Key of a parameter in a state dict: its name, or without one its number, as in torch's optimizers."""
+    return int(name.removeprefix("parameter ")) if is_number(name) else name
+
+
+def _is_pair(one: Any) -> bool:
+    return isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], Tensor)
 
 
 def resolved_storage(name: str, p: Tensor, storage: str) -> str:

@@ -11,7 +11,17 @@ from torch.optim import Optimizer
 
 from ..ops._checks import require
 from . import state as states
-from .arguments import NAME, Factors, Given, check_options, named_pairs, resolved_storage
+from .arguments import (
+    NAME,
+    Factors,
+    Given,
+    check_once,
+    check_options,
+    given_parameters,
+    named_pairs,
+    resolved_storage,
+    state_key,
+)
 from .batch import Batch
 from .pull import Pull
 from .sharding import global_grad_norm, spread
@@ -25,14 +35,16 @@ class MaskedAdamW(Optimizer):
     `ops.masked_adamw_` has the formula, both mask modes and the storage formats. A step computes the global L2 norm of
     the raw gradients of all groups, and then runs one fused pass per group. It never synchronises with the device. If
     the norm is not finite, a flag on the device makes the pass leave parameters and states unchanged; the step still
-    counts. bfloat16 needs no loss scaling, so do not use torch.amp.GradScaler.
+    counts. torch.amp.GradScaler works as with every torch optimizer, and leaves such a step out; bfloat16 needs none.
 
     Parameters may be DTensors with placements Shard(0) or Replicate (FSDP2, `fully_shard`). Each rank updates its rows,
     and the norm is that of all shards. The bits are those of an unsharded run with the same gradients and norm.
 
     Args:
-        params: (name, parameter) pairs, as returned by `Region.apply`, or dicts {"params": pairs, "lr": ..., ...} with
-            a group's own lr, betas, eps, weight_decay, mask_mode, storage or seed.
+        params: (name, parameter) pairs, as returned by `regions.apply`, or dicts {"params": pairs, "lr": ..., ...} with
+            a group's own lr, betas, eps, weight_decay, mask_mode, storage or seed. Parameters without names are
+            numbered in their order, in state dicts by 0, 1, ... as torch's optimizers do; masks, and a pull's units and
+            initial weights, need names.
         lr: a number, or a one-element tensor that schedulers change in place. A float32 tensor rounds the number; with
             capturable it should be on the parameters' device.
         betas: decay rates of the first and the second moment.
@@ -61,8 +73,8 @@ class MaskedAdamW(Optimizer):
         last_grad_norm: float32 0-d tensor on the parameters' device, the norm before clipping; None before a step.
 
     Raises:
-        CofituneError: a parameter has no name, a tensor is unknown or does not fit, or an option or dtype is out of
-            range.
+        CofituneError: a parameter or a name is given twice, only some parameters have names, a tensor is unknown or
+            does not fit, or an option or dtype is out of range.
     """
 
     @torch.no_grad()
@@ -95,8 +107,7 @@ class MaskedAdamW(Optimizer):
         self._given = Given(masks or {}, pull)
         self._factors: dict[str, Factors] = {}
         self._batches: list[tuple[list[int] | None, list[Batch]]] = []  # per group: parameters with gradients, batches
-        params = list(params)
-        require(bool(params), f"{NAME}: there are no parameters to train; a region that selects some is needed.")
+        params = given_parameters(params)
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, mask_mode=mask_mode, storage=storage,
                         seed=seed)
         super().__init__(params, defaults)
@@ -104,25 +115,33 @@ class MaskedAdamW(Optimizer):
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group {"params": (name, parameter) pairs, ...options}.
+        """Add a group {"params": (name, parameter) pairs or parameters, as in the constructor, ...options}.
 
         Masks apply only to parameters given to the constructor, and so does a pull with units or initial weights by
         name. A pull without them also applies to later groups.
         """
-        pairs = named_pairs(param_group)
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1} | set(names) & set(self._by_name()))
-        require(not repeated, f"{NAME}: the parameter {', '.join(repeated)} is given twice.")
+        known = self._by_name()
+        pairs = named_pairs(param_group, known)
+        check_once(pairs, known)
         group = {**self.defaults, **param_group}
         check_options(group)
+        factors = {}
         for name, p in pairs:
-            resolved_storage(name, p, group["storage"])
-            self._factors[name] = self._given.of(name, p)
-        super().add_param_group({**param_group, "params": pairs})
+            if p.requires_grad:
+                resolved_storage(name, p, group["storage"])
+            factors[name] = self._given.of(name, p)
+        super().add_param_group({**param_group, "params": [p for _, p in pairs], "param_names": list(factors)})
+        self._factors.update(factors)
         group = self.param_groups[-1]
         self._batches.append((None, self._make_batches(group, _pairs(group)) if self.capturable else []))
         for batch in self._batches[-1][1]:
             batch.count_on_device()
+
+    def __repr__(self) -> str:
+        """Return the options of the groups as torch's optimizers do, without the long lists of names."""
+        lines = super().__repr__().splitlines()
+        kept = [line for line in lines if not line.startswith("    param_names: ")]
+        return "\n".join([*kept[:-1], f"max_grad_norm: {self.max_grad_norm}", ")"])
 
     def _by_name(self) -> dict[str, torch.Tensor]:
         return {name: p for group in self.param_groups for name, p in _pairs(group)}
@@ -204,13 +223,15 @@ class MaskedAdamW(Optimizer):
         """
         for group in self.param_groups:
             for name, p in _pairs(group):
-                self._state(group, name, p)
+                if p.requires_grad:
+                    self._state(group, name, p)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states by parameter name and the options of the groups.
 
         The format is {"state": {name: {"step", "storage", "exp_avg", "exp_avg_sq", ...}}, "param_groups": [{"params":
-        [names], ...options}]}. The entries of a state are those of `ops._storage.new_state`. With a pull to the weights
+        [names], "param_names": [names], ...options}]}. Without names, numbers stand in their place, and there are no
+        "param_names". The entries of a state are those of `ops._storage.new_state`. With a pull to the weights
         at construction, these weights are part of it as "anchor".
 
         Tensors are the optimizer's own, not copies. Masks and the rest of a pull are not included; give them to the
@@ -218,7 +239,8 @@ class MaskedAdamW(Optimizer):
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        state = {name: self._entry(name, self.state[p]) for name, p in self._by_name().items() if p in self.state}
+        state = {state_key(name): self._entry(name, self.state[p])
+                 for name, p in self._by_name().items() if p in self.state}
         state_dict = {"state": state, "param_groups": list(map(states.options, self.param_groups))}
         return self._through(self._optimizer_state_dict_post_hooks, state_dict)
 
@@ -235,17 +257,15 @@ class MaskedAdamW(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load options and states; with the same masks and data the run then continues as if never interrupted.
 
-        Tensors are copied bit for bit into the optimizer's own. An lr that is a tensor here stays one.
+        Tensors are copied bit for bit into the optimizer's own. An lr that is a tensor here stays one. States belong to
+        parameters by name; if one of the two runs has none, by their order in each group.
 
         Raises:
             CofituneError: groups, names, shapes or storages are not those of this optimizer. Nothing has been changed
                 then.
         """
         state_dict = self._through(self._optimizer_load_state_dict_pre_hooks, dict(state_dict))
-        saved, by_name = state_dict["state"], self._by_name()
-        states.check_groups(state_dict["param_groups"], self.param_groups)
-        unknown = sorted(set(saved) - set(by_name))
-        require(not unknown, f"{NAME}: the state of {', '.join(unknown)} belongs to no parameter of this optimizer.")
+        saved, by_name = states.by_name(state_dict, self.param_groups), self._by_name()
         own = {
             name: self.state.get(p) or states.new(p, resolved_storage(name, p, group["storage"]))
             for group in self.param_groups for name, p in _pairs(group) if self.capturable or name in saved

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ops._checks import plain, require
 from ..ops._storage import new_state
-from .arguments import NAME
+from .arguments import NAME, is_number, state_key
 from .sharding import check_like, distributed, like, local
 
 _NUMBERS = ("step", "storage")
@@ -25,31 +25,56 @@ def new(p: Tensor, storage: str) -> dict[str, Any]:
 
 
 def options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a parameter group for saving, with names in place of parameters."""
+    """Convert a parameter group for saving, with the keys of its states in place of parameters.
+
+    Names are also saved beside them, because torch.distributed.checkpoint puts numbers in their place.
+    """
+    names = group["param_names"]
     kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    return {**kept, "params": list(group["param_names"])}
+    saved = {**kept, "params": list(map(state_key, names))}
+    return saved if any(map(is_number, names)) else {**saved, "param_names": list(names)}
 
 
-def check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+def by_name(state_dict: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Key the states of a state dict by this optimizer's names of their parameters; returns name -> state.
+
+    Saved names are looked up. Where parameters of the saved run or of this one have none, they belong together by their
+    order in the groups, as in torch's optimizers.
+
+    own: this optimizer's groups.
+    """
+    saved = state_dict["param_groups"]
     require(len(saved) == len(own),
             f"{NAME}: the state has {len(saved)} parameter groups, but this optimizer has {len(own)}.")
+    names: dict[str, str] = {}  # torch.distributed.checkpoint returns some numbers as text
     for theirs, ours in zip(saved, own, strict=True):
-        require(all(isinstance(name, str) for name in theirs["params"]),
-                f"{NAME}: the state is keyed by numbers, but this optimizer's is keyed by parameter names; save its "
-                "own state_dict(), which torch.distributed.checkpoint takes as it is.")
-        missing = sorted(set(ours["param_names"]) - set(theirs["params"]))
-        foreign = sorted(set(theirs["params"]) - set(ours["param_names"]))
+        keys, known = theirs["params"], ours["param_names"]
+        named = keys if _are_names(keys) else theirs.get("param_names", keys)
+        if any(map(is_number, known)) or not _are_names(named):
+            require(len(keys) == len(known), f"{NAME}: the state belongs to {len(keys)} parameters without names, but "
+                    f"this optimizer has {len(known)} in their place.")
+            named = known
+        missing, foreign = sorted(set(known) - set(named)), sorted(set(named) - set(known))
         require(
             not (missing or foreign),
             f"{NAME}: the state belongs to other parameters (it lacks: {', '.join(missing) or 'none'}; it has "
             f"besides: {', '.join(foreign) or 'none'}).",
         )
+        names.update(zip(map(str, keys), named, strict=True))
+    unknown = sorted({str(key) for key in state_dict["state"]} - set(names))
+    require(not unknown, f"{NAME}: the state of {', '.join(unknown)} belongs to no parameter of this optimizer.")
+    return {names[str(key)]: state for key, state in state_dict["state"].items()}
+
+
+def _are_names(keys: Iterable[Any]) -> bool:
+    return all(isinstance(key, str) for key in keys)
 
 
 def check_entry(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Refuse the saved state of one parameter unless it can be copied to `own` without changing a bit."""
-    for key in _NUMBERS:
-        require(key in saved, f"{NAME}: {key} of {name} is missing in the state.")
+    require("storage" in saved, f"{NAME}: the state of {name} is another optimizer's, for it names no storage; begin "
+            "with new states instead.")
+    require("step" in saved, f"{NAME}: step of {name} is missing in the state.")
     require(
         saved["storage"] == own["storage"],
         f"{NAME}: the state of {name} is stored as {saved['storage']!r}, but this optimizer stores it as "
@@ -92,7 +117,7 @@ def fill(own: dict[str, Any], anchor: Tensor | None, saved: Mapping[str, Any] | 
 def take_options(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Copy the options of the saved group, except its storage. An lr that is a tensor is filled in place."""
     for key, value in saved.items():
-        if key in ("params", "storage"):
+        if key in ("params", "param_names", "storage"):
             continue
         value = value.item() if isinstance(value, Tensor) else value
         if isinstance(group.get(key), Tensor):

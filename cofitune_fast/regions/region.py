@@ -380,6 +380,17 @@ class Region:
         return f"{where} of {layout.num_layers}, {amount}"
 
 
+def apply(model: nn.Module, region: Region | str = DEFAULT_REGION) -> list[tuple[str, nn.Parameter]]:
+    """Freeze a model but for a region; returns the (name, parameter) pairs to train, for an optimizer of any kind.
+
+    region: a `Region`, or its text such as "ffn@40%-75%" or "full".
+
+    Raises:
+        CofituneError: as in `Region.parse` and `Region.apply`.
+    """
+    return (Region.parse(region) if isinstance(region, str) else region).apply(model)
+
+
 def _parse_roles(text: str, where: str) -> list[str]:
     roles: list[str] = []
     for name in (part.strip() for part in text.split("+")):

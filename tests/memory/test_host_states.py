@@ -10,7 +10,7 @@ import pytest
 import torch
 from memory.release_cases import backward_steps, make_trained, network_loss, plain_steps
 from ops.ops_cases import MODES, bits
-from optim.optim_cases import assert_same, make_pairs, values
+from optim.optim_cases import SHAPES, assert_same, make_pairs, values
 
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.memory.host_states import HostMaskedAdamW, _Link, _Mirror
@@ -202,7 +202,7 @@ def twice():
 
 @pytest.mark.parametrize(("pairs", "options", "words"), [
     (make_pairs, {"capturable": True}, "capturable=True is for steps on the device"),
-    (lambda: [p for _, p in make_pairs()], {}, r"must come as \(name, parameter\) pairs"),
+    (lambda: [*SHAPES], {}, r"must come as tensors or \(name, tensor\) pairs"),
     (lambda: [], {}, "no parameters to train"),
     (make_pairs, {"storage": "int8"}, "storage 'int8' does not fit up.weight, which is float32"),
     (twice, {}, "up.weight is the same parameter as another one"),

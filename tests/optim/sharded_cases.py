@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from ops.ops_cases import bits
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
 from torch.distributed.tensor import distribute_tensor as distribute_from_one_rank
@@ -242,6 +243,35 @@ def distributed_checkpoint(mesh, storage):
             assert same, f"{key} of {name}"
 
 
+def state_of_torchs_checkpoint(mesh, named):
+    """get_state_dict and set_state_dict; as with accelerate the model is sharded after the optimizer was made."""
+    def made(seed):
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(torch.nn.Linear(300, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+        names = [name for name, p in network.named_parameters() if p.dim() > 1]
+        pairs = [(name, network.get_parameter(name)) for name in names]
+        optimizer = MaskedAdamW(pairs if named else [p for _, p in pairs], lr=1e-2, pull=Pull(strength=0.5))
+        fully_shard(network, mesh=mesh)
+        optimizer.param_groups[0]["params"] = [network.get_parameter(name) for name in names]
+        return network, optimizer
+
+    def steps(network, optimizer, seeds):
+        for seed in seeds:
+            network(torch.randn(5, 300, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for options in (StateDictOptions(), StateDictOptions(full_state_dict=True)):
+        (network, optimizer), (other, its_optimizer) = made(0), made(1)
+        steps(network, optimizer, range(3))
+        weights, states = get_state_dict(network, optimizer, options=options)
+        set_state_dict(other, its_optimizer, model_state_dict=weights, optim_state_dict=states, options=options)
+        for one in ((network, optimizer), (other, its_optimizer)):
+            steps(*one, range(3, 6))
+        for name, p in network.named_parameters():
+            assert torch.equal(p.to_local(), other.get_parameter(name).to_local()), (name, options)
+
+
 def whole_state(mesh, storage):
     """A state saved without shards goes on in shards."""
     tensors, given = make_parameters(storage), everything(storage)
@@ -281,6 +311,8 @@ CASES = {
     **{f"same bits: {s}": (same_bits, s) for s in STORAGES},
     **{f"fully_shard: {s}": (fully_sharded_model, s) for s in ("fp32", "bf16_sr", "int8")},
     **{f"distributed checkpoint: {s}": (distributed_checkpoint, s) for s in ("bf16_split", "int8")},
+    **{f"torch's state, {words}": (state_of_torchs_checkpoint, named)
+       for named, words in ((True, "names"), (False, "no names"))},
     **{f"whole state: {s}": (whole_state, s) for s in ("bf16_split", "int8")},
     **{case.__name__: (case,) for case in (
         clipping, counted_on_the_device, initial_weights, mixed_placements, replicas_of_shards,

@@ -176,9 +176,14 @@ def half():
 
 
 @pytest.mark.parametrize(("params", "options", "words"), [
-    (lambda: [p for _, p in make_pairs()], {}, r"must come as \(name, parameter\) pairs"),
+    (lambda: dict(make_pairs()), {}, r"must come in a list or another iterable, not in a dict"),
+    (lambda: [*SHAPES], {}, r"as tensors or \(name, tensor\) pairs, .* but there is 'up.weight'"),
+    (lambda: torch.nn.Linear(2, 2), {}, r"are needed, not a Linear; cofitune_fast.apply\(model, region\) freezes all"),
+    (lambda: [*make_pairs(), torch.nn.Parameter(torch.ones(1))], {}, r"give names to all or none of them"),
+    (lambda: [{"params": {p for _, p in make_pairs()}}], {}, r"a set of parameters has no order"),
+    (lambda: [make_pairs()[0][1]] * 2, {}, r"parameter 1 is given twice, the first time as parameter 0"),
     (lambda: [], {}, r"no parameters to train"),
-    (lambda: make_pairs() + make_pairs(), {}, r"the parameter down.weight, up.bias, up.weight is given twice"),
+    (lambda: make_pairs() + make_pairs(), {}, r"two parameters are named up.weight; name them as in the whole"),
     (half, {}, r"w is float16, which cannot be trained here; load the model in bfloat16 or float32"),
     (make_pairs, {"storage": "bf16_sr"}, r"storage 'bf16_sr' does not fit up.weight, which is float32"),
     (lambda: make_pairs(torch.bfloat16), {"storage": "fp32"}, r"storage 'fp32' does not fit up.weight"),

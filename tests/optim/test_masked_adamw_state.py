@@ -120,6 +120,10 @@ def numbered(state):
     state["param_groups"][0]["params"] = [0, 1, 2]
 
 
+def of_another_optimizer(state):
+    del state["state"]["up.bias"]["storage"]
+
+
 def stray(state):
     state["state"]["gate.weight"] = state["state"]["up.weight"]
 
@@ -141,7 +145,8 @@ def stored_as_int8(state):
     (shortened, r"exp_avg of up.bias is missing in the state or not float32 of shape \[8\]"),
     (halved, r"exp_avg_sq of up.bias is missing in the state or not float32 of shape \[8\]"),
     (doubled, r"the state has 2 parameter groups, but this optimizer has 1"),
-    (numbered, r"the state is keyed by numbers, but this optimizer's is keyed by parameter names"),
+    (numbered, r"the state of down.weight, up.bias, up.weight belongs to no parameter of this optimizer"),
+    (of_another_optimizer, r"the state of up.bias is another optimizer's, for it names no storage"),
     (stray, r"the state of gate.weight belongs to no parameter"),
     (stepless, r"step of up.bias is missing in the state"),
     (anchored, r"the state of up.bias has anchor, which this optimizer does not keep; give it the same pull"),

@@ -10,6 +10,7 @@ from families import tiny_family
 from tiny import make_tiny_model
 from torch import nn
 
+import cofitune_fast as cf
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.regions import FrozenProof, Region, resolve_layout
 
@@ -195,3 +196,13 @@ def test_adapters_are_refused_until_they_are_merged(wrap):
 def test_a_region_is_applied_to_a_model_only():
     with pytest.raises(CofituneError, match="this is str"):
         Region.parse("ffn@2").apply("a/path")
+
+
+def test_apply_takes_text_or_a_region(tiny_model):
+    expected = [(name, id(p)) for name, p in Region.parse("ffn.up@2").apply(tiny_model)]
+    for region in ("ffn.up@2", Region.parse("ffn.up@2")):
+        cf.apply(tiny_model, "full")
+        assert [(name, id(p)) for name, p in cf.apply(tiny_model, region)] == expected
+        assert [name for name, p in tiny_model.named_parameters() if p.requires_grad] == [expected[0][0]]
+    with pytest.raises(CofituneError, match="A region is applied to a model, and this is str"):
+        cf.apply("ffn.up@2")
