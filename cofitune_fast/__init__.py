@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .data import encode_examples, read_examples
     from .errors import CofituneError
     from .importance import Importance, compute_importance
+    from .integrations import reference_model
     from .models import load_model
     from .optim import MaskedAdamW, Pull
     from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
@@ -32,6 +33,7 @@ _HOMES = {
     "AnchorSettings": "anchor", "open_anchor": "anchor",
     "MaskedAdamW": "optim", "Pull": "optim",
     "load_model": "models",
+    "reference_model": "integrations",
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
@@ -60,6 +62,7 @@ __all__ = [
     "ops",
     "read_examples",
     "read_suite",
+    "reference_model",
     "resolve_layout",
     "save_delta",
     "score_suite",
