@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .data import encode_examples, read_examples
     from .errors import CofituneError
     from .importance import Importance, compute_importance
+    from .integrations import CoFiTuneCallback, protect
     from .models import load_model
     from .optim import MaskedAdamW, Pull
     from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
@@ -35,6 +36,7 @@ _HOMES = {
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
+    "protect": "integrations", "CoFiTuneCallback": "integrations",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)
@@ -42,6 +44,7 @@ _ROOMS = ("ops",)
 __all__ = [
     "AnchorSettings",
     "BaseInfo",
+    "CoFiTuneCallback",
     "CoFiTuneTrainer",
     "CofituneError",
     "FrozenProof",
@@ -58,6 +61,7 @@ __all__ = [
     "merge",
     "open_anchor",
     "ops",
+    "protect",
     "read_examples",
     "read_suite",
     "resolve_layout",
