@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .data import encode_examples, read_examples
     from .errors import CofituneError
     from .importance import Importance, compute_importance
-    from .integrations import reference_model
+    from .integrations import CoFiTuneCallback, protect, reference_model
     from .models import load_model
     from .optim import MaskedAdamW, Pull
     from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
@@ -37,6 +37,7 @@ _HOMES = {
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
+    "protect": "integrations", "CoFiTuneCallback": "integrations",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)
@@ -44,6 +45,7 @@ _ROOMS = ("ops",)
 __all__ = [
     "AnchorSettings",
     "BaseInfo",
+    "CoFiTuneCallback",
     "CoFiTuneTrainer",
     "CofituneError",
     "FrozenProof",
@@ -60,6 +62,7 @@ __all__ = [
     "merge",
     "open_anchor",
     "ops",
+    "protect",
     "read_examples",
     "read_suite",
     "reference_model",

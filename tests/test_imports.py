@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "anchor": "errors progress files validation models data",
     "losses": "errors ops models",
     "training": "errors progress files signals models anchor data losses optim regions memory planning",
+    "integrations": "errors files models anchor data losses optim regions memory training",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",
     "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring "
@@ -74,7 +75,8 @@ THIRD_PARTY = {
     "demo": set(),
 }
 CORE = ("artefacts", "ops", "models", "data", "regions", "optim", "importance", "losses", "memory", "planning",
-        "scoring", "anchor", "training", "trials", "search", "methods", "pipeline", "compare", "analysis")
+        "scoring", "anchor", "training", "integrations", "trials", "search", "methods", "pipeline", "compare",
+        "analysis")
 EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft", "lm_eval",
           "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk")
 

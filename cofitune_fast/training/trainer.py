@@ -23,10 +23,9 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..anchor import Anchor
-from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
-from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
+from ..losses import CrossEntropy, Term, TopKl, chunked_head, response_losses
 from ..memory.abilities import frozen_prefix, prefix_abilities, takes_tries
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
@@ -38,6 +37,7 @@ from ..models.sharded import broadcast_object, is_sharded, reshard, total, world
 from ..optim import MaskedAdamW
 from ..progress import tracked
 from ..regions import BaseInfo, Region, Trainable, whole_name
+from .anchor_term import anchor_term
 from .arguments import check_precision, check_sharded, evaluates, refuse_ineffective
 from .batching import FixedBatches, KeyedRows, TrainingCollator, evaluation_batches, run_batches
 from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
@@ -379,10 +379,9 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         means: list[tuple[Mean, float]] = []
         if "anchor_predictors" in inputs:
-            weight, objective = self.anchor.settings.weight, _anchor_loss(inputs, self.anchor.settings.loss)
-            share = world_size() / total(len(objective)) / steps
-            terms.append(Term(inputs["anchor_predictors"], objective, weight * share))
-            means.append((self.figures.anchor_kl if self.anchor.settings.loss != "ce" else Mean(), weight))
+            settings = self.anchor.settings
+            terms.append(anchor_term(inputs, settings, steps))
+            means.append((self.figures.anchor_kl if settings.loss != "ce" else Mean(), settings.weight))
         if (reference := self.options.reference) is not None:
             held = len(inputs.get("reference_predictors", ())) if num_items_in_batch is None else self._held_tokens
             held = total(held)  # on every rank, whether this one has such tokens or not
@@ -459,12 +458,6 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         if self.prefix_cache is None:
             return nullcontext(call)
         return CachedPrefix(self.prefix, self.prefix_cache).forward(call, inputs["placed"], inputs.get("states"))
-
-
-def _anchor_loss(inputs: Mapping[str, Tensor], loss: AnchorLoss) -> Objective:
-    if loss == "ce":
-        return CrossEntropy(inputs["anchor_targets"])
-    return {"kl": TopKl, "reverse_kl": ReverseTopKl}[loss](inputs["anchor_ids"], inputs["anchor_log_p"])
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:

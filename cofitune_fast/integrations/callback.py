@@ -1,0 +1,156 @@
+"""Callback for transformers.Trainer and its subclasses: a region, the anchor, and the proof that the rest is as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import CofituneError
+from ..memory.abilities import frozen_prefix
+from ..memory.prefix import FrozenPrefix
+from ..regions import BaseInfo, FrozenProof, Region, save_delta
+from ..regions.frozen import FrozenSummary
+from ..training.mean import Mean
+from .protect import Protect
+from .wrapped import unwrapped
+
+
+class CoFiTuneCallback(TrainerCallback):
+    """Trains one region in any transformers.Trainer, TRL's among them, and holds the model to its base.
+
+    The Trainer keeps its own loss, data, optimizer, clipping and evaluation. At its construction the callback freezes
+    all but the region. During training the frozen layers below the region keep no activations. Before the micro-batches
+    of a step it puts the gradient of `protect` into the parameters' `grad`. The Trainer adds its own to it, so that it
+    clips and reports the norm of the gradient of its loss plus the protection. At the end the callback proves that no
+    frozen tensor has changed.
+
+    Args:
+        region: the part to train, such as "ffn@40%-75%".
+        protect: the loss of `protect`; one call is made per optimizer step, whatever the number of micro-batches. None:
+            no anchor.
+        base: name, fingerprint and dtype of the base, for deltas; by default those of the model at the Trainer's
+            construction, whose bytes are all read for it.
+        prove: hash the frozen tensors before and after training, and compare.
+
+    Attributes:
+        frozen: number of tensors proven unchanged, and their bytes; None before the end of a training.
+
+    Raises:
+        CofituneError: at the Trainer's construction or at the beginning of training, for arguments that do not go
+            together with it; at the end, if a frozen tensor has changed.
+    """
+
+    def __init__(self, region: Region | str, protect: Protect | None = None, *, base: BaseInfo | None = None,
+                 prove: bool = True):
+        self.region, self.protect, self.base, self._prove = Region.parse(region), protect, base, prove
+        self.frozen: FrozenSummary | None = None
+        self._model: nn.Module | None = None
+        self._prefix: FrozenPrefix | None = None
+        self._proof: FrozenProof | None = None
+        self._logged = Mean()
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Freeze all but the region."""
+        _refuse(args)
+        model = unwrapped(model)
+        self.base = self.base or BaseInfo.of(model)
+        if not self._applied(model):  # an optimizer made before may hold the region's parameters as they are
+            self.region.apply(model)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the cost of checkpointing off the frozen layers, and hash the frozen tensors."""
+        model = unwrapped(model)
+        if not self._applied(model):
+            raise CofituneError(f"The model does not train the region {self.region} alone when training begins; give "
+                                "the Trainer the model itself (no model_init), and leave requires_grad as it is.")
+        # Non-reentrant checkpointing needs no gradient of the embeddings; it would go back through all frozen layers.
+        if hasattr(model, "disable_input_require_grads"):
+            model.disable_input_require_grads()
+        self._prefix = frozen_prefix(model, self.region)
+        if self._prefix is not None:
+            self._prefix.stop_checkpointing()
+        if self._prove:
+            self._proof = FrozenProof.of(model, [name for name, _ in self.region.parameters(model)])
+        self._model = model
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the gradient of the protection into `grad`, which is empty now."""
+        if self.protect is None or self.protect.anchor.settings.weight == 0:
+            return
+        self._model.train()
+        self.protect.calls = state.global_step  # so that a resumed training goes on with the same rows
+        loss = self.protect(self._model)
+        loss.backward()
+        self._logged.add(loss.detach() / self.protect.anchor.settings.weight)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:
+        """Add `anchor_kl`, the mean since the last log as `loss` is, in nats per anchor token."""
+        if logs is None or "loss" not in logs or self._logged.value is None:
+            return
+        logs["anchor_kl"] = state.log_history[-1]["anchor_kl"] = self._logged.value
+        self._logged = Mean()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prove that the frozen tensors are as they were."""
+        if self._prefix is not None:
+            self._prefix.__exit__(None, None, None)
+        if self._proof is not None:
+            self.frozen = self._proof.check(self._model)
+
+    def save_delta(self, path: str | Path) -> Path:
+        """Write the region's tensors as they are now, bound to the base; see `save_delta` of the package.
+
+        Raises:
+            CofituneError: no Trainer has trained with this callback yet, or `path` holds something else.
+        """
+        if self._model is None:
+            raise CofituneError("There is nothing to save yet, because no Trainer has trained with this callback; call "
+                                "trainer.train() first.")
+        return save_delta(self._model, self.region, path, base=self.base)
+
+    def _applied(self, model: nn.Module) -> bool:
+        region = {id(parameter) for _, parameter in self.region.parameters(model)}
+        return region == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def _refuse(args: TrainingArguments) -> None:
+    """Refuse arguments that the callback does not go together with.
+
+    Raises:
+        CofituneError: one sentence that names the argument and what to do.
+    """
+    checkpointing = getattr(args, "activation_checkpointing_kwargs", None) or getattr(
+        args, "gradient_checkpointing_kwargs", None) or {}
+    reasons = {
+        "args.fp16 is true, and gradients scaled for float16 are not taken": (args.fp16, "set bf16 instead"),
+        "args.deepspeed is set, and DeepSpeed has its own backward": (args.deepspeed, "leave it out"),
+        "args.fsdp is set, and the callback works in one process": (args.fsdp, "leave it out"),
+        f"{args.world_size} processes train together, and the callback works in one": (
+            args.world_size > 1, "start one, or take CoFiTuneTrainer, which torchrun can start several of"),
+        f"{args.n_gpu} GPUs would get a copy of the model at every step": (
+            args.n_gpu > 1, "let one be seen (CUDA_VISIBLE_DEVICES=0)"),
+        "use_reentrant is true, and such checkpointing goes back through all frozen layers": (
+            checkpointing.get("use_reentrant"), "leave it out of the checkpointing's keywords"),
+    }
+    for reason, (present, remedy) in reasons.items():
+        if present:
+            raise CofituneError(f"{reason}: {remedy}.")
