@@ -33,11 +33,10 @@ _HOMES = {
     "AnchorSettings": "anchor", "open_anchor": "anchor",
     "MaskedAdamW": "optim", "Pull": "optim",
     "load_model": "models",
-    "reference_model": "integrations",
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
-    "protect": "integrations", "CoFiTuneCallback": "integrations",
+    "protect": "integrations", "CoFiTuneCallback": "integrations", "reference_model": "integrations",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)

@@ -16,6 +16,7 @@ from ..regions import BaseInfo, FrozenProof, Region, save_delta
 from ..regions.frozen import FrozenSummary
 from ..training.mean import Mean
 from .protect import Protect
+from .reference import shares_tensors
 from .wrapped import unwrapped
 
 
@@ -58,8 +59,8 @@ class CoFiTuneCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Freeze all but the region."""
-        _refuse(args)
         model = unwrapped(model)
+        _refuse(args, model)
         self.base = self.base or BaseInfo.of(model)
         if not self._applied(model):  # an optimizer made before may hold the region's parameters as they are
             self.region.apply(model)
@@ -73,21 +74,18 @@ class CoFiTuneCallback(TrainerCallback):
         if not self._applied(model):
             raise CofituneError(f"The model does not train the region {self.region} alone when training begins; give "
                                 "the Trainer the model itself (no model_init), and leave requires_grad as it is.")
-        # Non-reentrant checkpointing needs no gradient of the embeddings; it would go back through all frozen layers.
-        if hasattr(model, "disable_input_require_grads"):
-            model.disable_input_require_grads()
         self._prefix = frozen_prefix(model, self.region)
-        if self._prefix is not None:
-            self._prefix.stop_checkpointing()
         if self._prove:
             self._proof = FrozenProof.of(model, [name for name, _ in self.region.parameters(model)])
         self._model = model
+        self._cut_prefix()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Put the gradient of the protection into `grad`, which is empty now."""
+        self._cut_prefix()
         if self.protect is None or self.protect.anchor.settings.weight == 0:
             return
         self._model.train()
@@ -95,6 +93,10 @@ class CoFiTuneCallback(TrainerCallback):
         loss = self.protect(self._model)
         loss.backward()
         self._logged.add(loss.detach() / self.protect.anchor.settings.weight)
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the cost of checkpointing off the frozen layers again, after each micro-batch."""
+        self._cut_prefix()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -127,12 +129,23 @@ class CoFiTuneCallback(TrainerCallback):
                                 "trainer.train() first.")
         return save_delta(self._model, self.region, path, base=self.base)
 
+    def _cut_prefix(self) -> None:
+        """Take the cost of checkpointing off the frozen layers.
+
+        TRL's DPOTrainer switches checkpointing off for each forward of its reference, and then on again for all layers.
+        """
+        # Non-reentrant checkpointing needs no gradient of the embeddings; it would go back through all frozen layers.
+        if hasattr(self._model, "disable_input_require_grads"):
+            self._model.disable_input_require_grads()
+        if self._prefix is not None:
+            self._prefix.stop_checkpointing()
+
     def _applied(self, model: nn.Module) -> bool:
         region = {id(parameter) for _, parameter in self.region.parameters(model)}
         return region == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 
 
-def _refuse(args: TrainingArguments) -> None:
+def _refuse(args: TrainingArguments, model: nn.Module) -> None:
     """Refuse arguments that the callback does not go together with.
 
     Raises:
@@ -150,6 +163,9 @@ def _refuse(args: TrainingArguments) -> None:
             args.n_gpu > 1, "let one be seen (CUDA_VISIBLE_DEVICES=0)"),
         "use_reentrant is true, and such checkpointing goes back through all frozen layers": (
             checkpointing.get("use_reentrant"), "leave it out of the checkpointing's keywords"),
+        "args.sync_ref_model is true, and the copying would damage the frozen tensors that the reference shares": (
+            getattr(args, "sync_ref_model", False) and shares_tensors(model),
+            "leave it out, or give a reference that is loaded as a model of its own"),
     }
     for reason, (present, remedy) in reasons.items():
         if present:

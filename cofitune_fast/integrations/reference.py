@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -11,6 +12,9 @@ from ..errors import CofituneError
 from ..models.fingerprint import named_parameters
 from ..models.sharded import is_sharded
 from ..regions import Region, detach_parts, whole_name
+
+
+_SHARING: WeakSet[nn.Module] = WeakSet()
 
 
 def reference_model(model: nn.Module, region: Region | str) -> Any:
@@ -24,7 +28,8 @@ def reference_model(model: nn.Module, region: Region | str) -> Any:
         `Region.apply` does, because training one of them would change the reference too.
 
     The copy shares quantised weights too. Buffers of floating point are copied, as they may be statistics that a
-    forward in training mode updates. A move of `model` to another device moves the shared tensors of both.
+    forward in training mode updates. A move of `model` to another device moves the shared tensors of both. TRL's
+    `sync_ref_model` writes to all tensors of the reference, so it needs one that is loaded as a model of its own.
 
     Raises:
         CofituneError: a trainer has already prepared the model, several processes share its weights, or the region is
@@ -50,7 +55,13 @@ def reference_model(model: nn.Module, region: Region | str) -> Any:
         shared[id(state)] = state
     reference = copy.deepcopy(model, shared)
     detach_parts(reference)
+    _SHARING.add(model)
     return reference.requires_grad_(False).eval()
+
+
+def shares_tensors(model: nn.Module) -> bool:
+    """True if a reference made by `reference_model` holds tensors of this model."""
+    return model in _SHARING
 
 
 def _quantisation_states(model: nn.Module) -> list[Any]:
