@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer in full and with LoRA, beside the same trainer with our region and anchor, and beside CoFiTuneTrainer.
+"""TRL's SFTTrainer in full and with LoRA, beside the same trainer with our region and anchor, and CoFiTuneTrainer.
 
 python benchmarks/compare_trl.py [--steps 12] [--rounds 5] [--checkpointing off] [--json FILE] [--tiny]
 
@@ -8,8 +8,9 @@ two; ratios are medians of each round's, with the smallest and the largest. Peak
 own for each side. The loss is that of the demo's valid rows after the last step, and the drift the KL to the base on
 instructions that no side has seen, both read in the same way for all. `--tiny` takes a random model and three steps.
 
-TRL's settings are its own defaults, gradient checkpointing and bf16 autocast among them; of the model's states it keeps
-bfloat16 moments, and MaskedAdamW keeps float32 ones.
+TRL's settings are its own defaults, gradient checkpointing and bf16 autocast among them. Its AdamW keeps moments of the
+weights' dtype; MaskedAdamW keeps float32 ones. On a CPU, TRL computes the logits of all places, and on a GPU only those
+of the response, as the others do everywhere. No side hashes weights or writes checkpoints.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from cofitune_fast.demo import data_folder
 from cofitune_fast.demo.settings import demo_model
 from cofitune_fast.files import write_json
 from cofitune_fast.memory import PeakMemory
-from cofitune_fast.models.fingerprint import base_fingerprint
 from cofitune_fast.models.head import logits_at
 from cofitune_fast.scoring.drift import BaseStates, base_states
 from cofitune_fast.training.batching import FixedBatches, KeyedRows
@@ -52,7 +52,6 @@ from provenance import provenance
 
 WARM, BATCH, SEED, LENGTH = 2, 8, 1, 192
 RATES = {"full": 1e-4, "lora": 1e-3, "region": 4e-4}
-_ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
 class Watch(TrainerCallback):
@@ -119,13 +118,15 @@ class Setup:
 Trained = tuple[Any, Watch]
 
 
-def trl(setup: Setup, rate: str, callbacks: tuple[TrainerCallback, ...] = (), **given: Any) -> Trained:
-    """Train a copy of the base by SFTTrainer."""
+def trl(setup: Setup, rate: str, model: Any = None, callbacks: tuple[TrainerCallback, ...] = (),
+        **given: Any) -> Trained:
+    """Train `model`, by default a copy of the base, by SFTTrainer."""
     watch = Watch()
     data = Dataset.from_list([
-        {"input_ids": row.input_ids, "labels": [-100] * row.response_start + row.input_ids[row.response_start:]} for row in setup.rows])
+        {"input_ids": row.input_ids, "labels": [-100] * row.response_start + row.input_ids[row.response_start:]}
+        for row in setup.rows])
     trainer = GivenBatches(
-        copy.deepcopy(setup.base), setup.arguments(rate), train_dataset=data, processing_class=setup.tokenizer,
+        model or copy.deepcopy(setup.base), setup.arguments(rate), train_dataset=data, processing_class=setup.tokenizer,
         callbacks=[watch, *callbacks], **given)
     trainer.given = setup.batches()
     trainer.remove_callback(PrinterCallback)
@@ -147,9 +148,12 @@ def lora(setup: Setup) -> Trained:
 
 
 def region(setup: Setup, anchored: bool) -> Trained:
-    protect = cf.protect(setup.base, anchor=setup.anchor) if anchored else None
-    callback = cf.CoFiTuneCallback(setup.region, protect, prove=False)
-    return trl(setup, "region", (callback,), optimizer_cls_and_kwargs=(cf.masked_adamw, _ADAM))
+    model = copy.deepcopy(setup.base)
+    optimizer = cf.MaskedAdamW(
+        setup.region.apply(model), lr=RATES["region"], betas=(0.9, 0.95), weight_decay=0.1, max_grad_norm=None)
+    protect = cf.protect(model, anchor=setup.anchor) if anchored else None
+    callback = cf.CoFiTuneCallback(setup.region, protect, base=cf.BaseInfo("", "", ""), prove=False)
+    return trl(setup, "region", model, (callback,), optimizers=(optimizer, None))
 
 
 def ours(setup: Setup) -> Trained:
@@ -191,7 +195,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
     return Setup(
         model, tokenizer, rows("speciality/train.jsonl", options.steps * BATCH), rows("speciality/valid.jsonl", few),
         rows("versatility/valid/instruction/responses.jsonl", few), cf.Region.parse(options.region),
-        cf.open_anchor(model, tokenizer, settings, base_fingerprint(model)), options.steps, options.checkpointing == "on")
+        cf.open_anchor(model, tokenizer, settings), options.steps, options.checkpointing == "on")
 
 
 @torch.no_grad()
@@ -202,7 +206,8 @@ def loss(model: Any, rows: list, pad_token_id: int) -> float:
         mask, _ = label_predictors(batch["labels"])
         given = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = given["labels"][:, 1:][mask[:, :-1].to(model.device)]
-        total += torch.nn.functional.cross_entropy(logits_at(model, given, mask).float(), targets, reduction="sum").item()
+        logits = logits_at(model, given, mask).float()
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
         count += len(targets)
     return total / count
 

@@ -13,7 +13,6 @@ from ..models.fingerprint import named_parameters
 from ..models.sharded import is_sharded
 from ..regions import Region, detach_parts, whole_name
 
-
 _SHARING: WeakSet[nn.Module] = WeakSet()
 
 
