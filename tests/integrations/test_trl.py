@@ -40,8 +40,9 @@ def anchor(tmp_path_factory):
 
 
 def arguments(kind, folder, **values):
-    return kind(str(folder), **{"max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True,
-                                "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, **values})
+    return kind(str(folder), **{
+        "max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1,
+        "save_strategy": "no", "disable_tqdm": True, **values})
 
 
 def tokenizer():
@@ -88,7 +89,8 @@ def test_the_callback_changes_the_cost_and_nothing_else(rows, values, tmp_path):
             given = {"optimizers": (optimizer, None)}
         ends.append(trained(trl.SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer(), **given)))
     assert_equal(*ends)
-    changed = [name for name, tensor in make_tiny_model().state_dict().items() if not torch.equal(ends[0][name], tensor)]
+    base = make_tiny_model().state_dict()
+    changed = [name for name, tensor in base.items() if not torch.equal(ends[0][name], tensor)]
     assert changed == [f"model.layers.2.mlp.{role}_proj.weight" for role in ("gate", "up", "down")]
     assert seen and not any(seen)
     assert callback.frozen.tensors == len({tensor.data_ptr() for tensor in make_tiny_model().parameters()}) - 3
@@ -104,8 +106,8 @@ def test_region_anchor_mask_and_deltas_resume_bit_for_bit(anchor, tmp_path):
 
     def trainer(folder):
         model, settings = make_tiny_model(), arguments(
-            trl.SFTConfig, folder, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
-            load_best_model_at_end=True)
+            trl.SFTConfig, folder, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps",
+            save_steps=2, load_best_model_at_end=True)
         return RegionSFTTrainer(
             model, settings, train_dataset=data, eval_dataset=data, processing_class=tokenizer(),
             callbacks=[cf.CoFiTuneCallback(REGION, cf.protect(model, anchor=anchor))],
