@@ -85,7 +85,8 @@ def test_the_callback_changes_the_cost_and_nothing_else(rows, values, tmp_path):
             callback, seen = cf.CoFiTuneCallback(REGION), graphs_below(model)
             given = {"callbacks": [callback], "optimizer_cls_and_kwargs": cf.masked_adamw(settings)}
         else:
-            optimizer = cf.MaskedAdamW(cf.Region.parse(REGION).apply(model), lr=1e-2, max_grad_norm=None)
+            optimizer = cf.MaskedAdamW(cf.Region.parse(REGION).apply(model), lr=1e-2, betas=(0.9, 0.999),
+                                       weight_decay=0.0, max_grad_norm=None)
             given = {"optimizers": (optimizer, None)}
         ends.append(trained(trl.SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer(), **given)))
     assert_equal(*ends)
