@@ -1,6 +1,9 @@
 """Parts for other people's training loops and Trainers."""
 
 from .callback import CoFiTuneCallback
+from .chunked_loss import ChunkedLoss
+from .delta_checkpoints import DeltaCheckpoints
+from .optimizer import masked_adamw
 from .protect import Protect, protect
 
-__all__ = ["CoFiTuneCallback", "Protect", "protect"]
+__all__ = ["ChunkedLoss", "CoFiTuneCallback", "DeltaCheckpoints", "Protect", "masked_adamw", "protect"]
