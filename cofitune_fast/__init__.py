@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .data import encode_examples, read_examples
     from .errors import CofituneError
     from .importance import Importance, compute_importance
-    from .integrations import CoFiTuneCallback, protect, reference_model
+    from .integrations import ChunkedLoss, CoFiTuneCallback, DeltaCheckpoints, masked_adamw, protect, reference_model
     from .models import load_model
     from .optim import MaskedAdamW, Pull
     from .regions import BaseInfo, FrozenProof, Region, load_delta, merge, resolve_layout, save_delta
@@ -36,7 +36,8 @@ _HOMES = {
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
-    "protect": "integrations", "CoFiTuneCallback": "integrations", "reference_model": "integrations",
+    "protect": "integrations", "CoFiTuneCallback": "integrations", "masked_adamw": "integrations",
+    "DeltaCheckpoints": "integrations", "ChunkedLoss": "integrations", "reference_model": "integrations",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)
@@ -44,9 +45,11 @@ _ROOMS = ("ops",)
 __all__ = [
     "AnchorSettings",
     "BaseInfo",
+    "ChunkedLoss",
     "CoFiTuneCallback",
     "CoFiTuneTrainer",
     "CofituneError",
+    "DeltaCheckpoints",
     "FrozenProof",
     "Importance",
     "MaskedAdamW",
@@ -58,6 +61,7 @@ __all__ = [
     "encode_examples",
     "load_delta",
     "load_model",
+    "masked_adamw",
     "merge",
     "open_anchor",
     "ops",

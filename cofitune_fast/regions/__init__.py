@@ -6,6 +6,7 @@ from .frozen import FrozenProof, FrozenSummary
 from .layout import Layout, resolve_layout, tensors_named
 from .merging import merge
 from .parts import detach as detach_parts
+from .parts import trained_parameters
 from .region import DEFAULT_REGION, LayerSet, Region
 from .summary import layout_summary
 from .trainable import Trainable
@@ -13,5 +14,6 @@ from .trainable import Trainable
 __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
     "LayerSet", "Layout", "Part", "Region", "Trainable", "detach_parts", "layout_summary", "load_delta", "merge",
-    "part_name", "read_delta", "resolve_layout", "restore", "save_delta", "tensors_named", "whole_name",
+    "part_name", "read_delta", "resolve_layout", "restore", "save_delta", "tensors_named",
+    "trained_parameters", "whole_name",
 ]  # fmt: skip
