@@ -191,7 +191,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         return cf.encode_examples(cf.read_examples(data_folder() / place, count), tokenizer, LENGTH)
 
     few = 4 if options.tiny else 60
-    settings = cf.AnchorSettings(texts=few, tokens=8 if options.tiny else 64)
+    settings = cf.AnchorSettings(texts=few, tokens=8) if options.tiny else cf.AnchorSettings()
     return Setup(
         model, tokenizer, rows("speciality/train.jsonl", options.steps * BATCH), rows("speciality/valid.jsonl", few),
         rows("versatility/valid/instruction/responses.jsonl", few), cf.Region.parse(options.region),
