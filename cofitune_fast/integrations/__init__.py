@@ -4,6 +4,6 @@ from .callback import CoFiTuneCallback
 from .chunked_loss import ChunkedLoss
 from .delta_checkpoints import DeltaCheckpoints
 from .optimizer import masked_adamw
-from .protect import Protect, protect
+from .protection import Protect, protect
 
 __all__ = ["ChunkedLoss", "CoFiTuneCallback", "DeltaCheckpoints", "Protect", "masked_adamw", "protect"]

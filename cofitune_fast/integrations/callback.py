@@ -15,7 +15,7 @@ from ..memory.prefix import FrozenPrefix
 from ..regions import BaseInfo, FrozenProof, Region, save_delta
 from ..regions.frozen import FrozenSummary
 from ..training.mean import Mean
-from .protect import Protect
+from .protection import Protect
 from .wrapped import unwrapped
 
 
@@ -92,8 +92,11 @@ class CoFiTuneCallback(TrainerCallback):
             return
         self._model.train()
         self.protect.calls = state.global_step  # so that a resumed training goes on with the same rows
+        from accelerate.state import GradientState
+
         loss = self.protect(self._model)
-        loss.backward()
+        # transformers 5.5 lets accelerate divide the loss of a micro-batch by their number once more; then so do we.
+        (loss / GradientState().num_steps).backward()
         self._logged.add(loss.detach() / self.protect.anchor.settings.weight)
 
     def on_log(
