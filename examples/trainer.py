@@ -20,9 +20,10 @@ def main(location: str, file: str, folder: str, **settings) -> MyTrainer:
             for row in cf.encode_examples(cf.read_examples(file), tokenizer, max_length=512)]
     args = TrainingArguments(folder, **{"learning_rate": 4e-4, "per_device_train_batch_size": 8, "logging_steps": 10,
                                         "report_to": "none", **settings})
-    callback = cf.CoFiTuneCallback("ffn@40%-75%", protect=cf.protect(model, tokenizer))
-    trainer = MyTrainer(model, args, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer),
-                        callbacks=[callback], optimizer_cls_and_kwargs=cf.masked_adamw(args))
+    callback = cf.CoFiTuneCallback("ffn@40%-75%", protect=cf.AnchorSettings())
+    trainer = MyTrainer(model, args, train_dataset=rows, processing_class=tokenizer,
+                        data_collator=DataCollatorForSeq2Seq(tokenizer), callbacks=[callback],
+                        optimizer_cls_and_kwargs=cf.masked_adamw(args))
     trainer.train()
     print(f"{callback.frozen.tensors} frozen tensors ({callback.frozen.bytes:,} bytes) are unchanged; the delta is in "
           f"{callback.save_delta(f'{folder}/delta')}")

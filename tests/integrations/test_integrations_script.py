@@ -8,6 +8,7 @@ from pathlib import Path
 from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 
 import cofitune_fast as cf
+from cofitune_fast.anchor import AnchorSettings
 from cofitune_fast.regions import read_delta
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "trainer.py"
@@ -15,8 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "trainer.py"
 
 def test_the_script_trains_logs_and_writes_a_delta(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("cofitune_fast.integrations.protection.AnchorSettings",
-                        lambda: cf.AnchorSettings(texts=6, tokens=6))
+    monkeypatch.setattr(cf, "AnchorSettings", lambda: AnchorSettings(texts=6, tokens=6))
     model = make_tiny_model()
     model.save_pretrained(tmp_path / "model")
     make_tiny_tokenizer().save_pretrained(tmp_path / "model")
