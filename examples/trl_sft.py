@@ -11,11 +11,10 @@ class RegionSFTTrainer(cf.DeltaCheckpoints, SFTTrainer):
     """Its checkpoints hold the region and no pickle."""
 
 
-loaded = cf.load_model("./my-chat-model")
-callback = cf.CoFiTuneCallback("ffn@40%-75%", cf.protect(loaded.model, loaded.tokenizer))
+callback = cf.CoFiTuneCallback("ffn@40%-75%", cf.AnchorSettings())
 args = SFTConfig("runs/trl-sft", learning_rate=4e-4, num_train_epochs=2, use_cpu=not torch.cuda.is_available())
 trainer = RegionSFTTrainer(
-    loaded.model, args, processing_class=loaded.tokenizer, callbacks=[callback],
+    "./my-chat-model", args, callbacks=[callback],
     train_dataset=load_dataset("json", data_files="data/train.jsonl", split="train"),
     optimizer_cls_and_kwargs=cf.masked_adamw(args),
 )

@@ -62,6 +62,7 @@ THIRD_PARTY = {
     "commands": CORE_THIRD_PARTY | {"typer", "rich"},
     "losses": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
     "training": CORE_THIRD_PARTY | {"accelerate", "wandb"},  # inside the functions that use them
+    "integrations": CORE_THIRD_PARTY | {"accelerate"},  # inside the function that uses it
     "methods": CORE_THIRD_PARTY | {"peft"},  # inside the function that uses it
     # each inside the functions that need it
     "scoring": CORE_THIRD_PARTY | {"lm_eval", "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk"},

@@ -4,7 +4,7 @@ from .callback import CoFiTuneCallback
 from .chunked_loss import ChunkedLoss
 from .delta_checkpoints import DeltaCheckpoints
 from .optimizer import masked_adamw
-from .protect import Protect, protect
+from .protection import Protect, protect
 from .reference import reference_model
 
 __all__ = [

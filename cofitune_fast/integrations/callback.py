@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..anchor import AnchorSettings, open_anchor
 from ..errors import CofituneError
 from ..memory.abilities import frozen_prefix
 from ..memory.prefix import FrozenPrefix
 from ..regions import BaseInfo, FrozenProof, Region, save_delta
 from ..regions.frozen import FrozenSummary
 from ..training.mean import Mean
-from .protect import Protect
+from .protection import Protect, protect
 from .reference import shares_tensors
 from .wrapped import unwrapped
 
@@ -31,8 +32,9 @@ class CoFiTuneCallback(TrainerCallback):
 
     Args:
         region: the part to train, such as "ffn@40%-75%".
-        protect: the loss of `protect`; one call is made per optimizer step, whatever the number of micro-batches. None:
-            no anchor.
+        protect: the loss of `protect`; one call is made per optimizer step, whatever the number of micro-batches.
+            AnchorSettings: the callback makes it from the Trainer's model and tokenizer (`processing_class`), also
+            where the Trainer loads the model itself. None: no anchor.
         base: name, fingerprint and dtype of the base, for deltas; by default those of the model at the Trainer's
             construction, whose bytes are all read for it.
         prove: hash the frozen tensors before and after training, and compare.
@@ -45,9 +47,12 @@ class CoFiTuneCallback(TrainerCallback):
             together with it; at the end, if a frozen tensor has changed.
     """
 
-    def __init__(self, region: Region | str, protect: Protect | None = None, *, base: BaseInfo | None = None,
-                 prove: bool = True):
-        self.region, self.protect, self.base, self._prove = Region.parse(region), protect, base, prove
+    def __init__(self, region: Region | str, protect: Protect | AnchorSettings | None = None, *,
+                 base: BaseInfo | None = None, prove: bool = True):
+        self.region, self.base, self._prove = Region.parse(region), base, prove
+        self.protect = None if isinstance(protect, AnchorSettings) else protect
+        self._settings = protect if isinstance(protect, AnchorSettings) else None
+        self._known_base = base is not None
         self.frozen: FrozenSummary | None = None
         self._model: nn.Module | None = None
         self._prefix: FrozenPrefix | None = None
@@ -56,12 +61,15 @@ class CoFiTuneCallback(TrainerCallback):
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
-        **kwargs: Any,
+        processing_class: Any = None, **kwargs: Any,
     ) -> None:
-        """Freeze all but the region."""
+        """Freeze all but the region, and open the anchor."""
         model = unwrapped(model)
         _refuse(args, model)
-        self.base = self.base or BaseInfo.of(model)
+        if not self._known_base:
+            self.base = BaseInfo.of(model)
+        if self._settings is not None:
+            self.protect = self._opened(model, processing_class, self._settings)
         if not self._applied(model):  # an optimizer made before may hold the region's parameters as they are
             self.region.apply(model)
 
@@ -86,13 +94,17 @@ class CoFiTuneCallback(TrainerCallback):
     ) -> None:
         """Put the gradient of the protection into `grad`, which is empty now."""
         self._cut_prefix()
-        if self.protect is None or self.protect.anchor.settings.weight == 0:
+        weight = 0.0 if self.protect is None else self.protect.anchor.settings.weight
+        if weight == 0:
             return
         self._model.train()
         self.protect.calls = state.global_step  # so that a resumed training goes on with the same rows
+        from accelerate.state import GradientState
+
         loss = self.protect(self._model)
-        loss.backward()
-        self._logged.add(loss.detach() / self.protect.anchor.settings.weight)
+        # transformers 5.5 lets accelerate divide the loss of a micro-batch by their number once more; then so do we.
+        (loss / GradientState().num_steps).backward()
+        self._logged.add(loss.detach() / weight)
 
     def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the cost of checkpointing off the frozen layers again, after each micro-batch."""
@@ -139,6 +151,13 @@ class CoFiTuneCallback(TrainerCallback):
             self._model.disable_input_require_grads()
         if self._prefix is not None:
             self._prefix.stop_checkpointing()
+
+    def _opened(self, model: nn.Module, tokenizer: Any, settings: AnchorSettings) -> Protect:
+        if tokenizer is None:
+            raise CofituneError("The callback needs the tokenizer to write the anchor's texts with; give the Trainer "
+                                "processing_class=tokenizer.")
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
+        return protect(model, anchor=open_anchor(model, tokenizer, settings, self.base.fingerprint))
 
     def _applied(self, model: nn.Module) -> bool:
         region = {id(parameter) for _, parameter in self.region.parameters(model)}
