@@ -85,7 +85,7 @@ def provenance() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "packages": _versions("triton", "bitsandbytes", "torchao", "torch-optimi"),
+        "packages": _versions("transformers", "triton", "bitsandbytes", "torchao", "torch-optimi", "trl", "peft"),
         "native": native.isa() or native.load_error(),
         "commit": _said("git", "describe", "--always", "--dirty"),
         **gpu(),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; the same 
     from .data import encode_examples, read_examples
     from .errors import CofituneError
     from .importance import Importance, compute_importance
+    from .integrations import ChunkedLoss, CoFiTuneCallback, DeltaCheckpoints, masked_adamw, protect, reference_model
     from .models import load_model
     from .optim import MaskedAdamW, Pull
     from .regions import (
@@ -47,6 +48,8 @@ _HOMES = {
     "read_examples": "data", "encode_examples": "data",
     "CoFiTuneTrainer": "training", "TrainOptions": "training", "train_region": "training",
     "read_suite": "scoring", "score_suite": "scoring",
+    "protect": "integrations", "CoFiTuneCallback": "integrations", "masked_adamw": "integrations",
+    "DeltaCheckpoints": "integrations", "ChunkedLoss": "integrations", "reference_model": "integrations",
     "CofituneError": "errors",
 }
 _ROOMS = ("ops",)
@@ -54,8 +57,11 @@ _ROOMS = ("ops",)
 __all__ = [
     "AnchorSettings",
     "BaseInfo",
+    "ChunkedLoss",
+    "CoFiTuneCallback",
     "CoFiTuneTrainer",
     "CofituneError",
+    "DeltaCheckpoints",
     "FrozenProof",
     "Importance",
     "MaskedAdamW",
@@ -69,12 +75,15 @@ __all__ = [
     "export_peft",
     "load_delta",
     "load_model",
+    "masked_adamw",
     "merge",
     "open_anchor",
     "ops",
+    "protect",
     "push_to_hub",
     "read_examples",
     "read_suite",
+    "reference_model",
     "resolve_layout",
     "save_delta",
     "score_suite",

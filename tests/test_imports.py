@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "anchor": "errors progress files validation models data",
     "losses": "errors ops models",
     "training": "errors progress files signals models anchor data losses optim regions memory planning",
+    "integrations": "errors files models anchor data losses optim regions memory training",
     "trials": "errors files environment artefacts models anchor data importance memory regions scoring training",
     "search": "errors files validation yaml_text artefacts models regions scoring training trials",
     "methods": "errors files validation artefacts ops losses models anchor data importance optim regions scoring "
@@ -63,6 +64,7 @@ THIRD_PARTY = {
     "commands": CORE_THIRD_PARTY | {"typer", "rich"},
     "losses": CORE_THIRD_PARTY | {"liger_kernel"},  # inside the function that uses it
     "training": CORE_THIRD_PARTY | {"accelerate", "wandb"},  # inside the functions that use them
+    "integrations": CORE_THIRD_PARTY | {"accelerate"},  # inside the function that uses it
     "methods": CORE_THIRD_PARTY | {"peft"},  # inside the function that uses it
     # each inside the functions that need it
     "scoring": CORE_THIRD_PARTY | {"lm_eval", "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk"},
@@ -77,7 +79,8 @@ THIRD_PARTY = {
     "demo": set(),
 }
 CORE = ("artefacts", "ops", "models", "data", "regions", "optim", "importance", "losses", "memory", "planning",
-        "scoring", "anchor", "training", "trials", "search", "methods", "pipeline", "compare", "analysis")
+        "scoring", "anchor", "training", "integrations", "trials", "search", "methods", "pipeline", "compare",
+        "analysis")
 EXTRAS = ("matplotlib", "typer", "pydantic", "rich", "gguf", "triton", "bitsandbytes", "ray", "peft", "lm_eval",
           "datasets", "sacrebleu", "rouge_score", "langdetect", "nltk")
 

@@ -18,6 +18,7 @@ from ..data import pad_token_id
 from ..data.chat import TurnEnd, configured_ends, date_of, turn_end, writes_date
 from ..data.formats import Message
 from ..errors import CofituneError
+from ..models.fingerprint import base_fingerprint
 from .settings import AnchorSettings, AnchorThinking
 from .store import AnchorRow, file_for, read_or_make, with_distributions
 from .writing import Flaws, count_flaws, count_unfinished, given_texts, start_token, thinking_for, write_texts
@@ -65,13 +66,14 @@ class Anchor:
 
 
 def open_anchor(
-    model: nn.Module, tokenizer: Any, settings: AnchorSettings, fingerprint: str,
+    model: nn.Module, tokenizer: Any, settings: AnchorSettings, fingerprint: str | None = None,
     task_prompts: Sequence[list[Message]] | None = None, folder: str | Path | None = None,
 ) -> Anchor:
     """Read the anchor of a base from `folder` (default: `anchor` in the cache folder), or make it there.
 
-    model: must hold the base's bytes if the anchor is not made yet. fingerprint: that of the base. task_prompts:
-    prompts of the training rows, for `prompts: task`. A damaged file is made again. Collective for a sharded model.
+    model: must hold the base's bytes if the anchor is not made yet. fingerprint: that of the base; by default it is
+    computed from the model as it is now. task_prompts: prompts of the training rows, for `prompts: task`. A damaged
+    file is made again. Collective for a sharded model.
 
     Raises:
         CofituneError: the prompts cannot be read, the model cannot generate, or less than half of what it wrote is of
@@ -110,6 +112,7 @@ def open_anchor(
         )
         return with_distributions(model, texts, pad_token_id(tokenizer), settings.top_k, AnchorRow)
 
+    fingerprint = base_fingerprint(model) if fingerprint is None else fingerprint
     rows, seconds = read_or_make(model, file_for(model, fingerprint, about, folder), AnchorRow, make, asdict(settings))
     flaws = count_flaws(rows, end, tokenizer) if end is not None else Flaws()
     if len(rows) - sum(flaws) < _LEAST_USABLE * len(rows):

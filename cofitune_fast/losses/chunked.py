@@ -89,7 +89,7 @@ def hidden_loss(states: Tensor, head: Head, objective: Objective, scale: Tensor 
         states: [N, hidden], the states that predict the objective's N tokens.
         head: a frozen one.
     """
-    return _Chunked.apply(states, head, objective, scale)
+    return _Chunked.apply(states.to(head.weight.dtype), head, objective, scale)  # autocast may have made other states
 
 
 def _liger(states: Tensor, head: Head, term: Term) -> Tensor:

@@ -7,6 +7,7 @@ from .hub import push_to_hub
 from .layout import Layout, resolve_layout, tensors_named
 from .merging import merge
 from .parts import detach as detach_parts
+from .parts import trained_parameters
 from .peft_export import PeftExport, export_peft
 from .region import DEFAULT_REGION, LayerSet, Region, apply
 from .summary import layout_summary
@@ -16,5 +17,5 @@ __all__ = [
     "DEFAULT_REGION", "GROUPS", "ROLES", "BaseInfo", "Block", "Cell", "DeltaInfo", "FrozenProof", "FrozenSummary",
     "LayerSet", "Layout", "Part", "PeftExport", "Region", "Trainable", "apply", "detach_parts", "export_peft",
     "layout_summary", "load_delta", "merge", "part_name", "push_to_hub", "read_delta", "resolve_layout", "restore",
-    "save_delta", "tensors_named", "whole_name",
+    "save_delta", "tensors_named", "trained_parameters", "whole_name",
 ]  # fmt: skip

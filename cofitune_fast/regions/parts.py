@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..models.fingerprint import PARTS
+from ..models.fingerprint import PARTS, normalize_name
 from .cells import Part
 
 
@@ -85,6 +85,14 @@ def detach(model: nn.Module) -> None:
         if PARTS in module._modules:
             del module._modules[PARTS]
             module.__class__ = type(module).__mro__[1]
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) pairs of all that requires a gradient, with the names that `Region.apply` gives."""
+    found = ((normalize_name(name), parameter) for name, parameter in model.named_parameters()
+             if parameter.requires_grad)
+    return [(name.replace(f"{PARTS}.", "").replace(":", ".") if f"{PARTS}." in name else name, parameter)
+            for name, parameter in found]
 
 
 def attached(module: nn.Module, key: str, role: str) -> nn.Parameter | None:

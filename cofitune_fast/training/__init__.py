@@ -11,11 +11,12 @@ from .arguments import (
 )
 from .checkpoint import find_checkpoint, last_complete_checkpoint
 from .identity import changes, differences, run_identity
+from .not_finite import LossNotFinite
 from .options import TrainOptions
 from .rates import with_learning_rate
 from .run import TrainResult, train_region
 from .schedule import Schedule, refuse_standing_still
-from .trainer import CoFiTuneTrainer, LossNotFinite
+from .trainer import CoFiTuneTrainer
 
 __all__ = ["CoFiTuneTrainer", "LossNotFinite", "MemorySettings", "Schedule", "TrainOptions", "TrainResult",
            "changes", "check_arguments", "check_precision", "decisive", "differences", "evaluates",

@@ -28,6 +28,7 @@ from ..memory.abilities import takes_tries, trie_ability
 from ..memory.prefix_cache import PlacedRow, PrefixCache, row_keys
 from ..models.attention import longest_row
 from ..models.sharded import all_ranks
+from .anchor_term import AnchorOrder
 
 
 class FixedBatches(Sampler[list[int]]):
@@ -65,10 +66,9 @@ class FixedBatches(Sampler[list[int]]):
                                     f"batch has {batch_size * ranks}; leave it out, or take smaller batches.")
         self.batches = [batch[rank::ranks] for batch in _without_small(planned, ranks)]
         if anchor:
-            order = random.Random(f"{seed} anchor").sample(anchor, len(anchor))
+            order = AnchorOrder(anchor, anchor_rows, seed)
             for number, batch in enumerate(self.batches):
-                first = (number * ranks + rank) * anchor_rows
-                batch += [order[(first + place) % len(order)] for place in range(min(anchor_rows, len(order)))]
+                batch += order.batch(number * ranks + rank)
         self.batch_size, self.drop_last = batch_size, drop_last  # accelerate reads these
         self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
@@ -146,9 +146,9 @@ class TrainingCollator:
         learnt = torch.cat([_learnt(row) for row, _ in task])
         batch["predictors"] = predictors[learnt]
         batch["labels"] = torch.nn.functional.pad(targets[learnt], (1, 0), value=IGNORED_LABEL)[None]
-        batch |= _of_base("anchor", [(row, path) for row, path in pairs if row.of_anchor])
+        batch |= of_base("anchor", [(row, path) for row, path in pairs if row.of_anchor])
         held = [(getattr(row, "held", None), path) for row, path in task]
-        batch |= _of_base("reference", [(row, path) for row, path in held if row is not None])
+        batch |= of_base("reference", [(row, path) for row, path in held if row is not None])
         # Start the disk read as early as the rows are known, so that it overlaps with earlier steps. The batch carries
         # its future, which a data-loader worker process could not send.
         if self.cache is not None and get_worker_info() is None:
@@ -180,8 +180,15 @@ def _learnt(row: Encoded) -> torch.Tensor:
     return learnt if learnt is not None else torch.ones(len(row.input_ids) - max(row.response_start, 1), dtype=bool)
 
 
-def _of_base(name: str, rows: Sequence[tuple[BaseRow, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the positions and tokens of rows with the base's distributions there; {} if there are no rows."""
+def of_base(name: str, rows: Sequence[tuple[BaseRow, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the positions and tokens of rows with the base's distributions there, under names that begin with `name`.
+
+    Args:
+        rows: each with the positions of its tokens in the flattened batch; {} is returned if there are none.
+
+    Returns:
+        predictors and targets int64 [N], ids int32 [N, k], log_p float32 [N, k].
+    """
     if not rows:
         return {}
     predictors, targets = _predictors(rows)

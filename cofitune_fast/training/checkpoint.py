@@ -196,7 +196,8 @@ def save_training_state(folder: str | Path, optimizer_state: dict[str, Any], sch
     Of a sharded model all ranks call it, and rank 0 writes.
 
     Args:
-        optimizer_state: the result of `MaskedAdamW.state_dict()`.
+        optimizer_state: the result of the optimizer's `state_dict`, MaskedAdamW's or another one's of tensors and
+            numbers.
     """
     folder = Path(folder)
     tensors, numbers = {}, {}
@@ -236,7 +237,10 @@ def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, A
         raise CofituneError(f"The optimizer state {folder / OPTIMIZER_FILE} cannot be read ({error}); resume from an "
                             "earlier checkpoint.") from None
     rest = {key: value for key, value in content["optimizer"].items() if key != "numbers"}
-    return {"state": state, **rest}, content["scheduler"], content["random"]
+    # JSON has made texts of the numbers by which torch's optimizers know parameters.
+    known = {str(name): name for group in rest["param_groups"] for name in group["params"]}
+    by_name = {known.get(name, name): values for name, values in state.items()}
+    return {"state": by_name, **rest}, content["scheduler"], content["random"]
 
 
 def random_states() -> dict[str, Any]:

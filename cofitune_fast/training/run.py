@@ -31,12 +31,13 @@ from .batching import KeyedRows
 from .callbacks import Patience, Saves, ShowSteps, StopOnInterrupt
 from .checkpoint import Checkpoint, find_checkpoint
 from .identity import changes, run_identity
+from .not_finite import LossNotFinite, NothingTrained
 from .options import TrainOptions
 from .out_of_memory import out_of_memory
 from .rates import with_learning_rate
 from .room import require_room_for_training
 from .trackers import tracked
-from .trainer import CoFiTuneTrainer, LossNotFinite, NothingTrained
+from .trainer import CoFiTuneTrainer
 
 
 @dataclass

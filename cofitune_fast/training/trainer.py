@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
-from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -20,61 +19,38 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..anchor import Anchor
-from ..anchor.settings import AnchorLoss
 from ..data import Encoded
 from ..errors import CofituneError
-from ..losses import CrossEntropy, Objective, ReverseTopKl, Term, TopKl, chunked_head, response_losses
-from ..memory.abilities import frozen_prefix, prefix_abilities, takes_tries
+from ..losses import CrossEntropy, Term, TopKl, chunked_head, response_losses
+from ..memory.abilities import frozen_prefix, prefix_abilities
 from ..memory.cached_prefix import CachedPrefix
 from ..memory.gradient_release import GradientRelease, refuse_accumulation
 from ..memory.host_states import HostMaskedAdamW
 from ..memory.prefix_cache import PrefixCache, why_not
 from ..models.attention import trie_attention
 from ..models.head import Head
-from ..models.sharded import broadcast_object, is_sharded, reshard, total, world_size
+from ..models.sharded import is_sharded, reshard, total, world_size
 from ..optim import MaskedAdamW
 from ..progress import tracked
-from ..regions import BaseInfo, Region, Trainable, whole_name
+from ..regions import BaseInfo, Region, Trainable
+from .anchor_term import anchor_term
 from .arguments import check_precision, check_sharded, evaluates, refuse_ineffective
-from .batching import FixedBatches, KeyedRows, TrainingCollator, evaluation_batches, run_batches
+from .batching import FixedBatches, KeyedRows, TrainingCollator, run_batches
 from .callbacks import EpochOfBatches, FrozenPart, SameOnAllRanks, Saves
-from .checkpoint import (
-    find_checkpoint,
-)
+from .evaluation import EvaluatesLoss
 from .figures import Figures
 from .mean import Mean
+from .not_finite import LossNotFinite
+from .optimizer import adam_options, decay_groups
 from .options import TrainOptions
-from .refusals import NO_LOGITS, NOT_TAKEN, check_bare, check_taken
+from .refusals import NOT_TAKEN, check_bare, check_taken
 from .rows import encoded_rows
-from .saving import SavesDeltas
+from .saving import SavesRuns
 
 
-class LossNotFinite(CofituneError):
-    """The loss became NaN or infinite; `step` is the number of updates made before that."""
-
-    def __init__(self, step: int, value: float):
-        super().__init__(
-            f"The loss is {value} at step {step + 1}; training stops. Lower training.learning_rate, or look at the "
-            "data of that step."
-        )
-        self.step = step
-
-
-class NothingTrained(LossNotFinite):
-    """The gradients of all `step` steps were NaN or infinite, so that the weights are the base's."""
-
-    def __init__(self, steps: int):
-        CofituneError.__init__(
-            self, f"The gradients of all {steps} steps were not finite, so nothing was trained; look at the data and "
-            "the model's dtype, or lower training.learning_rate."
-        )
-        self.step = steps
-
-
-class CoFiTuneTrainer(SavesDeltas, Trainer):
+class CoFiTuneTrainer(SavesRuns, EvaluatesLoss, Trainer):
     """Trainer that trains one region of a model, held to the base by an anchor or a mask.
 
     The loss of a step is mean NLL + weight * mean KL(base || model), with the KL on the anchor's texts; TrainOptions
@@ -165,7 +141,7 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
             check_sharded(model, args, options.memory)
         self.head: Head | None = None
         args = copy(args)  # the caller's stays as it is
-        # Trainer would count by the files' times, other runs' checkpoints too, and remove that of a stopped run.
+        # Trainer would remove the checkpoint of a stopped run when this one ends.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         args.remove_unused_columns = False  # the collator makes entries that the model's forward does not take
         use_cache = getattr(model.config, "use_cache", None)
@@ -193,15 +169,6 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, self.batches, self.data_collator)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return the batches of `eval_dataset`, by default of the rows that the trainer was made with."""
-        if eval_dataset is None or eval_dataset is self.eval_dataset:
-            return self._loader(self.eval_dataset, self.eval_batches, self.data_collator)
-        rows = self._keyed(self.model, eval_dataset, "eval_dataset")
-        longest = max(len(row.input_ids) for row in rows.rows)
-        packed = self.data_collator.packed and takes_tries(self.model, longest)
-        return self._loader(rows, evaluation_batches(rows, self.args), replace(self.data_collator, packed=packed))
 
     def _loader(self, rows: KeyedRows, batches: FixedBatches, collator: TrainingCollator) -> DataLoader:
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context",
@@ -232,8 +199,6 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Trainer does; a checkpoint that is not whole is passed over (True) or refused (a path)."""
-        if resume_from_checkpoint:
-            resume_from_checkpoint = broadcast_object(find_checkpoint(resume_from_checkpoint, self.args.output_dir))
         with self._free_prefix():
             if self.options.memory.prefix_weights == "host" and self.prefix_cache is not None:
                 self._park_prefix()
@@ -284,25 +249,16 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(self.model))
-            groups = [
-                {"params": [pair for pair in self.trained if whole_name(pair[0]) in decayed],
-                 "weight_decay": self.args.weight_decay},
-                {"params": [pair for pair in self.trained if whole_name(pair[0]) not in decayed], "weight_decay": 0.0},
-            ]
-            options = self.options
+            options, decayed = self.options, set(self.get_decay_parameter_names(self.model))
             kind = HostMaskedAdamW if options.memory.optimizer_states == "host" else MaskedAdamW
             self.optimizer = (options.optimizer_kind or kind)(
-                [group for group in groups if group["params"]],
-                lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
+                decay_groups(self.trained, decayed, self.args.weight_decay),
+                **adam_options(self.args),
                 max_grad_norm=self.args.max_grad_norm or None,
                 masks=dict(options.masks) if options.masks else None,
                 mask_mode=options.mask_mode,
                 pull=options.pull,
                 storage=options.storage,
-                seed=self.args.seed,
             )
             if options.memory.gradient_release != "off":
                 self.release = GradientRelease(self.optimizer, options.memory.gradient_release)
@@ -312,14 +268,10 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         return None  # the optimizer clips in the same pass as it updates
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
-        norm = self._masked_adamw.measure_grad_norm() if self.release is None else self.release.norm
+        norm = self._stepper.measure_grad_norm() if self.release is None else self.release.norm
         if norm is not None:
             self.figures.add_norm(norm)
         return norm
-
-    @property
-    def _masked_adamw(self) -> MaskedAdamW:
-        return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
 
     def training_step(
         self,
@@ -346,7 +298,7 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
             loss = loss / self.current_gradient_accumulation_steps
         if self.args.torch_empty_cache_steps and self.state.global_step % self.args.torch_empty_cache_steps == 0:
             torch.cuda.empty_cache()
-        (self.release or self._masked_adamw).backward(loss)
+        self._stepper.backward(loss)
         return loss.detach()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -379,10 +331,9 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         means: list[tuple[Mean, float]] = []
         if "anchor_predictors" in inputs:
-            weight, objective = self.anchor.settings.weight, _anchor_loss(inputs, self.anchor.settings.loss)
-            share = world_size() / total(len(objective)) / steps
-            terms.append(Term(inputs["anchor_predictors"], objective, weight * share))
-            means.append((self.figures.anchor_kl if self.anchor.settings.loss != "ce" else Mean(), weight))
+            settings = self.anchor.settings
+            terms.append(anchor_term(inputs, settings, steps))
+            means.append((self.figures.anchor_kl if settings.loss != "ce" else Mean(), settings.weight))
         if (reference := self.options.reference) is not None:
             held = len(inputs.get("reference_predictors", ())) if num_items_in_batch is None else self._held_tokens
             held = total(held)  # on every rank, whether this one has such tokens or not
@@ -401,47 +352,6 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
             raise LossNotFinite(self.state.global_step, value)
         return loss
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self, dataloader: DataLoader, description: str, prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Measure the mean cross entropy per response token in nats, as metric `eval_loss`; no predictions are kept."""
-        model, losses, tokens = self.model, 0.0, 0
-        training = self.is_in_train
-        self.callback_handler.eval_dataloader = dataloader
-        if not training:
-            self._move_model_to_device(model, self.args.device)
-        model.eval()
-        with nullcontext() if training else self._free_prefix():
-            if self.head is None:  # no training has come before
-                self.settle_head()
-            for batch in dataloader:
-                inputs = self._prepare_inputs(batch)
-                targets = inputs["labels"][0, 1:]
-                terms = [Term(inputs["predictors"], CrossEntropy(targets), 1.0)]
-                with self._forward(inputs) as call:
-                    (loss,) = response_losses(model, call, terms, head=self.head, liger=True)
-                losses, tokens = losses + loss.item(), tokens + len(targets)
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        mean = total(losses) / total(tokens)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics={f"{metric_key_prefix}_loss": mean},
-                              num_samples=len(dataloader.dataset))
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Run Trainer's `evaluate` on the rows that the trainer was made with, or on others of the same kinds."""
-        if eval_dataset is None and self.eval_dataset is None:
-            raise CofituneError("There are no rows to evaluate on; give CoFiTuneTrainer an eval_dataset.")
-        if isinstance(eval_dataset, dict):
-            raise CofituneError("eval_dataset is a dict; evaluate each data set by itself, with a metric_key_prefix.")
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
-        if eval_dataset is None:
-            self.kept_eval_loss = metrics.get("eval_loss")
-        return metrics
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise CofituneError(f"CoFiTuneTrainer does not predict: {NO_LOGITS}.")
-
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         raise CofituneError("CoFiTuneTrainer does not push to the hub; when it is done, push the folder of save_model "
                             "by cofitune_fast.push_to_hub(folder, repo_id) or `cofitune push`.")
@@ -459,12 +369,6 @@ class CoFiTuneTrainer(SavesDeltas, Trainer):
         if self.prefix_cache is None:
             return nullcontext(call)
         return CachedPrefix(self.prefix, self.prefix_cache).forward(call, inputs["placed"], inputs.get("states"))
-
-
-def _anchor_loss(inputs: Mapping[str, Tensor], loss: AnchorLoss) -> Objective:
-    if loss == "ce":
-        return CrossEntropy(inputs["anchor_targets"])
-    return {"kl": TopKl, "reverse_kl": ReverseTopKl}[loss](inputs["anchor_ids"], inputs["anchor_log_p"])
 
 
 def _call(batch: Mapping[str, Any]) -> dict[str, Tensor]:

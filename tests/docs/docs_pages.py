@@ -77,6 +77,8 @@ def make_workspace(folder: Path) -> Path:
         for part, start, count in (("train", 0, 16), ("valid", 3, 4), ("test", 7, 4)):
             write_jsonl(folder / task / f"{part}.jsonl", _letters(start, count))
     write_jsonl(folder / "general" / "train.jsonl", _letters(5, 8))
+    write_jsonl(folder / "data" / "preferences.jsonl", [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in _letters(0, 8)])
     for part in ("valid", "test"):
         for group in ("knowledge", "reasoning"):
             write_jsonl(folder / "suite" / part / group / f"{group}.jsonl", [

@@ -19,12 +19,14 @@ from transformers import Trainer
 
 from cofitune_fast.data import Encoded
 from cofitune_fast.regions import BaseInfo, Region
+from cofitune_fast.training.evaluation import EvaluatesLoss
 from cofitune_fast.training.run import training_arguments
-from cofitune_fast.training.saving import SavesDeltas
+from cofitune_fast.training.saving import SavesDeltas, SavesRuns
 from cofitune_fast.training.trainer import CoFiTuneTrainer
 
 REGION = Region.parse("ffn.up+ffn.down@50%-100%")
-METHODS = {name: value for kind in (SavesDeltas, CoFiTuneTrainer) for name, value in vars(kind).items()
+CLASSES = (SavesDeltas, SavesRuns, EvaluatesLoss, CoFiTuneTrainer)
+METHODS = {name: value for kind in CLASSES for name, value in vars(kind).items()
            if inspect.isfunction(value) and not name.startswith("__")}
 OVERRIDES = sorted(name for name in METHODS if hasattr(Trainer, name))
 ONLY_REFUSE = {"predict", "push_to_hub"}
@@ -32,7 +34,7 @@ ONLY_REFUSE = {"predict", "push_to_hub"}
 
 def called_by_itself() -> set[str]:
     """The methods that CoFiTuneTrainer's own code calls: they have a use whatever Trainer does."""
-    sources = [ast.parse(inspect.getsource(kind)) for kind in (SavesDeltas, CoFiTuneTrainer)]
+    sources = [ast.parse(inspect.getsource(kind)) for kind in CLASSES]
     return {node.attr for source in sources for node in ast.walk(source)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"}
 
