@@ -1,4 +1,4 @@
-"""Build of the optional native extensions, the folders outside cofitune_fast/, and the README that a package index shows.
+"""Build of the optional native extensions, folders outside cofitune_fast/, and the README that a package index shows.
 
 COFITUNE_NATIVE is about the CPU kernels, COFITUNE_CUDA about the CUDA ones: =0 leaves them out; =1 makes a failed build
 an error; otherwise a failure is printed, the package installs without them, and each op uses the next backend that
