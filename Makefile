@@ -10,7 +10,7 @@ DOCS := build/docs-venv
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo check test test-full bench docs lint format sanitize clean
+.PHONY: demo check test test-full bench docs lint types release-check format sanitize clean
 
 demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
@@ -38,6 +38,14 @@ lint: $(READY)
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/clang-tidy --quiet $(filter csrc/%.cpp,$(NATIVE)) -- -Icsrc -Icsrc/include \
 		$$($(BIN)/python -m pybind11 --includes | sed 's/-I/-isystem /g')
+
+# The types that the package shows to a user's code. Half a minute at first, some seconds after that.
+types: $(READY)
+	$(BIN)/mypy
+
+# Whether this checkout can become a release; CONTRIBUTING.md has the steps.
+release-check: $(READY)
+	$(BIN)/python tools/release.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

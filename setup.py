@@ -1,9 +1,10 @@
-"""Build of the optional native extensions, and the folders outside cofitune_fast/ that are installed with it.
+"""Build of the optional native extensions, folders outside cofitune_fast/, and the README that a package index shows.
 
 COFITUNE_NATIVE is about the CPU kernels, COFITUNE_CUDA about the CUDA ones: =0 leaves them out; =1 makes a failed build
 an error; otherwise a failure is printed, the package installs without them, and each op uses the next backend that
 can run (`cofitune env` says so). Unless =1, the CUDA kernels are only built where nvcc and a torch with CUDA are found.
 COFITUNE_CUDA_ARCHS, such as "90" or "80 90", replaces the GPU architectures they are compiled for.
+COFITUNE_SYMBOLS=1 keeps the symbols for debuggers, profilers and sanitizers, seven times the size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from glob import glob
 from pathlib import Path
 
@@ -32,6 +34,9 @@ FLAGS = [
     "-fvisibility=hidden",
     "-pthread",
 ]
+KEEP_SYMBOLS = os.environ.get("COFITUNE_SYMBOLS") == "1"
+DEBUG_FLAGS = [] if KEEP_SYMBOLS else ["-g0"]  # Python's own flags may hold -g
+STRIP = [] if KEEP_SYMBOLS or sys.platform != "linux" else ["-Wl,--strip-all"]
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -50,7 +55,8 @@ class Native(Extension):
     def __init__(self, name: str, *, what: str, wish: str, kernels: list[str], **options: list[str]):
         super().__init__(
             name, depends=[*kernels, *sorted(glob("csrc/**/*.*h", recursive=True))], language="c++",
-            include_dirs=["csrc", "csrc/include"], extra_compile_args=FLAGS, extra_link_args=["-pthread"], **options,
+            include_dirs=["csrc", "csrc/include"], extra_compile_args=[*FLAGS, *DEBUG_FLAGS],
+            extra_link_args=["-pthread", *STRIP], **options,
         )
         self.what, self.wish, self.kernels = what, os.environ.get(wish, "auto"), kernels
         self.failed = False
@@ -96,6 +102,26 @@ class Nvcc:
         return re.findall(r'-L([^"\s]+)', line[1]) if line else []
 
 
+def version() -> str:
+    """The package's version, whose one place is cofitune_fast/__init__.py."""
+    return re.search(r'^__version__ = "(.+)"$', Path("cofitune_fast/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
+
+
+def readme_for_an_index(readme: str, version: str, repository: str | None) -> str:
+    """The README with its relative links and pictures made absolute, as an index has none of the files they name.
+
+    They lead to the tag of the version. Without a repository, `Repository` under project.urls, the text stays as it is.
+    """
+    if repository is None:
+        return readme
+
+    def absolute(link: re.Match[str]) -> str:
+        form = "raw" if link["picture"] else "blob"
+        return f"{link['picture']}[{link['text']}]({repository.rstrip('/')}/{form}/v{version}/{link['path']})"
+
+    return re.sub(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<path>[^)\s]+)\)", absolute, readme)
+
+
 class OptionalBuild(build_ext):
     """Compiles the extensions; if one fails says why and goes on without it, unless it was asked for."""
 
@@ -130,27 +156,36 @@ class OptionalBuild(build_ext):
         super().build_extension(extension)
 
 
-native = Native(
-    "cofitune_fast._native", what="native CPU kernels", wish="COFITUNE_NATIVE",
-    sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))], kernels=[],
-)
-cuda = Native(
-    "cofitune_fast._native_cuda", what="CUDA kernels", wish="COFITUNE_CUDA", sources=["csrc/bindings_cuda.cpp"],
-    kernels=sorted(glob("csrc/cuda/*.cu")), libraries=["cudart_static", "rt", "dl", "pthread"],
-)
-wanted = [native] if native.wish != "0" else []
-if cuda.wish == "1" or (cuda.wish != "0" and find_nvcc() and torch_has_cuda()):
-    wanted.append(cuda)
+def main() -> None:
+    native = Native(
+        "cofitune_fast._native", what="native CPU kernels", wish="COFITUNE_NATIVE",
+        sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))], kernels=[],
+    )
+    cuda = Native(
+        "cofitune_fast._native_cuda", what="CUDA kernels", wish="COFITUNE_CUDA", sources=["csrc/bindings_cuda.cpp"],
+        kernels=sorted(glob("csrc/cuda/*.cu")), libraries=["cudart_static", "rt", "dl", "pthread"],
+    )
+    wanted = [native] if native.wish != "0" else []
+    if cuda.wish == "1" or (cuda.wish != "0" and find_nvcc() and torch_has_cuda()):
+        wanted.append(cuda)
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    readme = Path("README.md").read_text(encoding="utf-8")
+    setup(
+        version=version(),
+        long_description=readme_for_an_index(readme, version(), project.get("urls", {}).get("Repository")),
+        long_description_content_type="text/markdown",
+        packages=[*find_packages(include=["cofitune_fast", "cofitune_fast.*"]), "cofitune_fast.kernels"],
+        package_dir={"cofitune_fast.kernels": "kernels"},
+        package_data={
+            "cofitune_fast": ["py.typed", "anchor/prompts.txt", "demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json",
+                              "demo/**/*.md", "report/**/*.html", "report/**/*.css", "report/**/*.j2"],
+            "cofitune_fast.kernels": ["*.md"],
+        },
+        include_package_data=False,
+        ext_modules=wanted,
+        cmdclass={"build_ext": OptionalBuild},
+    )
 
-setup(
-    packages=[*find_packages(include=["cofitune_fast", "cofitune_fast.*"]), "cofitune_fast.kernels"],
-    package_dir={"cofitune_fast.kernels": "kernels"},
-    package_data={
-        "cofitune_fast": ["py.typed", "anchor/prompts.txt", "demo/**/*.jsonl", "demo/**/*.yaml", "demo/**/*.json",
-                          "demo/**/*.md", "report/**/*.html", "report/**/*.css", "report/**/*.j2"],
-        "cofitune_fast.kernels": ["*.md"],
-    },
-    include_package_data=False,
-    ext_modules=wanted,
-    cmdclass={"build_ext": OptionalBuild},
-)
+
+if __name__ == "__main__":  # as the build's frontends run it
+    main()

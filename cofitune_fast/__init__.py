@@ -102,8 +102,8 @@ def _hide_kernels_folder() -> None:
     if "kernels" not in sys.modules and folder.is_dir():
         spec = importlib.util.find_spec("kernels")
         found = None if spec is None else spec.submodule_search_locations
-        if found and spec.origin is None and {Path(path).resolve() for path in found} == {folder}:
-            sys.modules["kernels"] = None
+        if spec is not None and found and spec.origin is None and {Path(path).resolve() for path in found} == {folder}:
+            sys.modules["kernels"] = None  # type: ignore[assignment]
 
 
 _hide_kernels_folder()

@@ -165,7 +165,7 @@ def writing(path: Path, need: int | None = None, *ours: Path) -> Iterator[None]:
         else:
             ours_too = number is not None and any(
                 Path(os.fsdecode(about)).is_relative_to(place) for place in (path, *ours))
-        if not ours_too:  # no error of the system, or one in reading another file
+        if number is None or not ours_too:  # no error of the system, or one in reading another file
             raise
         raise write_failed(path, number, need) from error
 

@@ -32,6 +32,7 @@ FULL_ALONE = {  # cases that are slow, and whose property another test has wholl
     "test_two_workers_make_the_runs_that_one_process_makes[ray]",
     # That a killed worker's job is made again is tested with processes; that Ray does it, in test-full alone.
     "test_search_executors_ray.py::test_two_workers_give_what_this_process_gives_though_one_is_killed_in_the_middle",
+    "test_a_wheel_is_installed_in_a_clean_environment_and_used[1-cpu]",  # compiles the kernels; there is a case without
     "test_a_missing_run_away_from_the_target_leaves_the_verdict_as_it_is",  # runs missing at the target have tests
     "test_a_budget_that_a_shorter_length_would_meet",  # test_a_budget_that_nothing_fits
     "test_the_least_loss_then_the_least_time[1.5]",  # has other cases

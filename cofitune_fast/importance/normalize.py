@@ -64,7 +64,7 @@ class Preset:
 
 
 PresetName = Literal["paper", "rank", "rank-output"]
-PRESETS: dict[PresetName, Preset] = {
+PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("paper", abs_tanh_z, down="output"),

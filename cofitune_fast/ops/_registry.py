@@ -75,7 +75,9 @@ class Operation:
 
     def run(self, backend: str, device: torch.device, *args: Any) -> Any:
         chosen = self.choose(backend, device)
-        return (self.reference if chosen == "reference" else self.backends[chosen].run)(*args)
+        run = self.reference if chosen == "reference" else self.backends[chosen].run
+        assert run is not None, "what cannot run is not chosen"
+        return run(*args)
 
     def table(self) -> dict[str, str]:
         """Backend -> "available" or the reason why it cannot run, for `cofitune env`.

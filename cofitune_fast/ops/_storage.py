@@ -23,7 +23,7 @@ class Storage:
 
 
 StorageName = Literal["fp32", "bf16_split", "bf16_sr", "bf16", "int8"]
-STORAGES: dict[StorageName, Storage] = {
+STORAGES: dict[str, Storage] = {
     "fp32": Storage(0, torch.float32, torch.float32, 28),
     "bf16_split": Storage(1, torch.bfloat16, torch.float32, 26, remainder=True),
     "bf16_sr": Storage(2, torch.bfloat16, torch.float32, 22),

@@ -54,9 +54,9 @@ class BaseInfo:
     dtype: str
 
     @classmethod
-    def of(cls, model: nn.Module, source: str | None = None) -> BaseInfo:
+    def of(cls, model: nn.Module, source: str | Path | None = None) -> BaseInfo:
         """Describe `model` as it is now. Call it before training; it reads all bytes of the model."""
-        return cls(source or _model_name(model), base_fingerprint(model), dtype_name(model))
+        return cls(str(source or _model_name(model)), base_fingerprint(model), dtype_name(model))
 
 
 @dataclass(frozen=True)

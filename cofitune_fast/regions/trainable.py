@@ -40,7 +40,7 @@ class Trainable(Protocol):
     def cells(self, layout: Layout) -> list[Cell]:
         """List the cells that are trained or adapted, sorted by layer."""
 
-    def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    def parameters(self, model: nn.Module) -> list[tuple[str, Tensor]]:
         """Return the (name, parameter) pairs to train; call it inside `attached`."""
 
     def apply(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:

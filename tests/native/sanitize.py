@@ -58,7 +58,8 @@ def build(sanitizer: str) -> None:
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib=build/{sanitizer}",
          f"--build-temp=build/{sanitizer}/objects"],
-        cwd=ROOT, env=os.environ | tools | {"COFITUNE_NATIVE": "1", "COFITUNE_CUDA": "0"}, check=True)
+        cwd=ROOT, env=os.environ | tools | {"COFITUNE_NATIVE": "1", "COFITUNE_CUDA": "0", "COFITUNE_SYMBOLS": "1"},
+        check=True)
 
 
 def run(sanitizer: str) -> int:
