@@ -211,7 +211,7 @@ TABLE: dict[str, str | Rule] = {
     "lisa_n_layers": refused("the region is fixed for a run; cofitune search finds one"),
     "lisa_layers_attribute": needless(),
     "lisa_step_interval": needless(),
-    "lora_model_dir": refused("merge the adapter into its base, and name that folder as the model"),
+    "lora_model_dir": refused("name the adapter's folder as model.path; it is merged into its base"),
     "merge_lora": needless("cofitune merge"),
     # the course of the training
     "micro_batch_size": "training.per_device_train_batch_size",

@@ -57,7 +57,7 @@ TABLE: dict[str, str | Rule] = {
     **TRAINER,
     # the model
     "model_name_or_path": path,
-    "adapter_name_or_path": refused("merge the adapter into its base, and name that folder as the model"),
+    "adapter_name_or_path": refused("name the adapter's folder as model.path; it is merged into its base"),
     "bf16": flag("model.dtype", "bfloat16"),
     "pure_bf16": _pure_bf16,
     "fp16": FLOAT16,

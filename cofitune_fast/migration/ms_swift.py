@@ -81,7 +81,7 @@ TABLE: dict[str, str | Rule] = {
     "quant_bits": bits,
     "quant_method": words(None, {"bnb": None}, "set model.quantize to nf4 or int8"),
     "bnb_4bit_quant_type": words(None, {"nf4": None}, "4 bits are nf4 here"),
-    "adapters": refused("merge the adapter into its base, and name that folder as the model"),
+    "adapters": refused("name the adapter's folder as model.path; it is merged into its base"),
     "device_map": refused("set model.device, or start under torchrun"),
     "rope_scaling": refused("write it into the configuration of the model"),
     "new_special_tokens": refused("add tokens to tokenizer and model first, and save both to a folder"),

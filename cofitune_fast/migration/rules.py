@@ -236,8 +236,8 @@ TRAINER: dict[str, str | Rule] = {
     "fsdp": refused(ONE_PROCESS_EACH),
     "fsdp_config": needless("see fsdp"),
     "use_liger_kernel": needless("the loss takes Liger's kernel by itself, on a GPU where the package is installed"),
-    "push_to_hub": refused("train first, then upload the delta or the merged folder"),
-    "hub_model_id": refused("train first, then upload the delta or the merged folder"),
+    "push_to_hub": refused("train first, then cofitune push the delta or the merged folder"),
+    "hub_model_id": refused("train first, then cofitune push the delta or the merged folder"),
     "trust_remote_code": needless(TRUST),
     "lisa_step_interval": needless("see the number of its layers"),
 }
