@@ -185,7 +185,7 @@ def adapter_card(info: Mapping[str, Any], export: Mapping[str, Any], sentence: s
     sections = [
         _header("peft", "adapter", on_hub, None),
         f"# Adapter for {_text(name)}",
-        f"The change of one region of {_code(name)} by fine-tuning with CoFiTune, as a PEFT adapter. {_text(sentence)}",
+        f"The change of one region of {_code(name)} by fine-tuning with CoFiTune, as a PEFT adapter. {sentence}",
         _about(info, name, f"{len(info['parameters'])} tensors"),
         "## Use\n\n" + _fence(
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"

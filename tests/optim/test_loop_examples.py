@@ -47,7 +47,8 @@ def test_own_loop(workspace, tmp_path, monkeypatch, capsys):
 
 def test_accelerate_loop_goes_on_after_a_stop_as_without_one(workspace, tmp_path, monkeypatch, capsys, request):
     accelerate = pytest.importorskip("accelerate")
-    request.addfinalizer(lambda: accelerate.state.AcceleratorState._reset_state(True))  # other tests make their own
+    accelerate.state.AcceleratorState._reset_state(True)  # of a test before this one, which had no mixed precision
+    request.addfinalizer(lambda: accelerate.state.AcceleratorState._reset_state(True))
     straight = run_example("accelerate_loop.py", workspace, tmp_path / "straight", monkeypatch, capsys)
     assert straight.count("loss") == 2
     expected = changed(workspace, tmp_path / "straight" / "delta")
