@@ -25,9 +25,9 @@ for batch in (batch for epoch in epochs for _, batch in epoch):
     loss = model(**{key: value.to(model.device) for key, value in batch.items()}).loss
     loss.backward()
     optimizer.step()
+    print(f"loss {loss.item():.3f}  norm {optimizer.last_grad_norm.item():.3f}  lr {scheduler.get_last_lr()[0]:.2e}")
     scheduler.step()
     optimizer.zero_grad()
-    print(f"loss {loss.item():.3f}  norm {optimizer.last_grad_norm.item():.3f}  lr {scheduler.get_last_lr()[0]:.2e}")
 
 cf.save_delta(model, region, output, base=base)
 print(f"saved {output}")
