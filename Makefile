@@ -45,7 +45,7 @@ types: $(READY)
 
 # Whether this checkout can become a release; CONTRIBUTING.md has the steps.
 release-check: $(READY)
-	$(BIN)/python tools/release.py
+	$(BIN)/python .github/release.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

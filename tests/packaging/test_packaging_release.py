@@ -13,7 +13,7 @@ import yaml
 import cofitune_fast
 
 ROOT = Path(__file__).parents[2]
-RELEASE = runpy.run_path(str(ROOT / "tools" / "release.py"))
+RELEASE = runpy.run_path(str(ROOT / ".github" / "release.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 

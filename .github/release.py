@@ -1,8 +1,8 @@
 """Checks that this checkout can become a release: `make release-check`, and once more when its tag is published.
 
-    python tools/release.py                one line for each thing that is missing; status 1 if there is one
-    python tools/release.py --tag v0.2.0   the tag must be that of the version too
-    python tools/release.py --notes        prints the version's section of the changelog
+    python .github/release.py                one line for each thing that is missing; status 1 if there is one
+    python .github/release.py --tag v0.2.0   the tag must be that of the version too
+    python .github/release.py --notes        prints the version's section of the changelog
 
 The version stands in cofitune_fast/__init__.py alone. CONTRIBUTING.md has the steps of a release.
 """
