@@ -14,7 +14,7 @@ from ..regions import trained_parameters
 from ..training.optimizer import adam_options, decay_groups
 
 
-def masked_adamw(args: TrainingArguments, **options: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
+def masked_adamw(args: TrainingArguments, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Return the argument `optimizer_cls_and_kwargs` of a Trainer that steps by MaskedAdamW.
 
     The optimizer trains what requires a gradient when training begins. Learning rate, betas, eps, weight decay and

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import Trainer, TrainingArguments
 
 import cofitune_fast as cf
 
@@ -37,6 +38,33 @@ def own_loop(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> 
     optimizer.load_state_dict(state)
     kl: torch.Tensor = cf.ops.linear_kl(torch.randn(4, 8), torch.randn(4, 8), torch.randn(50, 8))
     return kl
+
+
+def protected_loop(folder: Path, batches: list[dict[str, torch.Tensor]]) -> float:
+    loaded = cf.load_model(folder)
+    protected = cf.protect(loaded.model, loaded.tokenizer, cf.AnchorSettings(rows=1))
+    optimizer = cf.MaskedAdamW(cf.apply(loaded.model, "ffn@40%-75%"))
+    for batch in batches:
+        loss = loaded.model(**batch).loss + protected()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    reference: torch.nn.Module = cf.reference_model(loaded.model, "ffn@40%-75%")
+    return float(protected.kl or sum(p.numel() for p in reference.parameters()))
+
+
+def own_trainer(folder: Path, rows: list[dict[str, list[int]]]) -> Path:
+    class MyTrainer(cf.DeltaCheckpoints, cf.ChunkedLoss, Trainer):
+        pass
+
+    args = TrainingArguments(str(folder / "run"))
+    callback = cf.CoFiTuneCallback("ffn@40%-75%", cf.AnchorSettings())
+    MyTrainer(cf.load_model(folder).model, args, train_dataset=rows, callbacks=[callback],
+              optimizer_cls_and_kwargs=cf.masked_adamw(args)).train()
+    delta = callback.save_delta(folder / "delta")
+    print(cf.export_peft(folder, delta, folder / "adapter").sentence())
+    cf.push_to_hub(delta, "me/delta")
+    return delta
 
 
 def refused(text: str) -> str:
