@@ -1,8 +1,12 @@
-"""Reasons of the hub's client for an error, in words for one sentence."""
+"""Whether the hub can be reached, and the reasons of its client for an error, in words for one sentence."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from functools import cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -30,6 +34,34 @@ _BY_STATUS = {
 }
 
 
+def reachable() -> bool:
+    """Whether the hub's host takes connections; it is asked once in a process.
+
+    The hub's own client tries for minutes, at each file anew. Behind a proxy nothing is known, and the answer is yes.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies() or "all" in getproxies():
+        return True
+    return _connects(address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
+
+
+@cache
+def _connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def not_here(repository: str) -> str:
+    """Say that the hub is not asked, that its cache lacks a repository, and the way out."""
+    return (f"{_unreached()}, and its cache on this machine lacks it: fetch it where there is a network, by "
+            f"`hf download {repository}`, or name a folder")
+
+
 def why_not(error: BaseException, repository: str, *, fetching: bool = True) -> str | None:
     """Say why the hub did not do what was asked, and the way out; None if another error is behind `error`.
 
@@ -52,12 +84,13 @@ def why_not(error: BaseException, repository: str, *, fetching: bool = True) -> 
     if not any(isinstance(one, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
                or type(one).__name__ in _OF_THE_NETWORK for one in _chain(error)):
         return None
-    why = "HF_HUB_OFFLINE is set, so that the hub is not asked" if constants.HF_HUB_OFFLINE else (
-        "the hub cannot be reached")
-    if not fetching:
-        return f"{why}: give the command anew where there is a network"
-    return (f"{why}, and its cache on this machine lacks it: fetch it where there is a network, by `hf download "
-            f"{repository}`, or name a folder")
+    return not_here(repository) if fetching else f"{_unreached()}: give the command anew where there is a network"
+
+
+def _unreached() -> str:
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so that the hub is not asked"
+    return "the hub cannot be reached"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,13 +19,14 @@ from ..progress import progress
 from .adapter import adapter_folder, merged_adapter
 from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
-from .folder import check_model, refuse_no_model
+from .folder import CONFIG, check_model, file_of_hub, refuse_no_model
 from .gguf import converted
-from .hub import why_not
+from .hub import not_here, reachable, why_not
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
 __all__ = ["LoadedModel", "cache_folder", "default_device", "dtype_name", "load_model", "plain_folder"]
+_NO_FOLDER = "there is no folder {} here, and as the id of a model on the hub: "
 DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -239,13 +240,18 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
         raise CofituneError(f"{location} is a file, not a model folder, and does not end in .gguf.")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise CofituneError(f"No model at {source}: the folder does not exist.")
+    elif not reachable():
+        kept = file_of_hub(source, CONFIG)
+        if kept is None:
+            raise CofituneError(f"The model {source} cannot be loaded: {_NO_FOLDER.format(source)}{not_here(source)}.")
+        return kept.parent
     return location
 
 
 def _cannot_be_loaded(source: str, error: Exception) -> CofituneError:
     where, reason = "", None
     if not Path(source).exists():
-        where = f"there is no folder {source} here, and as the id of a model on the hub: "
+        where = _NO_FOLDER.format(source)
         reason = why_not(error, source)
     return CofituneError(f"The model {source} cannot be loaded: {where}{reason or first_line(error)}.")
 
