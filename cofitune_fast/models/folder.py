@@ -9,6 +9,7 @@ from transformers.utils import cached_file
 
 from ..errors import CofituneError
 from ..files import read_json
+from .hub import within_reach
 from .tensor_file import read_header, refuse_pointer
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -36,8 +37,8 @@ def local_folder(location: str | Path) -> Path | None:
 def file_of_hub(location: str | Path, name: str) -> Path | None:
     """Return a file of a model on the hub, from the cache or fetched; None if there is none or no way to it."""
     try:
-        file = cached_file(str(location), name, _raise_exceptions_for_missing_entries=False,
-                           _raise_exceptions_for_connection_errors=False)
+        file = cached_file(str(location), name, local_files_only=not within_reach(),
+                           _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     except (OSError, ValueError):
         return None
     return Path(file) if file is not None else None

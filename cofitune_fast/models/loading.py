@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
+from transformers.utils import cached_file
 
 from ..errors import CofituneError, first_line
 from ..files import cache_folder
@@ -19,9 +20,9 @@ from ..progress import progress
 from .adapter import adapter_folder, merged_adapter
 from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
-from .folder import check_model, refuse_no_model
+from .folder import CONFIG, check_model, refuse_no_model
 from .gguf import converted
-from .hub import why_not
+from .hub import why_not, within_reach
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
@@ -222,7 +223,13 @@ def load_outline(
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:
-    """Resolve what the user named to the folder or hub id that transformers loads; see `load_model`."""
+    """Resolve what the user named to the folder or hub id that transformers loads; see `load_model`.
+
+    Where the hub cannot be reached, a hub id becomes its folder in the hub's cache.
+
+    Raises:
+        CofituneError: there is no such model here, nor in that cache where the hub cannot be reached.
+    """
     source = str(path)
     location = Path(path) / gguf_file if gguf_file is not None else Path(path)
     if location.suffix == ".gguf":
@@ -239,6 +246,11 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
         raise CofituneError(f"{location} is a file, not a model folder, and does not end in .gguf.")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise CofituneError(f"No model at {source}: the folder does not exist.")
+    elif not within_reach():
+        try:
+            return Path(cached_file(source, CONFIG, local_files_only=True)).parent
+        except (OSError, ValueError) as error:
+            raise _cannot_be_loaded(source, error) from error
     return location
 
 

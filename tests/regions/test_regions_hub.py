@@ -175,3 +175,18 @@ def test_the_card_says_what_there_is_and_shows_what_a_user_wrote_as_it_is(delta,
     elements = sum(tensor.numel() for _, tensor in cf.Region.parse("ffn.up+ffn.down+attn.q@25%-75%").parameters(
         make_tiny_model()))
     assert f"(6 tensors, {elements:,} numbers)" in card.text and read_delta(folder).base.fingerprint in card.text
+
+
+def test_without_a_network_the_cache_is_used_at_once_and_a_missing_model_is_told(hub, base, monkeypatch):
+    hub.add("me/model")
+    hub.commit("me/model", "main", {file.name: file.read_bytes() for file in base.iterdir()})
+    expected = tensor_digests(cf.load_model("me/model", device="cpu").model)
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed + FILE)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("the client tries again"))
+    assert tensor_digests(cf.load_model("me/model", device="cpu").model) == expected
+    with pytest.raises(cf.CofituneError, match=r"no folder me/other here.*the hub cannot be reached"):
+        cf.load_model("me/other")
+    with pytest.raises(cf.CofituneError, match=r"no folder runs/dleta here.*the hub cannot be reached"):
+        cf.load_delta(make_tiny_model(), "runs/dleta")
