@@ -106,16 +106,23 @@ def test_a_card_that_was_edited_keeps_its_text(hub, delta, monkeypatch):
     cf.load_delta(make_tiny_model(), "me/mine@trial")
 
 
-def test_a_merged_model_goes_to_the_hub(hub, delta, base, tmp_path):
+def test_a_merged_model_goes_to_the_hub_and_nothing_private(hub, delta, base, tmp_path, caplog):
     out = cf.merge(None, delta[0], tmp_path / "merged")  # the delta names its base
     (out / "optimizer.pt").write_bytes(b"0")
     (out / "checkpoint-2").mkdir()
+    private = {"id_rsa", "credentials", "secrets.json", "notes.txt", "own.py"}
+    for name in (*private, "modeling_mine.py", "LICENSE.txt", "qwen.tiktoken"):
+        (out / name).write_text("x")
+    config = json.loads((out / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_mine.Mine", "AutoConfig": "org/other--own.Config"}
+    (out / "config.json").write_text(json.dumps(config))
     result = CliRunner().invoke(app, ["push", str(out), "me/tuned", "--json", "--license", "apache-2.0"])
     assert result.exit_code == 0, result.output
     files = hub.files("me/tuned")
     assert json.loads(result.stdout) == {"url": f"{hub.url}/me/tuned",
                                          "commit": hub.repositories["me/tuned"]["branches"]["main"]}
-    assert set(files) == {file.name for file in out.iterdir()} - {"optimizer.pt", "checkpoint-2"}
+    assert set(files) == {file.name for file in out.iterdir()} - {"optimizer.pt", "checkpoint-2"} - private
+    assert all(name in caplog.text for name in private)
     assert files["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert ModelCard(files["README.md"].decode()).data.license == "apache-2.0"
 
