@@ -131,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.server.repositories.get(name)
         if found is None or (found["private"] and self._token != TOKEN):
             return self._refuse(401, "RepoNotFound")
+        if parts[0] == "api" and "tree" in parts:  # of a folder, and there is none
+            return self._refuse(404, "EntryNotFound")
         if parts[0] == "api":
             return self._answer(200, {"id": name, "private": found["private"], "sha": found["branches"]["main"],
                                       "cardData": found["card"], "siblings": []})

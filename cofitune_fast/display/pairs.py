@@ -29,12 +29,13 @@ def pairs_lines(entry: Mapping[str, Any], show: int) -> list[str]:
     for figure, one in ((figure, differences[figure]) for figure in _FIGURES if figure in differences):
         flips = entry["flips"].get(_FIGURES[figure])
         rows.append(_row("mean" if figure == "spec" else "", figure, "", {**one, "n": flips and flips["items"]}, None,
-                         None, flips))
+                         None, flips, of_task=False))
     flips = entry["flips"].get("all")
     lines = [*(f"{letter}  {name}" for letter, name in zip("AB", entry["models"], strict=True)), *entry["notes"],
              *_aligned([_HEAD, *rows]),
              "lost: right in B, wrong in A. gained: wrong in B, right in A. p: McNemar's exact test of these two.",
-             "Stderr and interval of A - B are paired, as both models answer the same items."]
+             "Stderr and interval of A - B are paired, as both models answer the same items; that of a share of right "
+             "items is not empty where none flips."]
     if flips:
         lines.append(f"Of {flips['items']} items A loses {flips['right_to_wrong']} and gains {flips['wrong_to_right']}"
                      f", p {p_value(flips['p'])}.")
@@ -45,9 +46,11 @@ def pairs_lines(entry: Mapping[str, Any], show: int) -> list[str]:
 
 def _row(
     group: str, task: str, metric: str, one: Mapping[str, Any], first_se: float | None, second_se: float | None,
-    flips: Mapping[str, Any] | None,
+    flips: Mapping[str, Any] | None, of_task: bool = True,
 ) -> tuple[str, ...]:
-    counts = (str(flips["right_to_wrong"]), str(flips["wrong_to_right"]), p_value(flips["p"])) if flips else ("",) * 3
+    """One row. A mean of tasks has no p: it weighs the tasks alike, and the test would weigh the items alike."""
+    counts = (str(flips["right_to_wrong"]), str(flips["wrong_to_right"]), p_value(flips["p"]) if of_task else "") \
+        if flips else ("",) * 3
     interval = f"[{one['low']:+.4f}, {one['high']:+.4f}]"
     return (group, task, metric, str(one["n"] or ""), f"{one['first']:.4f}", _error(first_se), f"{one['second']:.4f}",
             _error(second_se), f"{one['value']:+.4f}", _error(one["se"]), interval, *counts)

@@ -268,6 +268,7 @@ PREFIXES: dict[str, Rule] = {
 DEFAULTS = {
     "training.per_device_train_batch_size": ("micro_batch_size", 1, ""),
     "training.adam_beta2": ("adam_beta2", 0.999, ""),
+    "training.warmup_steps": ("warmup_ratio", 0.03, "Axolotl takes at most 100 steps"),
 }
 
 

@@ -19,6 +19,8 @@ from .tool import REGION_INSTEAD, Tool, without_anchor
 
 TOOLS: dict[str, Tool] = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "ms-swift": MS_SWIFT}
 _OF_THE_MACHINE = ("report_to", "tf32", "ddp_backend")  # what is right for them depends on where the run will be
+_AS_MANY = ("start as many by torchrun (docs/how-to/big-model.md), or multiply training.gradient_accumulation_steps by "
+            "{}")
 
 
 def import_config(path: str | Path, tool: str | None = None, model: str | None = None) -> Draft:
@@ -38,7 +40,7 @@ def import_config(path: str | Path, tool: str | None = None, model: str | None =
     if tool is not None and tool not in TOOLS:
         raise CofituneError(f"--from is {tool!r}; choose one of {', '.join(TOOLS)}.")
     known = TOOLS[tool] if tool else _recognised(given.values, given.tool, path)
-    draft = Draft(known.name, path, given.values, model)
+    draft = Draft(known.name, path, given.values, model, given.processes)
     _settle_keys(draft, known)
     known.finish(draft)
     for ours, (key, value, remark) in known.defaults.items():
@@ -47,6 +49,7 @@ def import_config(path: str | Path, tool: str | None = None, model: str | None =
     if not _is_default_region(draft):
         without_anchor(draft)
     _without_evaluations(draft)
+    _note_processes(draft)
     _checked(draft)
     draft.put_in_order()
     return draft
@@ -109,6 +112,16 @@ def _without_evaluations(draft: Draft) -> None:
              "training.early_stopping")
     for ours in [name for name in draft.settings if name.startswith(about)]:
         draft.withdraw(ours, "needs data.valid, a file of validation rows")
+
+
+def _note_processes(draft: Draft) -> None:
+    """Say that several processes take more rows a step, as batch sizes are those of one process."""
+    count = draft.processes
+    if count is None:
+        draft.refuse("number of processes", f"the file does not say it, and N of them take N times the rows a step: "
+                                            f"{_AS_MANY.format('N')}")
+    elif count > 1:
+        draft.refuse(f"{count} processes", f"they take {count} times the rows a step: {_AS_MANY.format(count)}")
 
 
 def _checked(draft: Draft) -> None:

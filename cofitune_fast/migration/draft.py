@@ -38,6 +38,7 @@ class Draft:
         file: the file that is read; other files are looked for beside it.
         source: its keys and values.
         model: a local copy of the base, which is named in place of the one in the file.
+        processes: number of processes that the file starts; None if it does not say.
         settings: our values by full key, such as "training.learning_rate".
     """
 
@@ -45,6 +46,7 @@ class Draft:
     file: Path
     source: Mapping[str, Any]
     model: str | None = None
+    processes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 

@@ -146,7 +146,6 @@ TABLE: dict[str, str | Rule] = {
     "ignore_args_error": needless(),
     "resume_only_model": needless(),
     "predict_with_generate": needless("cofitune evaluate --generate"),
-    "NPROC_PER_NODE": refused(ONE_PROCESS_EACH),
     "sequence_parallel_size": refused(ONE_PROCESS_EACH),
 }
 PREFIXES: dict[str, Rule] = {
@@ -198,7 +197,7 @@ def _finish(draft: Draft) -> None:
 
 def _accumulation(draft: Draft) -> None:
     """Write ms-swift's own default: rows of 16 in one step, on as many processes as the command starts."""
-    batch, processes = draft.source.get("per_device_train_batch_size") or 1, draft.source.get("NPROC_PER_NODE") or 1
+    batch, processes = draft.source.get("per_device_train_batch_size") or 1, draft.processes or 1
     if isinstance(batch, int) and isinstance(processes, int) and batch > 0 and processes > 0:
         draft.default("no gradient_accumulation_steps", "training.gradient_accumulation_steps",
                       max(1, math.ceil(16 / batch / processes)),

@@ -28,14 +28,25 @@ _COMMANDS = {
     ("llamafactory-cli", "train"): "LLaMA-Factory", ("lmf", "train"): "LLaMA-Factory",
     ("axolotl", "train"): "Axolotl",
 }
-_SCRIPTS = {"sft.py": "ms-swift", "rlhf.py": "ms-swift"}
+_SCRIPTS = {"sft.py": "ms-swift", "rlhf.py": "ms-swift", "src/train.py": "LLaMA-Factory",
+            "src/train_bash.py": "LLaMA-Factory"}
+_MODULES = {"swift.cli.sft": "ms-swift", "swift.cli.rlhf": "ms-swift", "axolotl.cli.train": "Axolotl",
+            "llamafactory.train": "LLaMA-Factory"}
+_LAUNCHERS = {"torchrun", "deepspeed", "accelerate", "torch.distributed.run", "torch.distributed.launch"}
+_PER_NODE, _NODES, _IN_ALL = ("nproc_per_node", "num_gpus"), ("nnodes", "num_nodes"), ("num_processes",)
 
 
 class Given(NamedTuple):
-    """Keys and values of a file. tool: the one whose command a script starts, if that is seen."""
+    """Keys and values of a file.
+
+    Attributes:
+        tool: the one whose command a script starts, if that is seen.
+        processes: number of processes that the script starts; None if the file does not say.
+    """
 
     values: dict[str, Any]
     tool: str | None = None
+    processes: int | None = None
 
 
 def read_given(path: Path) -> Given:
@@ -88,18 +99,18 @@ def _of_script(path: Path) -> Given:
         if words[before : before + 1] == ["export"]:
             environment |= dict(word.split("=", 1) for word in words[before + 1 :] if "=" in word)
             continue
-        tool = _tool_of(words)
-        if tool is not None and (named := next((word for word in words if word.endswith((".yaml", ".yml"))), None)):
+        place = next((place for place in range(before, len(words)) if _tool_at(words, place)), None)
+        tool = None if place is None else _tool_at(words, place)
+        first = 0 if place is None else place + 1
+        if tool is not None and (named := next((word for word in words[first:] if word.endswith((".yaml", ".yml"))),
+                                               None)):
             raise CofituneError(f"{path} starts {tool} with the configuration {named}; import that file.")
-        start = next((place for place, word in enumerate(words) if word.startswith("--")), None)
+        start = next((place for place, word in enumerate(words[first:], first) if word.startswith("--")), None)
         if start is None:
             continue
         if tool is None and not words[0].startswith("--"):
             continue  # another command, such as torchrun's of an evaluation
-        first = next((place + 1 for place, word in enumerate(words) if _starts(words, place)), start)
-        values = _arguments(words[first:])
-        processes = environment.get("NPROC_PER_NODE", "1")
-        return Given(values | ({"NPROC_PER_NODE": _value(processes)} if processes != "1" else {}), tool)
+        return Given(_arguments(words[start:]), tool, _processes(words[before:first], environment, tool))
     raise CofituneError(f"{path} holds no command of swift or llamafactory-cli with arguments; name a configuration of "
                         "Axolotl, LLaMA-Factory or ms-swift.")
 
@@ -109,18 +120,40 @@ def _filled_in(word: str, environment: dict[str, str]) -> str:
     return _VARIABLE.sub(lambda found: environment.get(found[1] or found[2], found[0]), word)
 
 
-def _starts(words: list[str], place: int) -> bool:
-    """True if the arguments of the tool begin after the word at `place`."""
-    pair = tuple(Path(word).name for word in words[place - 1 : place + 1])
-    return pair in _COMMANDS or Path(words[place]).name in _SCRIPTS
+def _tool_at(words: list[str], place: int) -> str | None:
+    """The tool whose arguments begin after the word at `place`."""
+    *before, word = words[max(0, place - 1) : place + 1]
+    pair = (Path(before[0]).name if before else "", Path(word).name)
+    if before == ["-m"]:
+        return _MODULES.get(word)
+    return _COMMANDS.get(pair) or _SCRIPTS.get(pair[1]) or _SCRIPTS.get("/".join(Path(word).parts[-2:]))
 
 
-def _tool_of(words: list[str]) -> str | None:
-    for place, word in enumerate(words):
-        if _starts(words, place):
-            pair = tuple(Path(one).name for one in words[place - 1 : place + 1])
-            return _COMMANDS.get(pair) or _SCRIPTS[Path(word).name]
-    return None
+def _processes(words: list[str], environment: dict[str, str], tool: str | None) -> int | None:
+    """Number of processes, by the words before the tool's arguments; None if they do not say.
+
+    LLaMA-Factory's command starts one for each GPU that it sees, ms-swift's one unless NPROC_PER_NODE is set.
+    """
+    launched = any(Path(word).name in _LAUNCHERS for word in words)
+    given = {name: _count(value[0] if isinstance(value, list) else value) for name, value in _arguments(words).items()}
+    if not launched and "NPROC_PER_NODE" in environment:
+        given = {"nproc_per_node": _count(environment["NPROC_PER_NODE"]),
+                 "nnodes": _count(environment.get("NNODES", "1"))}
+    for name in _IN_ALL:
+        if name in given:
+            return given[name]
+    for name in _PER_NODE:
+        if name in given:
+            nodes = next((given[one] for one in _NODES if one in given), 1)
+            return None if given[name] is None or nodes is None else given[name] * nodes
+    if not launched and tool == "ms-swift":
+        return 1
+    visible = [one for one in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip().isdecimal()]
+    return len(visible) or None if tool == "LLaMA-Factory" and not launched else None
+
+
+def _count(value: Any) -> int | None:
+    return int(value) if str(value).isdecimal() else None
 
 
 def _command_lines(text: str, path: Path) -> Iterator[list[str]]:

@@ -42,6 +42,7 @@ _FORMAT = 1  # of the merged folder; later versions must not read folders of a f
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OF_TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "sentencepiece",
                  "tekken", "chat_template")
+_BLOCKS, _BLOCK = 64, 1 << 16  # blocks that are read of a file of weights, and their bytes
 _said: set[Path] = set()
 
 
@@ -86,7 +87,8 @@ def merged_adapter(folder: Path, dtype: str) -> Path:
     base = _base(folder, config)
     weights = _adapter_weights(folder)
     kind = checkpoint_dtype(base, dtype)
-    name = f"{folder.resolve().name}-{_digest(folder, weights, base)}-{str(kind).removeprefix('torch.')}-{_FORMAT}"
+    digest = _digest(folder, weights, base, peft.__version__)
+    name = f"{folder.resolve().name}-{digest}-{str(kind).removeprefix('torch.')}-{_FORMAT}"
     need = sum(math.prod(tensor.shape) for _, tensor in named_tensors(skeleton(base, kind))) * kind.itemsize
     merged = kept_folder("adapter", name, lambda: need,
                          lambda building: _merge(peft, folder, config, base, kind, building))
@@ -166,15 +168,21 @@ def _adapter_weights(folder: Path) -> Path:
                         f"{ADAPTER} if the folder holds an ordinary model.")
 
 
-def _digest(folder: Path, weights: Path, base: Path) -> str:
-    """Digest of all that a merge depends on: small files by content, the base's weights by name, size and time."""
-    digest = hashlib.sha256()
+def _digest(folder: Path, weights: Path, base: Path, version: str) -> str:
+    """Digest of all that a merge depends on: peft's version, small files by content, and of the base's weights the
+    name, size, time and some blocks, as a copy may keep size and time.
+    """
+    digest = hashlib.sha256(f"peft {version}\n".encode())
     for file in (folder / ADAPTER, weights, *files_beside_weights(folder), *files_beside_weights(base)):
         with file.open("rb") as opened:
             digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     for file in weight_files(base):
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        with file.open("rb") as opened:
+            for part in range(_BLOCKS):  # the first holds the header
+                opened.seek(max(0, stat.st_size - _BLOCK) * part // (_BLOCKS - 1))
+                digest.update(opened.read(_BLOCK))
     return digest.hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 
 from ..errors import CofituneError
 from ..files import read_json
-from .hub import reachable
+from .hub import within_reach
 from .tensor_file import read_header, refuse_pointer
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -21,6 +21,14 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 
 _BESIDE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ""}
 _LICENCE = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
+# The names that transformers itself reads or writes beside the weights.
+_OF_TRANSFORMERS = {
+    CONFIG, "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "vocab.bpe", "encoder.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json", "chat_template.json", "chat_template.jinja", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json", "audio_tokenizer_config.json",
+}
 # Of the base, but not about this model: lists of weights, results and leftovers of its training.
 _NOT_COPIED = ("README", "adapter_", "trainer_state", "training_", "optimizer", "scheduler", "rng_state", "all_results",
                "eval_results", "train_results", "cofitune", "model.safetensors", "pytorch_model")
@@ -37,7 +45,7 @@ def local_folder(location: str | Path) -> Path | None:
 def file_of_hub(location: str | Path, name: str) -> Path | None:
     """Return a file of a model on the hub, from the cache or fetched; None if there is none or no way to it."""
     try:
-        file = cached_file(str(location), name, local_files_only=not reachable(),
+        file = cached_file(str(location), name, local_files_only=not within_reach(),
                            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     except (OSError, ValueError):
         return None
@@ -148,6 +156,30 @@ def files_beside_weights(folder: Path) -> list[Path]:
     templates = [file for name in ("chat_templates", "additional_chat_templates")
                  for file in (folder / name).glob("*.jinja")]
     return sorted(inside + templates)
+
+
+def files_to_share(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Split `files_beside_weights` into what may go to others, and what merely lies there.
+
+    The first are the names that transformers knows, templates, licences, and modules of code that a configuration's
+    `auto_map` names. Any other file may be private.
+    """
+    code = {f"{name}.py" for file in folder.glob("*config.json") for name in _modules(read_json(file, "configuration"))}
+
+    def known(file: Path) -> bool:
+        return (file.name in _OF_TRANSFORMERS or file.name in code or file.parent != folder
+                or file.suffix == ".tiktoken" or file.name.upper().startswith(_LICENCE))
+
+    files = files_beside_weights(folder)
+    return [file for file in files if known(file)], [file for file in files if not known(file)]
+
+
+def _modules(config: Any) -> set[str]:
+    """Names of the modules in the folder from which a configuration takes its classes ("module.Class")."""
+    entries = config.get("auto_map") if isinstance(config, dict) else None
+    flat = [one for value in (entries.values() if isinstance(entries, dict) else ())
+            for one in (value if isinstance(value, list) else [value])]
+    return {one.rpartition(".")[0] for one in flat if isinstance(one, str) and "--" not in one}
 
 
 def refuse_no_model(folder: Path) -> None:

@@ -1,12 +1,9 @@
-"""Whether the hub can be reached, and the reasons of its client for an error, in words for one sentence."""
+"""The hub: whether it can be reached, and the reasons of its client for an error, in words for one sentence."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from functools import cache
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from time import monotonic
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -18,12 +15,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 
 from ..errors import first_line
+from ..progress import progress
 
 # Of httpx, or of the package that newer releases of huggingface_hub use in its place.
 _OF_THE_NETWORK = {"ConnectError", "ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "ReadError",
                    "WriteError", "RemoteProtocolError", "ProxyError"}
+
+_PATIENCE = 5.0  # seconds for one attempt
+_BELIEVED = 60.0  # seconds for which an answer holds
+_answers: dict[str, tuple[float, bool]] = {}  # endpoint -> when it was tried, and whether there was an answer
 
 LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 _BY_STATUS = {
@@ -34,32 +37,25 @@ _BY_STATUS = {
 }
 
 
-def reachable() -> bool:
-    """Whether the hub's host takes connections; it is asked once in a process.
+def within_reach() -> bool:
+    """Try the hub once and for a few seconds, and remember the answer for a minute.
 
-    The hub's own client tries for minutes, at each file anew. Behind a proxy nothing is known, and the answer is yes.
+    The hub's client itself tries an endpoint that does not answer five times over 23 s, and each file anew. Where this
+    is false, pass `local_files_only=True` to it. False without an attempt if HF_HUB_OFFLINE is set.
     """
     if constants.HF_HUB_OFFLINE:
         return False
-    address = urlsplit(constants.ENDPOINT)
-    if address.scheme in getproxies() or "all" in getproxies():
-        return True
-    return _connects(address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
-
-
-@cache
-def _connects(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def not_here(repository: str) -> str:
-    """Say that the hub is not asked, that its cache lacks a repository, and the way out."""
-    return (f"{_unreached()}, and its cache on this machine lacks it: fetch it where there is a network, by "
-            f"`hf download {repository}`, or name a folder")
+    endpoint = constants.ENDPOINT
+    tried, answered = _answers.get(endpoint, (0.0, False))
+    if endpoint not in _answers or monotonic() - tried > _BELIEVED:
+        with progress(f"Asking {endpoint}"):
+            try:
+                get_session().head(endpoint, timeout=_PATIENCE)
+                answered = True
+            except Exception as error:  # of the HTTP client, which depends on the release of the hub's
+                answered = not _is_of_network(error)
+        _answers[endpoint] = (monotonic(), answered)
+    return answered
 
 
 def why_not(error: BaseException, repository: str, *, fetching: bool = True) -> str | None:
@@ -81,16 +77,19 @@ def why_not(error: BaseException, repository: str, *, fetching: bool = True) -> 
         if isinstance(one, HfHubHTTPError):
             status = getattr(one.response, "status_code", None)
             return _BY_STATUS.get(status, f"the hub answers: {one.server_message or first_line(one)}")
-    if not any(isinstance(one, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
-               or type(one).__name__ in _OF_THE_NETWORK for one in _chain(error)):
+    if not _is_of_network(error):
         return None
-    return not_here(repository) if fetching else f"{_unreached()}: give the command anew where there is a network"
+    why = "HF_HUB_OFFLINE is set, so that the hub is not asked" if constants.HF_HUB_OFFLINE else (
+        "the hub cannot be reached")
+    if not fetching:
+        return f"{why}: give the command anew where there is a network"
+    return (f"{why}, and its cache on this machine lacks it: fetch it where there is a network, by `hf download "
+            f"{repository}`, or name a folder")
 
 
-def _unreached() -> str:
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, so that the hub is not asked"
-    return "the hub cannot be reached"
+def _is_of_network(error: BaseException) -> bool:
+    return any(isinstance(one, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
+               or type(one).__name__ in _OF_THE_NETWORK for one in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

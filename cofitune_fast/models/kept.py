@@ -30,7 +30,13 @@ def kept_folder(kind: str, name: str, need: Callable[[], int], write: Callable[[
             write(temporary)
     except WriteFailed as error:
         logging.getLogger("cofitune_fast").warning(f"The converted model is not kept for later runs: {error}")
-        folder = _SESSION.setdefault(folder, Path(tempfile.mkdtemp(prefix=f"cofitune-{kind}-")))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        write(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=f"cofitune-{kind}-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        try:
+            write(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _SESSION[folder] = temporary
+        return temporary
     return folder

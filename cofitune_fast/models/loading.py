@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
+from transformers.utils import cached_file
 
 from ..errors import CofituneError, first_line
 from ..files import cache_folder
@@ -19,14 +20,13 @@ from ..progress import progress
 from .adapter import adapter_folder, merged_adapter
 from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import Roles, with_roles
-from .folder import CONFIG, check_model, file_of_hub, refuse_no_model
+from .folder import CONFIG, check_model, refuse_no_model
 from .gguf import converted
-from .hub import not_here, reachable, why_not
+from .hub import why_not, within_reach
 from .quantized import Keep, load_quantized
 from .sharded import join, rank_0_first, shard, started_by_torchrun
 
 __all__ = ["LoadedModel", "cache_folder", "default_device", "dtype_name", "load_model", "plain_folder"]
-_NO_FOLDER = "there is no folder {} here, and as the id of a model on the hub: "
 DTYPES = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -223,7 +223,13 @@ def load_outline(
 
 
 def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "auto") -> Path:
-    """Resolve what the user named to the folder or hub id that transformers loads; see `load_model`."""
+    """Resolve what the user named to the folder or hub id that transformers loads; see `load_model`.
+
+    Where the hub cannot be reached, a hub id becomes its folder in the hub's cache.
+
+    Raises:
+        CofituneError: there is no such model here, nor in that cache where the hub cannot be reached.
+    """
     source = str(path)
     location = Path(path) / gguf_file if gguf_file is not None else Path(path)
     if location.suffix == ".gguf":
@@ -240,18 +246,18 @@ def plain_folder(path: str | Path, gguf_file: str | None = None, dtype: str = "a
         raise CofituneError(f"{location} is a file, not a model folder, and does not end in .gguf.")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise CofituneError(f"No model at {source}: the folder does not exist.")
-    elif not reachable():
-        kept = file_of_hub(source, CONFIG)
-        if kept is None:
-            raise CofituneError(f"The model {source} cannot be loaded: {_NO_FOLDER.format(source)}{not_here(source)}.")
-        return kept.parent
+    elif not within_reach():
+        try:
+            return Path(cached_file(source, CONFIG, local_files_only=True)).parent
+        except (OSError, ValueError) as error:
+            raise _cannot_be_loaded(source, error) from error
     return location
 
 
 def _cannot_be_loaded(source: str, error: Exception) -> CofituneError:
     where, reason = "", None
     if not Path(source).exists():
-        where = _NO_FOLDER.format(source)
+        where = f"there is no folder {source} here, and as the id of a model on the hub: "
         reason = why_not(error, source)
     return CofituneError(f"The model {source} cannot be loaded: {where}{reason or first_line(error)}.")
 

@@ -10,7 +10,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..errors import CofituneError, first_line
-from ..models.hub import reachable, why_not
+from ..models.hub import why_not, within_reach
 from ..progress import progress
 
 FILES = ("delta.safetensors", "cofitune.json", "README.md")
@@ -32,10 +32,10 @@ def delta_folder(path: str | Path) -> Path:
         return Path(path)
     repository, revision = found["repository"], found["revision"]
     where = f"There is no folder {path} here, and the delta cannot be had from the hub"
-    cached = not reachable()
     with progress(f"Fetching the delta {path}"):
+        local = not within_reach()
         try:
-            folder = Path(hf_hub_download(repository, FILES[0], revision=revision, local_files_only=cached)).parent
+            folder = Path(hf_hub_download(repository, FILES[0], revision=revision, local_files_only=local)).parent
         except Exception as error:  # of the hub's client, of its HTTP client, or of the disk
             if isinstance(error, RemoteEntryNotFoundError):
                 reason = f"the repository lacks {FILES[0]}, so that it holds no delta"
@@ -44,5 +44,5 @@ def delta_folder(path: str | Path) -> Path:
             raise CofituneError(f"{where}: {reason}.") from None
         for name in FILES[1:]:
             with suppress(Exception):  # for people, and not needed
-                hf_hub_download(repository, name, revision=folder.name, local_files_only=cached)
+                hf_hub_download(repository, name, revision=folder.name, local_files_only=local)
     return folder

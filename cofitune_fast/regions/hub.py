@@ -18,7 +18,7 @@ from yaml import YAMLError
 from .. import __version__
 from ..errors import CofituneError, first_line
 from ..files import atomic_path
-from ..models.folder import CONFIG, check_weights, files_beside_weights, weight_files
+from ..models.folder import CONFIG, check_weights, files_to_share, weight_files
 from ..models.hub import LOG_IN, why_not
 from ..models.tensor_file import with_metadata
 from ..progress import progress
@@ -198,7 +198,12 @@ def _files_of_delta(
 def _files_of_merged(folder: Path) -> dict[str, Any]:
     weights = weight_files(folder)
     lists = [folder / f"{name}.index.json" for name in ("model.safetensors", "pytorch_model.bin")]
-    files = [*weights, *files_beside_weights(folder), *(file for file in lists if file.is_file())]
+    shared, private = files_to_share(folder)
+    if private:
+        logging.getLogger("cofitune_fast").warning(
+            f"Not uploaded, as no model needs a file of that name: {', '.join(file.name for file in private)}; if it "
+            "belongs to the model, upload it by `hf upload`.")
+    files = [*weights, *shared, *(file for file in lists if file.is_file())]
     return {str(file.relative_to(folder)): file for file in files}
 
 

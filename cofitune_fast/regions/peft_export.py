@@ -117,7 +117,7 @@ def export_peft(
         linear = [one for one in changed if rank is not None and _is_linear(model, one, changed)]
         modules = _outermost(_module_of(one) for one in changed if one not in linear)
         linear = [one for one in linear if not any(one.startswith(f"{module}.") for module in modules)]
-        low, factors, error = _factors(before, changed, linear, rank or 0)
+        low, factors = _factors(before, changed, linear, rank or 0)
         modules, tied, whole = _whole(model, modules)
         tensors = {_PREFIX + one: tensor.detach().cpu().contiguous().clone()
                    for one, tensor in (factors | whole).items()}
@@ -130,22 +130,26 @@ def export_peft(
         modules_to_save=modules or None, r=max(ranks.values(), default=1), lora_alpha=max(ranks.values(), default=1),
         rank_pattern=ranks, alpha_pattern=ranks, **({"ensure_weight_tying": True} if tied else {}),
     )
-    result = PeftExport(out, "full" if rank is None else "lora", sorted(changed.keys() - low.keys()), low, error)
     with atomic_folder(out, tensor_bytes(tensors.values())) as building:
         settings.save_pretrained(building)
         save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_text(building / "README.md", adapter_card(asdict(info), result.to_dict(), result.sentence()))
         target = copy.deepcopy(model) if isinstance(base, LoadedModel) else model
         beside = {one: tensors[_PREFIX + one] for one in whole if one not in changed}
-        _prove(peft, target, building, changed | beside, before, low)
+        low, error = _proved(peft, target, building, changed | beside, before, low)
+        result = PeftExport(out, "full" if rank is None else "lora", sorted(changed.keys() - low.keys()), low, error)
+        write_text(building / "README.md", adapter_card(asdict(info), result.to_dict(), result.sentence()))
     return result
 
 
-def _prove(
+def _proved(
     peft: Any, model: PreTrainedModel, folder: Path, wanted: Mapping[str, Tensor], before: Mapping[str, Tensor],
     low: Mapping[str, LowRank],
-) -> None:
-    """Merge the adapter by PEFT into the base, and refuse it unless every weight is what was promised."""
+) -> tuple[dict[str, LowRank], float]:
+    """Merge the adapter by PEFT into the base, and refuse it unless every weight is what was promised.
+
+    Returns:
+        `low` with the errors of PEFT's own merge, and the error of all changes; see `PeftExport`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -153,36 +157,38 @@ def _prove(
         except Exception as error:
             raise CofituneError(f"PEFT cannot load such an adapter of this model ({first_line(error)}); "
                                 f"{_WAY_OUT}") from None
+    measured: dict[str, LowRank] = {}
+    missed = 0.0
     for name, tensor in wanted.items():
         found = merged.get(name)
         if name in low and found is not None:
-            error = math.sqrt(_square(found.float() - tensor.float()) / _square(tensor.float() - before[name].float()))
+            square = _square(found.float() - tensor.float())
+            missed += square
+            error = math.sqrt(square / _square(tensor.float() - before[name].float()))
+            measured[name] = LowRank(low[name].rank, error)
             right = abs(error - low[name].error) <= 1e-3 + 1e-2 * low[name].error
         else:
             right = found is not None and torch.equal(found, tensor.to(found.device))
         if not right:
             raise CofituneError(f"PEFT makes another {name} of such an adapter than the fine-tuned one; {_WAY_OUT}")
+    if missed:
+        missed /= sum(_square(wanted[name].float() - old.float()) for name, old in before.items() if name in wanted)
+    return measured, math.sqrt(missed)
 
 
 def _factors(
     before: Mapping[str, Tensor], changed: Mapping[str, Tensor], linear: Collection[str], rank: int
-) -> tuple[dict[str, LowRank], dict[str, Tensor], float]:
-    """Split the changes of linear layers into factors: ranks and errors, the factors by name, the error of all changes.
-    """
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """Split the changes of linear layers into factors: ranks and errors, and the factors by name."""
     low: dict[str, LowRank] = {}
     factors: dict[str, Tensor] = {}
-    missed = 0.0
     for name in tracked(linear, "Factorising", "tensors"):
         old, new = before[name].float(), changed[name].float()
         second, first = low_rank(new - old, rank)
         merged = (old + second @ first).to(changed[name].dtype)
-        error = _square(merged.float() - new)
-        missed += error
-        low[name] = LowRank(len(first), math.sqrt(error / _square(new - old)))
+        low[name] = LowRank(len(first), math.sqrt(_square(merged.float() - new) / _square(new - old)))
         factors |= {f"{_module_of(name)}.lora_A.weight": first, f"{_module_of(name)}.lora_B.weight": second}
-    if missed:
-        missed /= sum(_square(new.float() - before[name].float()) for name, new in changed.items())
-    return low, factors, math.sqrt(missed)
+    return low, factors
 
 
 def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:

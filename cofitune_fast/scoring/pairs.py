@@ -6,6 +6,7 @@ Where that is so, it is computed per byte of the answer's text (UTF-8) for both,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 from ..errors import CofituneError
 from .flips import Flips, is_right, score_flips
 from .metrics import FollowedItem, GeneratedItem
-from .resolution import difference_error, smallest_difference
+from .resolution import WEIGHTS, difference_error, smallest_difference
 from .results import SUMMARY, ItemScore, Score, SuiteScores, make_score, paired_difference
 from .suite import GROUPS, VERSATILITY
 from .tasks import ChoiceItem, ContinuationItem, InstructionItem, Item, Task
+
+_SHARES = ("accuracy", "exact", "exact_answer", "last_number", "prompt_level_strict_acc")
+"""Metrics that are the share of right items."""
 
 Scores = Mapping[str, Mapping[str, Score]]
 """Scores by group and task."""
@@ -58,6 +62,38 @@ class PairedTask:
     se: float
     flips: Flips | None
     flipped: Sequence[FlippedItem]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the paired 95 % interval of the difference: of a share of right items by `share_interval`, of any
+        other score from its standard error.
+        """
+        if self.metric in _SHARES and self.flips:
+            return share_interval(self.flips)
+        half = smallest_difference(self.se)
+        return self.difference - half, self.difference + half
+
+
+def share_interval(flips: Flips) -> tuple[float, float]:
+    """Ends of the 95 % interval of the difference of two shares of the same items, of those that flipped.
+
+    With half an item added to each of the four kinds (right or wrong before and after) it is the normal one, so that it
+    is not empty where no item flipped (Agresti and Min, Statistics in Medicine 24, 2005).
+    """
+    n, lost, gained = flips.items + 2, flips.right_to_wrong + 0.5, flips.wrong_to_right + 0.5
+    value = (gained - lost) / n
+    half = smallest_difference(math.sqrt(lost + gained - (gained - lost) ** 2 / n) / n)
+    return max(-1.0, value - half), min(1.0, value + half)
+
+
+def _figure_interval(pairs: Mapping[str, Mapping[str, PairedTask]], figure: str, value: float) -> tuple[float, float]:
+    """Ends of the interval of a weighted sum of tasks, from theirs: value -+ the root of the weighted squares of the
+    tasks' own distances (Zou and Donner, Statistics in Medicine 27, 2008). For normal intervals it is the normal one.
+    """
+    tasks = [(weight / len(pairs[group]), one.difference, *one.interval)
+             for group, weight in WEIGHTS[figure].items() for one in pairs[group].values()]
+    return (value - math.hypot(*(weight * max(0.0, mean - low) for weight, mean, low, _ in tasks)),
+            value + math.hypot(*(weight * max(0.0, high - mean) for weight, mean, _, high in tasks)))
 
 
 def pair_tasks(
@@ -155,12 +191,13 @@ def pairs_entry(pairs: Mapping[str, Mapping[str, PairedTask]]) -> dict[str, Any]
         flips: {group, "vers" or "all": {right_to_wrong, wrong_to_right, items, p}}; "all" has those of the
             four groups.
         flipped: the items that flipped, see `FlippedItem`.
-        low and high are the ends of the paired 95 % interval.
+        low and high are the ends of the paired 95 % interval, see `PairedTask.interval`; they need not lie evenly
+            about the difference.
     """
     tasks = {group: {name: {
         "metric": one.metric, "per_byte": one.per_byte, "n": one.n, "first": one.first.value,
         "first_se": one.first.se, "second": one.second.value, "second_se": one.second.se,
-        **_interval(one.difference, one.se), "flips": one.flips.to_dict() if one.flips else None,
+        **_difference(one.difference, one.se, one.interval), "flips": one.flips.to_dict() if one.flips else None,
     } for name, one in entries.items()} for group, entries in pairs.items()}
     flips = {group: Flips.sum(found) for group, entries in pairs.items()
              if (found := [one.flips for one in entries.values() if one.flips])}
@@ -172,15 +209,14 @@ def pairs_entry(pairs: Mapping[str, Mapping[str, PairedTask]]) -> dict[str, Any]
     if all(pairs.get(group) for group in GROUPS):
         first, second = paired_suites(pairs)
         entry["differences"] = {
-            figure: {"first": getattr(first, figure), "second": getattr(second, figure),
-                     **_interval(getattr(first, figure) - getattr(second, figure),
-                                 difference_error(first, second, figure))}
+            figure: {"first": (one := getattr(first, figure)), "second": (other := getattr(second, figure)),
+                     **_difference(one - other, difference_error(first, second, figure),
+                                   _figure_interval(pairs, figure, one - other))}
             for figure in SUMMARY}
     return {**entry, "tasks": tasks, "flips": {group: found.to_dict() for group, found in flips.items()},
             "flipped": [dict(vars(item)) for entries in pairs.values() for one in entries.values()
                         for item in one.flipped]}
 
 
-def _interval(value: float, se: float) -> dict[str, float]:
-    half = smallest_difference(se)
-    return {"value": value, "se": se, "low": value - half, "high": value + half}
+def _difference(value: float, se: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {"value": value, "se": se, "low": interval[0], "high": interval[1]}

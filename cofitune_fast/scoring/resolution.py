@@ -22,7 +22,7 @@ WANTED = 0.02
 """Difference of Vers or Uni that a suite should show."""
 CONFIDENCE = 0.95
 _THIRDS = dict.fromkeys(VERSATILITY, 1 / len(VERSATILITY))
-_WEIGHTS: dict[str, dict[str, float]] = {
+WEIGHTS: dict[str, dict[str, float]] = {
     "spec": {"speciality": 1}, "vers": _THIRDS, "uni": {"speciality": 1, **_THIRDS},
     **{group: {group: 1} for group in VERSATILITY},
 }
@@ -48,7 +48,7 @@ def difference_error(first: SuiteScores, second: SuiteScores | None = None, figu
     """
     if second is None:
         return math.sqrt(2) * getattr(first, f"{figure}_se")
-    return math.hypot(*(weight * _paired_error(first, second, group) for group, weight in _WEIGHTS[figure].items()))
+    return math.hypot(*(weight * _paired_error(first, second, group) for group, weight in WEIGHTS[figure].items()))
 
 
 def _paired_error(first: SuiteScores, second: SuiteScores, group: str) -> float:
@@ -61,7 +61,7 @@ def _paired_error(first: SuiteScores, second: SuiteScores, group: str) -> float:
 
 def count_items(scores: SuiteScores, figure: str = "vers") -> int:
     """Number of items behind a figure."""
-    return sum(score.n for group in _WEIGHTS[figure] for score in scores.tasks[group].values())
+    return sum(score.n for group in WEIGHTS[figure] for score in scores.tasks[group].values())
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def test_two_models_of_their_own_are_compared_item_by_item(command_line, tiny_ru
     lines = out.splitlines()
     assert f"B  {other}" in lines and next(line.split()[:3] for line in lines if "Stderr" in line) == [
         "Group", "Task", "Metric"]
+    header, *means = (line for line in lines if line.split()[:1] in (["Group"], ["vers"], ["uni"]))
+    assert len(means) == 2 and all(len(line) < len(header) for line in means)  # without p, the last column
     shown = [line for line in lines if line.startswith(("lost  ", "gained  "))]
     assert len(shown) == min(1, len(against["flipped"]))
 

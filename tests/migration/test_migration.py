@@ -169,8 +169,29 @@ def test_the_command_line_of_ms_swift_is_read_and_not_run(tmp_path, monkeypatch)
         "training.warmup_steps": 0, "training.gradient_checkpointing": True, "data.max_length": 2048,
         "anchor.weight": 0.0,
     }
-    assert kinds(draft)["max_length"] == kinds(draft)["NPROC_PER_NODE"] == "not supported"
+    assert kinds(draft)["max_length"] == kinds(draft)["2 processes"] == "not supported"
     assert kinds(draft)["packing"] == "changed"
+
+
+_FULL = "--stage sft --model_name_or_path m --finetuning_type full"
+PROCESSES = [
+    (f"torchrun --nproc_per_node 4 --nnodes=2 src/train.py {_FULL}", 8),
+    (f"deepspeed --num_gpus=4 src/train.py --deepspeed ds.json {_FULL}", 4),
+    (f"accelerate launch --config_file a.yaml --num_processes 4 src/train.py {_FULL}", 4),
+    (f"accelerate launch --config_file a.yaml src/train.py {_FULL}", None),
+    (f"export CUDA_VISIBLE_DEVICES=0,1\nllamafactory-cli train {_FULL}", 2),
+    (f"llamafactory-cli train {_FULL}", None),
+    ("torchrun --nproc_per_node $GPUS swift/cli/sft.py --model m --tuner_type full", None),
+    ("CUDA_VISIBLE_DEVICES=0,1 swift sft --model m --tuner_type full", 1),
+]
+
+
+@pytest.mark.parametrize(("text", "processes"), PROCESSES)
+def test_the_number_of_processes_is_read_or_asked_for(tmp_path, text, processes):
+    draft = drafted(tmp_path, text, "a.sh")
+    noted = [note.key for note in draft.notes if "process" in note.key]
+    assert draft.processes == processes
+    assert noted == ([] if processes == 1 else [f"{processes} processes" if processes else "number of processes"])
 
 
 _A = "base_model: {}\nlearning_rate: 1e-4\nmicro_batch_size: 1\nunfrozen_parameters:\n"
@@ -230,6 +251,8 @@ REFUSED = [
     ("a.sh", "swift sft --model 'm", "a quotation mark is never closed"),
     ("a.sh", "echo hello\n", "holds no command of swift"),
     ("a.sh", "llamafactory-cli train x.yaml\n", "with the configuration x.yaml; import that file"),
+    ("a.sh", "torchrun --nproc_per_node 8 src/train.py y.yaml\n", "starts LLaMA-Factory with the configuration y.yaml"),
+    ("a.sh", "accelerate launch -m axolotl.cli.train c.yml\n", "starts Axolotl with the configuration c.yml; import "),
     ("a.yaml", "compute_environment: x\ndistributed_type: FSDP\n", "how accelerate starts processes"),
     ("a.yaml", "model_name_or_path: m\ndataset_name: d\n", "a configuration of TRL"),
 ]

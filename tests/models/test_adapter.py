@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 
@@ -13,9 +14,11 @@ from tiny import make_tiny_model, make_tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cofitune_fast.errors import CofituneError
+from cofitune_fast.files import WriteFailed
 from cofitune_fast.models import load_model
 from cofitune_fast.models.checkpoint import checkpoint_fingerprint
 from cofitune_fast.models.fingerprint import fingerprint, tensor_digests
+from cofitune_fast.models.kept import kept_folder
 from cofitune_fast.models.loading import plain_folder
 from cofitune_fast.regions import BaseInfo, load_delta, merge, save_delta
 
@@ -85,8 +88,27 @@ def test_it_is_merged_once_said_once_and_known_by_the_merged_weights(lora_folder
     assert fingerprint(loaded.model) == checkpoint_fingerprint(first) == fingerprint(
         of_peft(lora_folder, tiny_model_folder))
     assert plain_folder(lora_folder, dtype="bfloat16") != first
-    make_tiny_model(seed=1).save_pretrained(tiny_model_folder)  # another base under the same name
-    assert plain_folder(lora_folder) != first
+    file = tiny_model_folder / "model.safetensors"
+    was = file.stat()
+    make_tiny_model(seed=1).save_pretrained(tiny_model_folder)  # another base of the same name, size and time
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert file.stat().st_size == was.st_size and plain_folder(lora_folder) != first
+
+
+def test_a_conversion_that_fails_in_the_temporary_folder_is_made_anew(monkeypatch):
+    def refused(*_):
+        raise WriteFailed("read-only")
+
+    def fails(folder):
+        (folder / "config.json").write_text("half")
+        raise CofituneError("broken")
+
+    monkeypatch.setattr("cofitune_fast.models.kept.atomic_folder", refused)
+    with pytest.raises(CofituneError, match="broken"):
+        kept_folder("adapter", "a", lambda: 1, fails)
+    made = kept_folder("adapter", "a", lambda: 1, lambda folder: (folder / "whole").write_text("x"))
+    assert [file.name for file in made.iterdir()] == ["whole"]
+    assert kept_folder("adapter", "a", lambda: 1, fails) == made
 
 
 def test_a_delta_on_it_is_merged_to_an_ordinary_folder(lora_folder, tiny_model_folder, tmp_path):

@@ -106,16 +106,23 @@ def test_a_card_that_was_edited_keeps_its_text(hub, delta, monkeypatch):
     cf.load_delta(make_tiny_model(), "me/mine@trial")
 
 
-def test_a_merged_model_goes_to_the_hub(hub, delta, base, tmp_path):
+def test_a_merged_model_goes_to_the_hub_and_nothing_private(hub, delta, base, tmp_path, caplog):
     out = cf.merge(None, delta[0], tmp_path / "merged")  # the delta names its base
     (out / "optimizer.pt").write_bytes(b"0")
     (out / "checkpoint-2").mkdir()
+    private = {"id_rsa", "credentials", "secrets.json", "notes.txt", "own.py"}
+    for name in (*private, "modeling_mine.py", "LICENSE.txt", "qwen.tiktoken"):
+        (out / name).write_text("x")
+    config = json.loads((out / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_mine.Mine", "AutoConfig": "org/other--own.Config"}
+    (out / "config.json").write_text(json.dumps(config))
     result = CliRunner().invoke(app, ["push", str(out), "me/tuned", "--json", "--license", "apache-2.0"])
     assert result.exit_code == 0, result.output
     files = hub.files("me/tuned")
     assert json.loads(result.stdout) == {"url": f"{hub.url}/me/tuned",
                                          "commit": hub.repositories["me/tuned"]["branches"]["main"]}
-    assert set(files) == {file.name for file in out.iterdir()} - {"optimizer.pt", "checkpoint-2"}
+    assert set(files) == {file.name for file in out.iterdir()} - {"optimizer.pt", "checkpoint-2"} - private
+    assert all(name in caplog.text for name in private)
     assert files["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert ModelCard(files["README.md"].decode()).data.license == "apache-2.0"
 
@@ -175,3 +182,18 @@ def test_the_card_says_what_there_is_and_shows_what_a_user_wrote_as_it_is(delta,
     elements = sum(tensor.numel() for _, tensor in cf.Region.parse("ffn.up+ffn.down+attn.q@25%-75%").parameters(
         make_tiny_model()))
     assert f"(6 tensors, {elements:,} numbers)" in card.text and read_delta(folder).base.fingerprint in card.text
+
+
+def test_without_a_network_the_cache_is_used_at_once_and_a_missing_model_is_told(hub, base, monkeypatch):
+    hub.add("me/model")
+    hub.commit("me/model", "main", {file.name: file.read_bytes() for file in base.iterdir()})
+    expected = tensor_digests(cf.load_model("me/model", device="cpu").model)
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed + FILE)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("the client tries again"))
+    assert tensor_digests(cf.load_model("me/model", device="cpu").model) == expected
+    with pytest.raises(cf.CofituneError, match=r"no folder me/other here.*the hub cannot be reached"):
+        cf.load_model("me/other")
+    with pytest.raises(cf.CofituneError, match=r"no folder runs/dleta here.*the hub cannot be reached"):
+        cf.load_delta(make_tiny_model(), "runs/dleta")

@@ -87,6 +87,11 @@ def test_lora_is_the_change_where_its_rank_suffices(make, tiny_model_folder, tmp
     for found in (logits, merged(IDS).logits):
         torch.testing.assert_close(found, expected(IDS).logits, rtol=0, atol=TOLERANCE[dtype])
     assert {entry.rank for entry in result.low_rank.values()} == {2}
+    base = load_model(tiny_model_folder, device="cpu").model.state_dict()
+    wanted, found = expected.state_dict(), merged.state_dict()
+    missed, total = (sum((one[name].double() - wanted[name].double()).square().sum() for name in result.low_rank)
+                     for one in (found, base))
+    assert result.error == pytest.approx(float((missed / total).sqrt()), rel=1e-6)  # of PEFT's own merge
     assert result.error < (1e-5 if dtype == torch.float32 else 0.1)
     if dtype == torch.float32:  # a larger rank than the change has is not written
         more = export_peft(tiny_model_folder, delta, tmp_path / "more", rank=9)

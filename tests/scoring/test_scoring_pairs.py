@@ -43,7 +43,8 @@ def test_every_number_of_a_comparison():
     one = entry["tasks"]["knowledge"]["choose"]
     value, se = paired_difference(first["knowledge"]["choose"], second["knowledge"]["choose"])
     assert (one["first"], one["second"], one["value"], one["se"], one["n"]) == (0.75, 0.5, value, se, 4)
-    assert one["high"] - one["value"] == one["value"] - one["low"] == pytest.approx(1.959964 * se)
+    half = 1.959964 * math.sqrt(1.5 + 2.5 - 1 / 6) / 6  # 1 lost and 2 gained of 4, with half an item in each cell
+    assert (one["low"], one["high"]) == (pytest.approx(1 / 6 - half), pytest.approx(1 / 6 + half))
     assert one["flips"] == {"right_to_wrong": 1, "wrong_to_right": 2, "items": 4, "p": mcnemar(1, 2)}
     assert {group: (flips["right_to_wrong"], flips["wrong_to_right"], flips["items"])
             for group, flips in entry["flips"].items()} == {
@@ -56,6 +57,17 @@ def test_every_number_of_a_comparison():
         ("do", 2, "wrong_to_right", "r:2", "p2", "r")]
     vers = entry["differences"]["vers"]
     assert vers["value"] == vers["first"] - vers["second"] == pytest.approx(0.25 / 3)
+    normal = [1.959964 * entry["tasks"][group][task]["se"] for group, task in (("reasoning", "words"),
+                                                                              ("instruction", "do"))]
+    below = math.hypot(one["value"] - one["low"], *normal) / 3
+    assert vers["low"] == pytest.approx(vers["value"] - below)
+
+
+def test_no_flip_is_no_certainty():
+    same = scores(speciality="x.x", knowledge="xx.x", reasoning="..x", instruction="xxx")
+    one = pairs_entry(pair_tasks(same, same, TASKS))["tasks"]["knowledge"]["choose"]
+    assert one["value"] == one["se"] == 0
+    assert one["high"] == -one["low"] == pytest.approx(1.959964 / 6)
 
 
 def test_likelihoods_of_other_tokens_are_compared_per_byte():
