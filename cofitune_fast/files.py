@@ -311,7 +311,8 @@ def flaw(value: Any, form: Any, place: str = "") -> str | None:
         whole = float in wanted and type(value) is int and abs(value) <= _LARGEST_FLOAT
         if object in wanted or type(value) in wanted or whole:
             return None
-        return f"{place or 'it'} must be {' or '.join(_WORDS[kind] for kind in wanted)}, not {_WORDS.get(type(value), type(value).__name__)}"
+        found = _WORDS.get(type(value), type(value).__name__)
+        return f"{place or 'it'} must be {' or '.join(_WORDS[kind] for kind in wanted)}, not {found}"
     return next((problem for part in parts if (problem := flaw(*part))), None)
 
 

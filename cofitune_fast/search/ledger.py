@@ -16,7 +16,8 @@ from .uncertainty import Estimate, Measure
 BASE = "base"
 COSTS = ("seconds", "tokens", "flops", "full_sft")
 _COST = {**dict.fromkeys(COSTS, float), "scoring_flops?": float,
-         "training_seconds?": float, "scoring_seconds?": float}
+         "training_seconds": float, "scoring_seconds": float,
+         "steady_seconds?": (float, type(None))}
 _FORMS = {  # of the records by their kind, see `files.flaw`
     "base": {"scores": dict, "cost": _COST},
     "rung": {"id": str, "end": float, "scores": dict, "cost": _COST},

@@ -273,7 +273,7 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.random.set_rng_state(_decode(states["torch"]))
         if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
-    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:  # each generator knows its own form
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:  # each knows its own form
         raise CofituneError("The checkpoint's states of the random number generators are damaged "
                             f"({first_line(error)}); resume from an earlier checkpoint.") from None
 
