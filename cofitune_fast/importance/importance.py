@@ -109,7 +109,7 @@ class Importance:
             raise CofituneError(f"{path} is a safetensors file but no importance; name what `Importance.save` wrote.")
         if metadata.get("version") != str(VERSION):
             raise CofituneError(
-                f"The importance {path} has format version {metadata.get('version')}, this release reads version "
+                f"The importance {path} has format version {str(metadata.get('version')):.20}, this release reads version "
                 f"{VERSION}; compute it anew."
             )
         what = f"The importance {path} is damaged: its description"

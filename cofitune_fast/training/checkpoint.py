@@ -36,7 +36,9 @@ STATE_FILE = "training_state.json"
 DESCRIPTION = "checkpoint.json"
 _VERSION = 1
 _STATE = {  # form of the file, see `files.flaw`
-    "optimizer": {"numbers": {str: dict}, "param_groups": [{"params": [(str, int)]}]}, "scheduler": dict,
+    "optimizer": {"numbers": {str: dict}, "param_groups": [{
+        "params": [(str, int)], "lr?": float, "betas?": [float], "eps?": float, "weight_decay?": float}]},
+    "scheduler": dict,
     "random": {"python": list, "numpy": list, "torch": str, "cuda": [str]},
 }
 _NEEDED = {"delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json"}
