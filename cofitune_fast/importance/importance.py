@@ -103,7 +103,7 @@ class Importance:
                 scores = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise CofituneError(
-                f"The importance {path} cannot be read as safetensors ({error}); compute it anew."
+                f"The importance {path} cannot be read as safetensors ({str(error):.200}); compute it anew."
             ) from None
         if metadata.get("format") != FORMAT:
             raise CofituneError(f"{path} is a safetensors file but no importance; name what `Importance.save` wrote.")

@@ -58,7 +58,7 @@ def _json(content: bytes, random: random.Random) -> bytes:
         other, name = random.choice(places)
         container[key] = json.loads(json.dumps(other[name]))
     elif choice < 0.45 and isinstance(container[key], str):  # texts that hold JSON, as headers do
-        container[key] = _json(container[key].encode(), random).decode("utf-8", "replace")
+        container[key] = _json(container[key].encode("utf-8", "replace"), random).decode("utf-8", "replace")
     elif choice < 0.5 and isinstance(container, dict):
         container[random.choice(["", "x", "\0", "__class__", "../x"])] = container.pop(key)
     else:
