@@ -103,14 +103,14 @@ class Importance:
                 scores = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise CofituneError(
-                f"The importance {path} cannot be read as safetensors ({str(error):.200}); compute it anew."
+                f"The importance {path} cannot be read as safetensors ({error!s:.200}); compute it anew."
             ) from None
         if metadata.get("format") != FORMAT:
             raise CofituneError(f"{path} is a safetensors file but no importance; name what `Importance.save` wrote.")
         if metadata.get("version") != str(VERSION):
             raise CofituneError(
-                f"The importance {path} has format version {str(metadata.get('version')):.20}, this release reads version "
-                f"{VERSION}; compute it anew."
+                f"The importance {path} has format version {metadata.get('version')!s:.20}, this release reads "
+                f"version {VERSION}; compute it anew."
             )
         what = f"The importance {path} is damaged: its description"
         about = parse_json(metadata.get("importance", "null"), what, _FORM, "compute it anew")

@@ -397,7 +397,8 @@ def opened(path: str | Path) -> Iterator[Any]:
     except WriteFailed:
         raise
     except (SafetensorError, OSError) as error:
-        raise CofituneError(f"The delta {path} is damaged or incomplete ({str(error):.200}); make or copy it anew.") from None
+        raise CofituneError(f"The delta {path} is damaged or incomplete ({error!s:.200}); make or copy it "
+                            "anew.") from None
 
 
 def _write(
