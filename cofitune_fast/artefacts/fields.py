@@ -134,7 +134,7 @@ def refuse_unknown(names: Iterable[Any], known: Iterable[Any], where: str, what:
     """Raise ValueError for the first name that is neither known nor None."""
     known = set(known)
     for name in names:
-        if name is not None and name not in known:
+        if name is not None and (isinstance(name, (list, dict)) or name not in known):
             raise ValueError(f"names {name!r} as {where}, which is not {what}")
 
 

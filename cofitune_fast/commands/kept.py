@@ -45,7 +45,8 @@ def fix_date(settings: Config, output: str | Path) -> None:
     """Give a run that goes on in a folder the date on which it began there, unless its settings name one."""
     if settings.data.date is None:
         path = Path(output) / _BEGAN
-        settings.data.date = read_json(path, "beginning of a run")["date"] if path.is_file() else str(date.today())
+        settings.data.date = (read_json(path, "beginning of a run", {"date": str})["date"] if path.is_file() else
+                              str(date.today()))
 
 
 def note_date(settings: Config, output: str | Path) -> None:
@@ -118,8 +119,8 @@ class Earlier:
         """
         for one in self.checkpoints:
             if one.whole():
-                steps = read_json(one.path / "trainer_state.json", "state of a training")["max_steps"]
-                console.print(f"Going on from step {one.step} of {steps}")
+                state = read_json(one.path / "trainer_state.json", "state of a training", {"max_steps": int})
+                console.print(f"Going on from step {one.step} of {state['max_steps']}")
                 return str(one.path)
             console.print(f"{one.path} is damaged or incomplete, so it is passed over")
         return find_checkpoint(True, self.output) if self._required else None

@@ -145,7 +145,8 @@ class Comparison:
         path, found = Path(self.setup.output), []
         for task in self.settings.tasks:
             if (file := run_file(path, base_name(task))).is_file():
-                base = SuiteScores.from_dict(read_json(file, "finished run")["items"]["test"])
+                run = read_json(file, "finished run", {"items": {"test": dict}})
+                base = SuiteScores.from_dict(run["items"]["test"])
                 found += [{"task": task, **suite_resolution(base, figure=figure).to_dict()} for figure in JUDGED]
         return found
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CofituneError
-from ..files import atomic_path
+from ..files import atomic_path, parse_json
 from ..regions import Region
 from .masks import soft_masks
 from .names import UNITS, Scores, known, layer_by_layer
@@ -22,6 +22,7 @@ from .normalize import Preset, combine, fractional_rank, get_preset
 
 FORMAT = "cofitune_fast.importance"
 VERSION = 1
+_FORM = {"layers": [int], "samples?": int, "base_model?": str, "base_fingerprint?": str, "settings?": dict}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,19 +103,19 @@ class Importance:
                 scores = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise CofituneError(
-                f"The importance {path} cannot be read as safetensors ({error}); compute it anew."
+                f"The importance {path} cannot be read as safetensors ({error!s:.200}); compute it anew."
             ) from None
         if metadata.get("format") != FORMAT:
             raise CofituneError(f"{path} is a safetensors file but no importance; name what `Importance.save` wrote.")
         if metadata.get("version") != str(VERSION):
             raise CofituneError(
-                f"The importance {path} has format version {metadata.get('version')}, this release reads version "
-                f"{VERSION}; compute it anew."
+                f"The importance {path} has format version {metadata.get('version')!s:.20}, this release reads "
+                f"version {VERSION}; compute it anew."
             )
+        what = f"The importance {path} is damaged: its description"
+        about = parse_json(metadata.get("importance", "null"), what, _FORM, "compute it anew")
         try:
-            about = json.loads(metadata["importance"])
-            about["layers"] = tuple(about["layers"])
-            return cls(_by_kind(scores, about["layers"]), **about)
+            return cls(_by_kind(scores, about["layers"]), **{**about, "layers": tuple(about["layers"])})
         except (KeyError, TypeError, ValueError) as error:
             raise CofituneError(f"The importance {path} is damaged ({error}); compute it anew.") from None
 

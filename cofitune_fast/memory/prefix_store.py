@@ -134,7 +134,8 @@ class PrefixStore:
         whole = len(new) - len(new) % _RECORD.size
         for start in range(0, whole, _RECORD.size):
             key, offset, length, checksum, own = _RECORD.unpack_from(new, start)
-            if own == _record_checksum(key, offset, length, checksum) and offset + length <= size:
+            fits = offset + length <= size and length > 0 and length % (self.hidden * self.dtype.itemsize) == 0
+            if own == _record_checksum(key, offset, length, checksum) and fits:
                 self._rows[key] = (offset, length, checksum)
         self._read_bytes += whole
 

@@ -81,13 +81,14 @@ class RunFolder:
         return run_file(self.path, name)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        return read_json(path, "finished run")
+        return read_json(path, "finished run", dict)
 
     def _open(self) -> None:
         path = self.path / "identity.json"
         now = {"version": VERSION, **self._identity}
         if path.is_file():
-            was = read_json(path, "identity of a folder of runs")
+            was = read_json(path, "identity of a folder of runs", {
+                "version": object, "settings": {"training": dict}, "tasks": {str: dict}, "general": (dict, type(None))})
             if was.get("version") != VERSION:
                 raise CofituneError(f"The runs in {self.path} are of version {was.get('version')}, this program writes "
                                     f"{VERSION}; choose another output folder.")

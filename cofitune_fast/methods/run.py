@@ -266,7 +266,8 @@ def _importance(
         importance = measured_on.importance(region, **job["importance"])
         write_json(about, {"seconds": time.perf_counter() - start})
         importance.save(path)
-    clock.made(name, read_json(about, "cost of an importance")["seconds"] if about.is_file() else None)
+    made = read_json(about, "cost of an importance", {"seconds": float}) if about.is_file() else {}
+    clock.made(name, made.get("seconds"))
     return Importance.load(path)
 
 

@@ -159,15 +159,14 @@ def _count(value: Any) -> int | None:
 def _command_lines(text: str, path: Path) -> Iterator[list[str]]:
     """Yield the words of each command, as a shell would split them; continued lines are one."""
     text = _WORKED_OUT.sub(lambda found: shlex.quote(" ".join(found[0].split())), text.replace("\\\r\n", " "))
-    pending = ""
+    pending: list[str] = []
+    quote = ""
     for line in text.replace("\\\n", " ").splitlines():
-        if not pending and line.lstrip().startswith("#"):
-            continue
-        pending = f"{pending}\n{line}" if pending else line
-        words = _words(pending)
-        if words is None:
+        kept, quote = _without_comment(line, quote)
+        pending.append(kept)
+        if quote:
             continue  # a quotation goes on in the next line
-        pending = ""
+        words, pending = _split("\n".join(pending)), []
         command: list[str] = []
         for word in words:
             if word and set(word) <= _COMMAND_ENDS:
@@ -182,21 +181,31 @@ def _command_lines(text: str, path: Path) -> Iterator[list[str]]:
         raise CofituneError(f"{path} is no shell script that can be read: a quotation mark is never closed.")
 
 
-def _words(line: str) -> list[str] | None:
-    """Words of a line without its comment; None if a quotation is not closed."""
-    for place in (found.start() for found in re.finditer(r"(?:^|(?<=\s))#", line)):
-        if (words := _split(line[:place])) is not None:
-            return words
-    return _split(line)
+def _without_comment(line: str, quote: str) -> tuple[str, str]:
+    """The line without its comment, and the quotation mark that is open at its end, or "".
+
+    quote: the mark that is open at the line's beginning. Each character is looked at once, however hostile the line.
+    """
+    escaped, before = False, " "
+    for place, character in enumerate(line):
+        if escaped:
+            escaped = False
+        elif character == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "#" and before.isspace():
+            return line[:place], quote
+        before = character
+    return (line[:-1] if escaped and not quote else line), quote
 
 
-def _split(line: str) -> list[str] | None:
+def _split(line: str) -> list[str]:
     reader = shlex.shlex(line, posix=True, punctuation_chars="".join(sorted(_COMMAND_ENDS)))
     reader.commenters, reader.whitespace_split = "", True
-    try:
-        return list(reader)
-    except ValueError:
-        return None
+    return list(reader)
 
 
 def _arguments(words: list[str]) -> dict[str, Any]:

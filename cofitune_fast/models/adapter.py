@@ -130,7 +130,7 @@ def _refuse_kind(folder: Path, config: Any) -> None:
 def _base(folder: Path, config: Any) -> Path:
     """Return the folder of the adapter's base, which is looked for from here and from the adapter's folder."""
     name = config.base_model_name_or_path
-    if not name:
+    if not name or not isinstance(name, str) or "\0" in name:
         raise CofituneError(f"The adapter {folder} does not say its base: write the base's folder or hub id as "
                             f"base_model_name_or_path into {folder / ADAPTER}.")
     places = [Path(name).expanduser(), folder / name]

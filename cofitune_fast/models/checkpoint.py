@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from ..errors import CofituneError
+from ..files import read_json
 from .auto import auto_class, read_config
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
 
@@ -106,7 +106,7 @@ def _tensor_files(location: str | Path) -> dict[str, str]:
         pass
     try:
         index = Path(cached_file(location, "model.safetensors.index.json"))
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = read_json(index, "list of weights", {"weight_map": {str: str}})["weight_map"]
         files = {shard: cached_file(location, shard) for shard in set(shards.values())}
     except OSError:
         return {}

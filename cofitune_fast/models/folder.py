@@ -105,7 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             try:
                 names = sorted(set(read_json(folder / index, "list of weights")["weight_map"].values()))
-                if any(Path(name).name != name for name in names):
+                if any(Path(name).name != name or not name.isprintable() or len(name) > 200 for name in names):
                     raise ValueError("a file of another folder")
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 if isinstance(error, CofituneError):

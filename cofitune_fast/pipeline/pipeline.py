@@ -270,7 +270,7 @@ class Pipeline:
         if row["state"] == "failed":
             return []
         path, merged = self.output / "checks.json", self.output / "merged"
-        known = read_json(path, "list of checks") if path.is_file() else {}
+        known = read_json(path, "list of checks", {"checks": [{"passed": bool}]}) if path.is_file() else {}
         passed = known and all(check["passed"] for check in known["checks"])
         if known.get("run") != run.id or not passed:
             self.observer.stage("Delta merged, reloaded and scored again")

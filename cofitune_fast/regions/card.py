@@ -12,6 +12,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
+from ..errors import CofituneError
+from ..files import flaw
 from .cells import ROLES
 from .region import LayerSet
 
@@ -20,6 +22,7 @@ SOMEWHERE = "path/to/this/folder"
 """Stands in a card for the place of the delta until it has one on the hub."""
 _BASE = "path/to/the/base"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_MOST_LAYERS = 10_000  # a picture of more is an attack
 _NINETY_FIVE = 1.96  # standard errors to each side of a 95 % interval of a mean
 # The folders before the last part of an absolute path: in single quotes, as the shell writes blanks, or bare.
 _QUOTED = re.compile(r"'(?:~|[A-Za-z]:)?[/\\](?:[^'/\\]+[/\\])*([^'/\\]*)'")
@@ -41,13 +44,14 @@ class Cells:
     @classmethod
     def read(cls, value: Any) -> Cells | None:
         """Read what cofitune.json says; None where it says nothing that can be drawn."""
-        try:
-            found = cls(int(value["layers"]), {role: str(value["roles"][role]) for role in ROLES
-                                               if role in value["roles"]}, int(value["elements"]))
-            found.picture()
-        except (KeyError, TypeError, ValueError):
+        if flaw(value, {"layers": int, "roles": {str: str}, "elements": int}):
             return None
-        return found
+        found = cls(value["layers"], {role: value["roles"][role] for role in ROLES if role in value["roles"]},
+                    value["elements"])
+        try:
+            return found if found.layers <= _MOST_LAYERS and found.picture() else None
+        except CofituneError:
+            return None
 
     def picture(self) -> str:
         """Draw the grid as text: a line per role, a character per layer, trained cells full."""

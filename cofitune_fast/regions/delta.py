@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ from torch import nn
 
 from .. import __version__
 from ..errors import CofituneError
-from ..files import WriteFailed, atomic_folder, atomic_path, cache_folder, read_json, write_json, write_text
+from ..files import (
+    WriteFailed,
+    atomic_folder,
+    atomic_path,
+    cache_folder,
+    flaw,
+    parse_json,
+    read_json,
+    write_json,
+    write_text,
+)
 from ..models.fingerprint import (
     base_digests,
     base_fingerprint,
@@ -79,6 +89,13 @@ class DeltaInfo:
     scores: dict[str, Any]
     versions: dict[str, str]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_FORM = {  # of a delta's description, see `files.flaw`
+    "format": int, "region": str, "parameters": {str: str}, "base": {"model": str, "fingerprint": str, "dtype": str},
+    "frozen_fingerprint": str, "settings": dict, "scores": dict, "versions": {str: str},
+    "parts?": {str: {"parameter": str, "dim": int, "start": int, "stop": int, "period": int}},
+}
 
 
 def save_delta(
@@ -225,16 +242,19 @@ def read_delta(path: str | Path) -> DeltaInfo:
         content = (file.metadata() or {}).get("cofitune")
     if content is None:
         raise CofituneError(f"{path} is not a delta: {TENSORS} does not say which base and region it belongs to.")
-    try:
-        content = json.loads(content)
-        if content["format"] not in (_FORMAT, _WITH_PARTS):
-            raise CofituneError(
-                f"The delta {path} has the format {content['format']}, this version reads {_FORMAT} and {_WITH_PARTS}; "
-                "update cofitune-fast."
-            )
-        return DeltaInfo(**{**content, "base": BaseInfo(**content["base"])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CofituneError(f"The delta {path} is damaged: its description lacks {error}; make it anew.") from None
+    what = f"The delta {path} is damaged: its description"
+    content = parse_json(content, what, {"format": int}, "make or copy it anew")
+    if content["format"] not in (_FORMAT, _WITH_PARTS):
+        raise CofituneError(
+            f"The delta {path} has the format {content['format']}, this version reads {_FORMAT} and {_WITH_PARTS}; "
+            "update cofitune-fast."
+        )
+    if problem := flaw(content, _FORM):
+        raise CofituneError(f"{what} cannot be used: {problem}; make or copy it anew.")
+    Region.parse(content["region"])  # refuses a text that is none
+    base = BaseInfo(*(content["base"][one.name] for one in fields(BaseInfo)))
+    known = {one.name: content[one.name] for one in fields(DeltaInfo) if one.name in content}
+    return DeltaInfo(**{**known, "base": base})
 
 
 def load_delta(
@@ -269,6 +289,9 @@ def check_tensors(file: Any, info: DeltaInfo, targets: Mapping[str, torch.Tensor
 
     file: the opened delta. targets: see `targets_of`.
     """
+    if others := info.parameters.keys() ^ set(file.keys()):
+        raise CofituneError(f"The delta {path} is damaged: {min(others)} stands in its description alone or in its "
+                            "tensors alone; make or copy it anew.")
     for name, digest in info.parameters.items():
         tensor = file.get_tensor(name)
         if name in targets and not targets[name].is_floating_point():
@@ -311,7 +334,24 @@ def targets_of(model: nn.Module, info: DeltaInfo, path: str | Path) -> dict[str,
             raise CofituneError(
                 f"The delta {path} does not fit this model: it holds {name}, which the model lacks ({error})."
             ) from None
+    if info.parameters.keys() <= targets.keys():  # else `check_tensors` says that the model is another one
+        _check_region(model, info, path)
     return targets
+
+
+def _check_region(model: nn.Module, info: DeltaInfo, path: str | Path) -> None:
+    """Refuse a delta that holds other tensors than those of the region that it states."""
+    try:
+        stated = {name for name, _ in Region.parse(info.region).parameters(model)}
+    except CofituneError:
+        if info.parts:
+            return  # a version that maps this model's roles otherwise; names, places and digests have to do
+        raise
+    if others := stated ^ info.parameters.keys():
+        name = min(others)
+        problem = "lacks {}, which belongs" if name in stated else "holds {}, which does not belong"
+        raise CofituneError(f"The delta {path} is not what it says: it {problem.format(name)} to its region "
+                            f"{info.region}; make or copy it anew.")
 
 
 def _views(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -357,7 +397,8 @@ def opened(path: str | Path) -> Iterator[Any]:
     except WriteFailed:
         raise
     except (SafetensorError, OSError) as error:
-        raise CofituneError(f"The delta {path} is damaged or incomplete ({error}); make or copy it anew.") from None
+        raise CofituneError(f"The delta {path} is damaged or incomplete ({error!s:.200}); make or copy it "
+                            "anew.") from None
 
 
 def _write(

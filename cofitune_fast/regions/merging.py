@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import shutil
@@ -219,7 +218,7 @@ def _write_shards(
         raise CofituneError(f"The merged model lacks tensors, such as {min(missing | changes.keys() - written.keys())};"
                             " copy the base anew.")
     if (folder / INDEX).is_file() and len(headers) > 1:
-        index = read_json(folder / INDEX, "list of weights")
+        index = read_json(folder / INDEX, "list of weights", dict)
         size = sum(entry.end - entry.begin for entry in written.values())
         if dtypes and isinstance(index.get("metadata"), dict) and index["metadata"].get("total_size", size) != size:
             index["metadata"]["total_size"] = size
@@ -320,7 +319,7 @@ def _write_rest(
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         copied.append(str(source.relative_to(folder)))
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG, "model configuration", dict)
     changed = _set_dtype(config, str(written).removeprefix("torch.")) if written is not None else []
     if changed:
         write_json(building / CONFIG, config)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import CofituneError
 from . import metrics
 from .results import Score, SuiteScores
-from .suite import VERSATILITY
+from .suite import GROUPS, VERSATILITY
 
 _AT_ONCE = 2**22  # item counts in memory at a time
 
@@ -32,6 +33,8 @@ def resampled_together(
     suites: Sequence[SuiteScores], resamples: int = 2000, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Resample the figures of several models with the same draws of items, float64 [resamples, models] each."""
+    if lacking := [group for group in GROUPS if not suites[0].tasks.get(group)]:
+        raise CofituneError(f"These scores lack the tasks of {', '.join(lacking)}; score the model anew.")
     groups = {
         "spec" if group == "speciality" else group:
             np.mean([_resampled(name, [suite.tasks[group][name] for suite in suites], resamples, seed)
@@ -50,6 +53,8 @@ def resampled_score(name: str, score: Score, resamples: int = 2000, seed: int = 
 def _resampled(name: str, scores: Sequence[Score], resamples: int, seed: int) -> np.ndarray:
     """Resample the values of several models' scores with the same draws, float64 [resamples, models]."""
     size = len(scores[0].items)
+    if not size or any(len(score.items) != size for score in scores):
+        raise CofituneError(f"The scores of {name} lack items that their resampling needs; score the model anew.")
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
     of_counts = [_of_counts(score.metric, score.items) for score in scores]
     drawn, step = [], max(1, _AT_ONCE // size)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from functools import cache, partial
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..errors import CofituneError
+from ..files import flaw
 from . import metrics
 from .suite import GROUPS, VERSATILITY
 
@@ -28,6 +29,10 @@ SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
 DRIFTS = {"drift": "instruction", "task_drift": "speciality"}
 """KLs to the base in SuiteScores, and the group on whose responses each is measured."""
 
+_SCORE = {  # form of a score in a file, see `files.flaw`
+    "value": float, "se": float, "n": int, "metric": str, "metrics": {str: float}, "items?": [list],
+    "notes?": {str: str},
+}
 _FORMER = {"prompt_strict": "prompt_level_strict_acc", "instruction_strict": "inst_level_strict_acc"}
 """Former names of metrics in files, and their names now."""
 
@@ -70,9 +75,31 @@ class Score:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Score:
+        if problem := flaw(entry, _SCORE):
+            raise CofituneError(f"A score is damaged: {problem}; score the model anew.")
         metric, items = _FORMER.get(entry["metric"], entry["metric"]), entry.get("items", ())
         read = partial(metrics.read_item, metric) if metric in metrics.METRICS else lambda values: ItemScore(*values)
-        return cls(**{**entry, "metric": metric, "items": [read(item) for item in items]})
+        try:
+            found = [read(item) for item in items]
+        except TypeError as error:  # the wrong number of values
+            raise CofituneError(f"An item of a score by {metric} is damaged ({error}); score the model anew.") from None
+        if any(not _is_of(value, kind) for item in found for value, kind in
+               zip(item, _types(type(item)).values(), strict=True)):
+            raise CofituneError(f"An item of a score by {metric} is damaged; score the model anew.")
+        known = {one.name: entry[one.name] for one in fields(cls) if one.name in entry}
+        return cls(**{**known, "metric": metric, "items": found})
+
+
+_types = cache(get_type_hints)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """True if a value is of a type of an item's field: a plain one, tuple[TYPE, ...], or several joined by |."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, get_args(kind)[0]) for one in value)
+    if get_args(kind):
+        return any(_is_of(value, one) for one in get_args(kind))
+    return flaw(value, kind) is None
 
 
 def make_score(items: Sequence[ItemScore], metric: str, success: str) -> Score:
@@ -200,6 +227,9 @@ class SuiteScores:
         missing = [key for key in keys if key not in entry]
         if missing:
             raise CofituneError(f"These scores lack {', '.join(missing)}; they were not written by SuiteScores.")
+        drift = dict.fromkeys((f"{name}?" for name in DRIFTS), (dict, type(None)))
+        if problem := flaw(entry, {**dict.fromkeys(keys, float), "tasks?": {str: {str: dict}}, **drift}):
+            raise CofituneError(f"These scores are damaged: {problem}; score the model anew.")
         tasks = {
             group: {name: Score.from_dict(score) for name, score in scores.items()}
             for group, scores in entry.get("tasks", {}).items()

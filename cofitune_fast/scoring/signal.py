@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..errors import CofituneError
+from ..files import flaw
 from ..memory.cached_prefix import CachedPrefix
 from .bootstrap import resampled_score
 from .drift import BaseStates
@@ -65,6 +67,8 @@ class Signal:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Signal:
+        if problem := flaw(entry, {"nll": {str: dict}, "drift": (dict, type(None))}):
+            raise CofituneError(f"This signal is damaged: {problem}; score the model anew.")
         drift = Score.from_dict(entry["drift"]) if entry["drift"] else None
         return cls({name: Score.from_dict(score) for name, score in entry["nll"].items()}, drift)
 

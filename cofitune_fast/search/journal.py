@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
-from ..files import make_folder, sync, writing
+from ..files import flaw, make_folder, parse_json, sync, writing
 from ..training import differences
 
 VERSION = 4
@@ -70,6 +70,9 @@ class Journal:
                 f"The journal {self.path} is of version {header.get('version')}, this program writes {VERSION}; "
                 "choose another output folder."
             )
+        if problem := flaw(header, {"settings": dict}):
+            raise CofituneError(f"Line 1 of the journal {self.path} is broken: {problem}; choose another "
+                                "output folder.")
         changed = differences(header["settings"], settings)
         if changed:
             raise CofituneError(
@@ -88,13 +91,8 @@ class Journal:
                 file.truncate(len(whole))
         records = []
         for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                records.append({**record, "kind": record["kind"]})
-            except (json.JSONDecodeError, TypeError, KeyError):
-                raise CofituneError(
-                    f"Line {number} of the journal {self.path} is broken; remove that line or choose another folder."
-                ) from None
+            what = f"Line {number} of the journal {self.path} is broken: it"
+            records.append(parse_json(line, what, {"kind": str}, "remove that line or choose another folder"))
         return records
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_json
+from ..errors import CofituneError
+from ..files import flaw, read_json, write_json
 from ..scoring import Signal, SuiteScores, resampled_figures
 from .journal import Journal
 from .pace import Operations, Pace
@@ -14,6 +15,14 @@ from .uncertainty import Estimate, Measure
 
 BASE = "base"
 COSTS = ("seconds", "tokens", "flops", "full_sft")
+_COST = {**dict.fromkeys(COSTS, float), "scoring_flops?": float,
+         "training_seconds": float, "scoring_seconds": float,
+         "steady_seconds?": (float, type(None))}
+_FORMS = {  # of the records by their kind, see `files.flaw`
+    "base": {"scores": dict, "cost": _COST},
+    "rung": {"id": str, "end": float, "scores": dict, "cost": _COST},
+    "prior": {"level": str, "values": {str: float}},
+}
 
 
 class Ledger:
@@ -24,6 +33,10 @@ class Ledger:
     """
 
     def __init__(self, journal: Journal, resamples: int):
+        for number, record in enumerate(journal.records, 2):
+            if problem := flaw(record, _FORMS.get(record["kind"], dict)):
+                raise CofituneError(f"Line {number} of the journal {journal.path} is broken: {problem}; remove that "
+                                    "line or choose another folder.")
         self._journal, self._resamples = journal, resamples
         self._scores = journal.path.parent / "scores"
         self._rungs = {(record["id"], record["end"]): record for record in journal.of_kind("rung")}
@@ -36,7 +49,7 @@ class Ledger:
 
     def base_scores(self) -> SuiteScores:
         """Read the base's scores with their items; they must have been kept."""
-        return SuiteScores.from_dict(read_json(self._file(BASE, 0.0), "scores of the base")["uni"])
+        return SuiteScores.from_dict(read_json(self._file(BASE, 0.0), "scores of the base", {"uni": dict})["uni"])
 
     def rung(self, node: str, end: float) -> dict[str, Any] | None:
         """Return the job, scores and cost of a node's rung that ended at the fraction `end`, or None."""
@@ -85,7 +98,7 @@ class Ledger:
         """Return a figure of a node (or of BASE at 0) after a fraction of its training, with bootstrap draws."""
         key = node, fraction, measure
         if key not in self._estimates:
-            items = read_json(self._file(node, fraction), "scores of a node")[measure]
+            items = read_json(self._file(node, fraction), "scores of a node", {measure: dict})[measure]
             if measure == "uni":
                 scores = SuiteScores.from_dict(items)
                 value, drawn = scores.uni, resampled_figures(scores, self._resamples)["uni"]

@@ -190,7 +190,7 @@ class Search:
     def test(self, result: SearchResult) -> dict[str, dict[str, float]]:
         """Return the scores of the base and the chosen node on the test part, computed once and kept in test.json."""
         path = self.output / "test.json"
-        known = read_json(path, "test scores") if path.is_file() else {}
+        known = read_json(path, "test scores", {"base": dict, "chosen": dict}) if path.is_file() else {}
         if known.get("node") != result.choice.chosen:
             node = result.chosen
             job = {**self._job(node, node.fraction), "split": "test", "measure": ["uni"]}

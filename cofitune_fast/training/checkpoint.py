@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CofituneError
+from ..errors import CofituneError, first_line
 from ..files import atomic_path, read_json, sync, write_json
 from ..models.sharded import rank, whole_on_rank_0
 
@@ -35,6 +35,12 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "training_state.json"
 DESCRIPTION = "checkpoint.json"
 _VERSION = 1
+_STATE = {  # form of the file, see `files.flaw`
+    "optimizer": {"numbers": {str: dict}, "param_groups": [{
+        "params": [(str, int)], "lr?": float, "betas?": [float], "eps?": float, "weight_decay?": float}]},
+    "scheduler": dict,
+    "random": {"python": list, "numpy": list, "torch": str, "cuda": [str]},
+}
 _NEEDED = {"delta.safetensors", "cofitune.json", OPTIMIZER_FILE, STATE_FILE, "trainer_state.json"}
 
 
@@ -226,7 +232,7 @@ def load_training_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, A
         CofituneError: a file is missing or cannot be read.
     """
     folder = Path(folder)
-    content = read_json(folder / STATE_FILE, "training state")
+    content = read_json(folder / STATE_FILE, "training state", _STATE)
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in content["optimizer"]["numbers"].items()}
     try:
         with safe_open(folder / OPTIMIZER_FILE, "pt") as file:
@@ -256,13 +262,22 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.random.set_rng_state(_decode(states["torch"]))
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+    """Set the generators to what `random_states` returned.
+
+    Raises:
+        CofituneError: a generator does not take its state.
+    """
+    try:
+        version, internal, gauss_next = states["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        torch.random.set_rng_state(_decode(states["torch"]))
+        if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:  # each knows its own form
+        raise CofituneError("The checkpoint's states of the random number generators are damaged "
+                            f"({first_line(error)}); resume from an earlier checkpoint.") from None
 
 
 def _encode(state: Tensor) -> str:

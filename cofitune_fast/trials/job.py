@@ -105,7 +105,8 @@ def _train(bench: Workbench, setup: TrialSetup, job: Mapping[str, Any], region: 
         load_delta(bench.model, finished, base_fingerprint=bench.base.fingerprint)
         return dict(_NOTHING_TRAINED)
     if checkpoint is not None:
-        state = read_json(Path(checkpoint) / "trainer_state.json", "state of a training")
+        state = read_json(Path(checkpoint) / "trainer_state.json", "state of a training",
+                          {"global_step": int, "max_steps": int})
         if state["global_step"] >= _last_step(job["end"], state["max_steps"]):
             load_delta(bench.model, checkpoint, base_fingerprint=bench.base.fingerprint)
             return dict(_NOTHING_TRAINED)

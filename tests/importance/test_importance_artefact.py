@@ -72,7 +72,7 @@ def test_load_refuses_a_truncated_file(tmp_path, keep):
     [
         ('{"layers": [1]}', r"damaged \(The scores ffn.neuron must be float32 \[1 layers"),
         ('{"layers": [1, 3], "unknown": 1}', "damaged .*unknown"),
-        ('{"samples": 3}', "damaged .*layers"),
+        ('{"samples": 3}', "damaged: .*layers"),
         ('{"layers": 3}', "damaged"),
         ("{", "damaged"),
         ("[]", "damaged"),
