@@ -10,7 +10,7 @@ DOCS := build/docs-venv
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo check test test-full bench docs lint types release-check format sanitize clean
+.PHONY: demo check test test-full fuzz bench docs lint types release-check format sanitize clean
 
 demo: $(MODEL)
 	$(BIN)/cofitune demo --output demo-run
@@ -29,6 +29,10 @@ test: $(MODEL) lint
 test-full: $(MODEL) lint
 	$(BIN)/pytest benchmarks --benchmark-only
 	COFITUNE_TEST=full $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Changed files for every reader: only a right reading or one sentence may come of it.
+fuzz: $(READY)
+	COFITUNE_FUZZ=$${COFITUNE_FUZZ:-50000} $(BIN)/pytest tests/fuzz -s
 
 bench: $(READY)
 	COFITUNE_BENCH=full $(BIN)/pytest benchmarks --benchmark-only -s

@@ -6,11 +6,13 @@ What the operating system refuses (a full or read-only disk, a quota, a permissi
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -51,9 +53,10 @@ def atomic_path(path: str | Path, need: int | None = None) -> Iterator[Path]:
     Raises:
         WriteFailed: the file cannot be written.
     """
-    path = Path(path)
+    path = possible_path(path)
     make_folder(path.parent)
-    temporary = _beside(path)
+    _sweep_once(path.parent)
+    temporary = unused_name(path)
     with writing(path, need, temporary):
         temporary.touch(exist_ok=False)
         try:
@@ -80,11 +83,13 @@ def atomic_folder(path: str | Path, need: int | None = None) -> Iterator[Path]:
     Raises:
         WriteFailed: the folder cannot be written.
     """
-    path = Path(path)
+    path = possible_path(path)
     target = path.resolve() if path.is_symlink() else path
     stays = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
     make_folder(target if stays else target.parent)
-    temporary, old = _beside(target / target.name if stays else target), _beside(target)
+    for folder in (target.parent, target):
+        _sweep_once(folder)
+    temporary, old = unused_name(target / target.name if stays else target), unused_name(target, "old")
     with writing(path, need, temporary):
         temporary.mkdir()
         try:
@@ -139,13 +144,27 @@ def foreign_content(folder: Path) -> list[Path]:
     return [inside for inside in folder.iterdir() if inside.name != "lost+found"]
 
 
+def possible_path(path: str | Path) -> Path:
+    """Return the path, unless no file can have it.
+
+    Raises:
+        CofituneError: it holds a NUL, or a character that names of files cannot hold, such as half of a surrogate pair.
+    """
+    try:
+        if 0 not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise CofituneError(f"The path {str(path)!a} holds a character that no file name can hold; choose another one.")
+
+
 def make_folder(path: str | Path) -> Path:
     """Create the folder `path` and missing parents, synced to disk so that they survive a power cut.
 
     Raises:
         WriteFailed: it cannot be created.
     """
-    path = Path(path)
+    path = possible_path(path)
     with writing(path, None, path, *path.parents):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -255,7 +274,7 @@ def read_json(path: str | Path, what: str, form: Any = object) -> Any:
     Raises:
         CofituneError: the file is absent, no JSON, or not of the form.
     """
-    path = Path(path)
+    path = possible_path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -322,7 +341,7 @@ def writable_folder(path: str | Path) -> Path:
     Raises:
         CofituneError: they cannot.
     """
-    path = Path(path)
+    path = possible_path(path)
     try:
         make_folder(path)
         with tempfile.TemporaryFile(dir=path):
@@ -335,10 +354,10 @@ def writable_folder(path: str | Path) -> Path:
 def cache_folder() -> Path:
     """Folder of converted models and caches, which need not exist.
 
-    It is COFITUNE_CACHE if that is set, else cofitune_fast in XDG_CACHE_HOME or in ~/.cache. A user without a home
-    folder has it in the folder for temporary files.
+    It is COFITUNE_CACHE if that is set and not blank, else cofitune_fast in XDG_CACHE_HOME or in ~/.cache. A user
+    without a home folder has it in the folder for temporary files.
     """
-    if named := os.environ.get("COFITUNE_CACHE"):
+    if (named := os.environ.get("COFITUNE_CACHE", "")).strip():
         return Path(os.path.expanduser(named))
     if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):  # by its specification any other value is ignored
         return Path(named) / "cofitune_fast"
@@ -349,9 +368,81 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"cofitune_fast-{user}"
 
 
-def _beside(path: Path) -> Path:
-    """Return an unused hidden name in the same folder, with the same suffix."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
+def unused_name(path: Path, kind: str = "new") -> Path:
+    """Return an unused hidden name in the same folder, with the same suffix, that tells its owner: this process.
+
+    kind: "new" for what is being written, "old" for what was moved aside. `sweep` reads these names.
+    """
+    pid = os.getpid()
+    owner = f"{kind}-{_machine()}-{pid}-{_start(pid) or 0}-{secrets.token_hex(6)}"
+    return path.with_name(f".{path.name}.{owner}{path.suffix}")
+
+
+_OWNED = re.compile(r"\.(?P<name>.+)\.(?P<kind>new|old)-(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,10})-(?P<start>\d{1,20})-"
+                    r"[0-9a-f]{12}(\.[^.]*)?")
+_SWEPT: set[tuple[int, Path]] = set()  # (process, folder), because a forked child begins anew
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes of this machine left in `folder` under a temporary name.
+
+    A folder that was moved aside goes back if nothing has taken its place. What a living process writes stays, and so
+    does what another machine or container wrote, because from here one cannot see whether its owner lives. What cannot
+    be read or removed stays too: leftovers never stop a run.
+    """
+    with suppress(OSError):
+        for left in list(Path(folder).iterdir()):
+            found = _OWNED.fullmatch(left.name)
+            if found is None or found["machine"] != _machine() or _lives(int(found["pid"]), int(found["start"])):
+                continue
+            with suppress(OSError):
+                place = left.with_name(found["name"])
+                if found["kind"] == "old" and not os.path.lexists(place):
+                    os.replace(left, place)
+                elif left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+
+def _sweep_once(folder: Path) -> None:
+    """Sweep a folder at the first write of this process, which costs one reading of its names."""
+    mark = os.getpid(), Path(os.path.abspath(folder))
+    if mark not in _SWEPT:
+        _SWEPT.add(mark)
+        sweep(folder)
+
+
+def _machine() -> str:
+    """Return eight digits for the machine and its space of process numbers: a container has its own."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _start(pid: int) -> int | None:
+    """Return the time at which a process began, in ticks since the machine's start; None if it is not known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[19])  # after the name, which may hold blanks and brackets
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _lives(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` may still live: a number is given again to later processes."""
+    if os.name == "nt":  # there signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    now = _start(pid)
+    return now is None or not start or now == start
 
 
 def sync(path: Path) -> None:

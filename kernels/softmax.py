@@ -12,7 +12,8 @@ from .rounding import bf16_to_float, nearest_bf16
 
 BLOCK = 4096
 WARPS = 8
-_NOWHERE = tl.constexpr(-1e30)  # stands for -inf; finite, because 0 * inf is NaN
+_NOWHERE = tl.constexpr(-1e30)  # below all logits; finite, because -inf minus -inf is NaN
+_LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32; stands for inf, because inf - inf is NaN
 
 
 @triton.jit
@@ -32,8 +33,8 @@ def log_sum_kernel(log_sums, logits, vocabulary, BLOCK: tl.constexpr):
     start = 0
     while start < vocabulary:  # not range: see grad_norm.py
         here = start + lanes < vocabulary
-        z = tl.where(here, read(logits + start + lanes, here), _NOWHERE)
-        new = tl.maximum(largest, tl.max(z))
+        z = tl.where(here, read(logits + start + lanes, here), float("-inf"))
+        new = tl.minimum(tl.maximum(largest, tl.max(z)), _LARGEST)
         sums = sums * tl.exp(largest - new) + tl.exp(z - new)
         largest = new
         start += BLOCK

@@ -192,14 +192,74 @@ def test_many_writers_of_one_path_leave_one_whole_text(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_text(tmp_path):
-    files.write_text(tmp_path / "a", "old")
-    code = ("import os, signal, sys\nfrom cofitune_fast import files\n"
-            "with files.atomic_path(sys.argv[1]) as temporary:\n"
-            "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=Path(files.__file__).parents[1])
-    assert done.returncode < 0 and (tmp_path / "a").read_text() == "old"
+_KILLED = """
+import os, signal, sys
+from cofitune_fast import files
+kind, path, ends = sys.argv[1:]
+files.sweep = lambda folder: None  # else one child sweeps what another has left
+if kind == "moved":
+    files.os.replace = lambda old, new, real=os.replace: (
+        os.kill(os.getpid(), signal.SIGKILL) if new == path or str(new) == path else real(old, new))
+make = files.atomic_path if kind == "file" else files.atomic_folder
+with make(path) as temporary:
+    (temporary if kind == "file" else temporary / "a").write_text("half")
+    if ends == "waits":
+        print(flush=True)
+        sys.stdin.read()
+    if kind != "moved":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
+
+def _child(kind: str, path: Path, ends: str = "killed") -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", _KILLED, kind, str(path), ends], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, cwd=Path(files.__file__).parents[1])
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_write_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SWEPT", set())
+    files.write_text(tmp_path / "a", "old")
+    with files.atomic_folder(tmp_path / "moved") as temporary:
+        (temporary / "a").write_text("old")
+    dead = [_child("file", tmp_path / "a"), _child("folder", tmp_path / "b"), _child("moved", tmp_path / "moved")]
+    living = _child("folder", tmp_path / "c", "waits")
+    living.stdout.readline()
+    assert [child.communicate()[0] or child.returncode for child in dead] == [-9] * 3
+    assert (tmp_path / "a").read_text() == "old" and not (tmp_path / "moved").exists()
+    foreign = [files.unused_name(tmp_path / "d"), tmp_path / ".a.0123456789ab", tmp_path / ".new-1"]
+    foreign[0] = foreign[0].with_name(foreign[0].name.replace(files._machine(), "00000000"))
+    for path in foreign:
+        path.touch()
+    assert len(list(tmp_path.iterdir())) == 9  # a, one each of a, b and c, two of moved, three foreign ones
+
+    monkeypatch.setattr(files, "_SWEPT", set())
+    files.write_text(tmp_path / "e", "new")
+    left = {path.name for path in tmp_path.iterdir()} - {path.name for path in foreign}
+    assert {name for name in left if not name.startswith(".c.")} == {"a", "e", "moved"} and len(left) == 4
+    assert (tmp_path / "moved" / "a").read_text() == "old"  # its successor had not taken its place
+    living.communicate(b"")
+    files.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "e", "moved", *(path.name for path in foreign)}
+
+
+def test_a_number_that_was_given_to_a_later_process_is_not_the_owner():
+    assert files._lives(os.getpid(), files._start(os.getpid()) or 0)
+    assert not files._lives(os.getpid(), 1) or files._start(os.getpid()) is None
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_path_that_no_file_can_have_is_a_sentence(tmp_path, name):
+    for act in (lambda path: files.write_text(path, ""), files.writable_folder, files.make_folder,
+                lambda path: files.read_json(path, "delta"), lambda path: files.atomic_folder(path).__enter__()):
+        with pytest.raises(CofituneError, match="character that no file name can hold"):
+            act(tmp_path / name)
+
+
+def test_a_blank_cache_variable_is_unset(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for blank in ("", " "):
+        monkeypatch.setenv("COFITUNE_CACHE", blank)
+        assert files.cache_folder() == tmp_path / "cofitune_fast"
 
 def test_what_the_system_refuses_is_one_sentence_with_path_need_and_room(tmp_path, monkeypatch):
     code = errno.ENOSPC

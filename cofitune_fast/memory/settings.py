@@ -57,5 +57,5 @@ def parse_size(text: str | int, where: str) -> int:
 
 def prefix_cache_folder() -> Path:
     """Folder of all prefix caches: COFITUNE_PREFIX_CACHE, else `prefix` in the cache folder."""
-    named = os.environ.get("COFITUNE_PREFIX_CACHE")
+    named = os.environ.get("COFITUNE_PREFIX_CACHE", "").strip()
     return Path(named) if named else cache_folder() / "prefix"

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import WriteFailed, atomic_folder, cache_folder
+from ..files import WriteFailed, atomic_folder, cache_folder, sweep, unused_name
 
 _SESSION: dict[Path, Path] = {}  # conversions that could not be kept: the cache's folder -> the temporary one
 
@@ -30,7 +30,9 @@ def kept_folder(kind: str, name: str, need: Callable[[], int], write: Callable[[
             write(temporary)
     except WriteFailed as error:
         logging.getLogger("cofitune_fast").warning(f"The converted model is not kept for later runs: {error}")
-        temporary = Path(tempfile.mkdtemp(prefix=f"cofitune-{kind}-"))
+        sweep(tempfile.gettempdir())
+        temporary = unused_name(Path(tempfile.gettempdir(), f"cofitune-{kind}"))
+        temporary.mkdir(mode=0o700)
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         try:
             write(temporary)

@@ -118,6 +118,8 @@ _library_op = torch.ops.cofitune_fast.grad_norm.default
 
 @torch.library.impl("cofitune_fast::grad_norm", "default")
 def _grad_norm(grads: Tensors, weights: Tensors, max_norm: float, backend: str) -> _Results:
+    # The dispatcher hands a ZeroTensor on as one element that is read many times, which no kernel takes.
+    grads, weights = ([x.contiguous() for x in given] for given in (grads, weights))
     return op.run(backend, grads[0].device if grads else torch.device("cpu"), grads, weights, max_norm)
 
 

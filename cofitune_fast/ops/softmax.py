@@ -96,8 +96,8 @@ def _(logits, log_sums, scales, backend):
 def log_sum_exp(logits: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
     """Compute log sum_j e^z_j of each row: float32 [n], or float64 for float64 logits.
 
-    The result is NaN or infinite where a logit is. It is not differentiable. The logits are read once, and only the
-    result is allocated.
+    The result is NaN where a logit is, else inf where a logit is, and -inf where all are. It is not differentiable.
+    The logits are read once, and only the result is allocated.
 
     Args:
         logits: [n, V], contiguous, of a floating dtype; V at least 1.

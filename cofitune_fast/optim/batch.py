@@ -70,8 +70,11 @@ class Batch:
             self._check_placements(grads)
         grads = self._local(grads)
         for index, grad in enumerate(grads):
-            if not grad.is_contiguous():
-                p, grads[index] = self.params[index], grad.contiguous()
+            memoryless = not torch.compiler.is_compiling() and grad._is_zerotensor()  # its address is 0
+            if memoryless or not grad.is_contiguous():
+                p = self.params[index]
+                grads[index] = torch.zeros_like(p, memory_format=torch.contiguous_format) if memoryless else (
+                    grad.contiguous())
                 p.grad = distributed(grads[index], p, p.shape)
         return grads
 

@@ -35,6 +35,14 @@ CF_BODY void sum_row(SumRow& row) {
   }
   float largest = maxima[0];
   for (const float maximum : maxima) largest = maximum > largest ? maximum : largest;
+  if (std::isinf(largest)) {  // inf - inf would be NaN; the sum is NaN only if a logit is, which no maximum shows
+    row.log_sum = largest;
+    for (int64_t i = 0; i < row.size; ++i) {
+      const float value = Format::read(logits[i]);
+      if (value != value) row.log_sum = value;
+    }
+    return;
+  }
 
   double all[kLanes] = {};
   for (int64_t block = 0; block < row.size; block += kBlock) {

@@ -1,11 +1,11 @@
 """What ends a turn is one answer, for whoever writes, generates and trains."""
 
 import pytest
-from tiny import CHATML, make_tiny_model
+from tiny import CHATML, make_tiny_model, make_tiny_tokenizer
 
 from cofitune_fast.anchor import writing
 from cofitune_fast.data import Example, encode_example
-from cofitune_fast.data.chat import TurnEnd, tokens_with, turn_end
+from cofitune_fast.data.chat import TurnEnd, template, tokens_with, turn_end
 from cofitune_fast.data.look import segments
 from cofitune_fast.errors import CofituneError
 from cofitune_fast.scoring import generate_texts, generation
@@ -90,3 +90,16 @@ def test_how_many_tokens_hold_a_text(tiny_tokenizer):
     ids = tiny_tokenizer("xé</a>b</a>")["input_ids"]  # é is two tokens
     assert tokens_with(tiny_tokenizer, ids, "</a>") == 7
     assert tokens_with(tiny_tokenizer, ids, "</b>") is None
+
+
+def test_a_template_without_an_end_is_a_sentence_and_its_thread_goes_on(monkeypatch):
+    monkeypatch.setattr(template, "SECONDS", 0.2)
+    tokenizer = make_tiny_tokenizer()
+    whole = template.render(tokenizer, template.GREETING)
+    ordinary, endless = tokenizer.chat_template, "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    tokenizer.chat_template = endless
+    with pytest.raises(CofituneError, match=r"has not ended after 0\.2 s for a conversation of 1 turns") as failed:
+        template.render(tokenizer, template.GREETING)
+    assert not isinstance(failed.value, template.TemplateRefusal)  # which the probes of a template take for an answer
+    tokenizer.chat_template = ordinary
+    assert template.render(tokenizer, template.GREETING) == whole

@@ -165,3 +165,11 @@ def test_it_compiles_without_a_graph_break():
     compiled = torch.compile(lambda grads: grad_norm(grads, 1.0).clip, fullgraph=True, backend="eager")
     grads = [torch.randn(3, 5), torch.randn(7)]
     assert torch.equal(compiled(grads), grad_norm(grads, 1.0).clip)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_zero_tensor_without_memory_counts_as_zeros(backend):
+    grads = [torch._efficientzerotensor(7), torch.tensor([3.0, 4.0])]
+    weights = [torch.ones(7), torch.tensor([1.0, 2.0])]
+    norm, _, dots = grad_norm(grads, weights=weights, backend=backend)
+    assert norm.item() == 5 and [dot.item() for dot in dots] == [0, 11]

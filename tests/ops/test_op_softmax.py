@@ -154,3 +154,14 @@ def test_library_checks():
     torch.library.opcheck(torch.ops.cofitune_fast.log_sum_exp.default, (Z, "auto"))
     torch.library.opcheck(torch.ops.cofitune_fast.scaled_softmax_.default,
                           (Z.clone(), torch.zeros(2), torch.ones(2), "auto"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_infinite_logits_are_those_of_torch(dtype, backend):
+    z = logits(7, 5001, dtype=dtype)
+    z[0, 4500], z[1, [3, 4700]], z[2, 10], z[3], z[4, 1:] = torch.inf, torch.inf, -torch.inf, -torch.inf, -torch.inf
+    z[5, 4999], z[5, 7], z[6], z[6, 4800] = torch.inf, torch.nan, -torch.inf, torch.nan
+    sums = log_sum_exp(z, backend=backend)
+    torch.testing.assert_close(sums, z.float().logsumexp(-1), rtol=1e-6, atol=0, equal_nan=True)
+    assert sums[:2].isposinf().all() and sums[3].isneginf() and sums[5:].isnan().all()

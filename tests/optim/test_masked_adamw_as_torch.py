@@ -213,3 +213,23 @@ def test_hooks_can_come_first_and_be_removed(make):
         for kind in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
         for number in ("first", "second")
     ]
+
+
+def test_a_square_parameter_that_is_transposed_between_steps_and_a_zero_tensor_as_gradient():
+    generator = torch.Generator().manual_seed(0)
+    first, *grads = torch.randn(6, 4, 4, generator=generator)
+    ours, theirs = torch.nn.Parameter(first.clone()), torch.nn.Parameter(first.clone())
+    options = {"lr": 0.1, "betas": (0.9, 0.95), "weight_decay": 0.01}
+    optimizers = [MaskedAdamW([("w", ours)], max_grad_norm=None, **options), torch.optim.AdamW([theirs], **options)]
+    for step, grad in enumerate(grads):
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = grad.clone()
+            if step == 2:
+                p.data = p.data.t()  # gradient and parameter lie differently now
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    p = torch.nn.Parameter(first.clone())
+    p.grad = torch._efficientzerotensor(4, 4)
+    MaskedAdamW([("w", p)], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(p, first)

@@ -13,6 +13,10 @@ import jinja2
 from ...errors import CofituneError
 from ..messages import THOUGHTS, Message
 from .options import found_once, options_of, with_options
+from .time_limit import time_limit
+
+SECONDS = 60
+"""The longest that one conversation may take; those of real templates take milliseconds."""
 
 GREETING: list[Message] = [{"role": "user", "content": "Hello"}]
 """A prompt that any chat template takes, to see what it writes around messages."""
@@ -60,14 +64,20 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[
 
     Raises:
         TemplateRefusal: the template refuses the messages.
+        CofituneError: it takes longer than `SECONDS`, as one with an endless loop does.
     """
     return _rendered(tokenizer, [_as_taken(tokenizer, message) for message in messages], tools, **variables)
 
 
 def _rendered(tokenizer: Any, messages: list[Message], tools: Sequence[Any] = (), **variables: Any) -> str:
+    fixed = _fixed_date(tokenizer, bool(tools))
     try:
-        return tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False,
-                                             **_fixed_date(tokenizer, bool(tools)), **variables)
+        with time_limit(SECONDS):
+            return tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False, **fixed,
+                                                 **variables)
+    except TimeoutError:
+        raise CofituneError(f"The tokenizer's chat template has not ended after {SECONDS} s for a conversation of "
+                            f"{len(messages)} turns; give the tokenizer a template without endless loops.") from None
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise TemplateRefusal(f"the tokenizer's chat template refuses these messages ({error}); "
                               f"{_cure(messages)}.") from None
