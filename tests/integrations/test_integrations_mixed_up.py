@@ -1,4 +1,4 @@
-"""What was mixed up in a Trainer is refused, or comes out as if it had not been: checkpoints, models, regions, steps."""
+"""Checkpoints, models, regions and steps that a Trainer mixes up: refused, or as if they had not been."""
 
 from __future__ import annotations
 
