@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,11 +14,11 @@ from ..anchor import AnchorSettings, open_anchor
 from ..errors import CofituneError
 from ..memory.abilities import frozen_prefix
 from ..memory.prefix import FrozenPrefix
-from ..regions import BaseInfo, FrozenProof, Region, save_delta
+from ..regions import BaseInfo, FrozenProof, Region, save_delta, whole_name
 from ..regions.frozen import FrozenSummary
 from ..training.mean import Mean
 from .protection import Protect, protect
-from .reference import shares_tensors
+from .reference import shared_with_references
 from .wrapped import unwrapped
 
 
@@ -28,7 +29,8 @@ class CoFiTuneCallback(TrainerCallback):
     all but the region. During training the frozen layers below the region keep no activations. Before the micro-batches
     of a step it puts the gradient of `protect` into the parameters' `grad`. The Trainer adds its own to it, so that it
     clips and reports the norm of the gradient of its loss plus the protection. At the end the callback proves that no
-    frozen tensor has changed.
+    frozen tensor has changed. A training that ends with an error leaves checkpointing off below the region. A callback
+    belongs to one model.
 
     Args:
         region: the part to train, such as "ffn@40%-75%".
@@ -37,10 +39,10 @@ class CoFiTuneCallback(TrainerCallback):
             where the Trainer loads the model itself. None: no anchor.
         base: name, fingerprint and dtype of the base, for deltas; by default those of the model at the Trainer's
             construction, whose bytes are all read for it.
-        prove: hash the frozen tensors before and after training, and compare.
+        prove: hash the frozen tensors at the Trainer's construction, on resuming and after training, and compare.
 
     Attributes:
-        frozen: number of tensors proven unchanged, and their bytes; None before the end of a training.
+        frozen: number of tensors that the last training has left unchanged, and their bytes; None before its end.
 
     Raises:
         CofituneError: at the Trainer's construction or at the beginning of training, for arguments that do not go
@@ -58,6 +60,8 @@ class CoFiTuneCallback(TrainerCallback):
         self._prefix: FrozenPrefix | None = None
         self._proof: FrozenProof | None = None
         self._logged = Mean()
+        self._owner: ref[nn.Module] | None = None
+        self._protected_step: int | None = None  # whose protection is in `grad`
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
@@ -65,38 +69,51 @@ class CoFiTuneCallback(TrainerCallback):
     ) -> None:
         """Freeze all but the region, and open the anchor."""
         model = unwrapped(model)
+        if self._owner is not None and self._owner() is not model:
+            raise CofituneError("The callback has been given to the Trainer of another model already, whose base and "
+                                "anchor it has; make a callback for each model.")
+        self._owner = ref(model)
         _refuse(args, model)
+        _refuse_shared(self.region, model)
         if not self._known_base:
             self.base = BaseInfo.of(model)
         if self._settings is not None:
             self.protect = self._opened(model, processing_class, self._settings)
         if not self._applied(model):  # an optimizer made before may hold the region's parameters as they are
             self.region.apply(model)
+        if self._prove:
+            self._proof = FrozenProof.of(model, [name for name, _ in self.region.parameters(model)])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take the cost of checkpointing off the frozen layers, and hash the frozen tensors."""
+        """Take the cost of checkpointing off the frozen layers; on resuming, check what the checkpoint brought."""
         model = unwrapped(model)
         if not self._applied(model):
             raise CofituneError(f"The model does not train the region {self.region} alone when training begins; give "
                                 "the Trainer the model itself (no model_init), and leave requires_grad as it is.")
+        if self._proof is not None and state.global_step > 0:
+            self._check_resumed(model)
+        if self._prefix is not None:
+            self._prefix.__exit__(None, None, None)  # of a training that ended with an error
         self._prefix = frozen_prefix(model, self.region)
-        if self._prove:
-            self._proof = FrozenProof.of(model, [name for name, _ in self.region.parameters(model)])
-        self._model = model
+        self._model, self.frozen, self._logged, self._protected_step = model, None, Mean(), None
         self._cut_prefix()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Put the gradient of the protection into `grad`, which is empty now."""
+        """Put the gradient of the protection into `grad`, once for a step.
+
+        Where the data end inside a step, Trainer begins that step anew and keeps the gradients.
+        """
         self._cut_prefix()
         weight = 0.0 if self.protect is None else self.protect.anchor.settings.weight
-        if weight == 0:
+        if weight == 0 or state.global_step == self._protected_step:
             return
+        self._protected_step = state.global_step
         self._model.train()
         self.protect.calls = state.global_step  # so that a resumed training goes on with the same rows
         from accelerate.state import GradientState
@@ -152,6 +169,14 @@ class CoFiTuneCallback(TrainerCallback):
         if self._prefix is not None:
             self._prefix.stop_checkpointing()
 
+    def _check_resumed(self, model: nn.Module) -> None:
+        try:
+            self._proof.check(model)
+        except CofituneError:
+            raise CofituneError("The checkpoint has brought other frozen tensors than those of the model that the "
+                                "Trainer was made with, so it is of another base or another region; resume from a "
+                                "checkpoint of this run, and load the model anew.") from None
+
     def _opened(self, model: nn.Module, tokenizer: Any, settings: AnchorSettings) -> Protect:
         if tokenizer is None:
             raise CofituneError("The callback needs the tokenizer to write the anchor's texts with; give the Trainer "
@@ -183,9 +208,16 @@ def _refuse(args: TrainingArguments, model: nn.Module) -> None:
         "use_reentrant is true, and such checkpointing goes back through all frozen layers": (
             checkpointing.get("use_reentrant"), "leave it out of the checkpointing's keywords"),
         "args.sync_ref_model is true, and the copying would damage the frozen tensors that the reference shares": (
-            getattr(args, "sync_ref_model", False) and shares_tensors(model),
+            getattr(args, "sync_ref_model", False) and shared_with_references(model),
             "leave it out, or give a reference that is loaded as a model of its own"),
     }
     for reason, (present, remedy) in reasons.items():
         if present:
             raise CofituneError(f"{reason}: {remedy}.")
+
+
+def _refuse_shared(region: Region, model: nn.Module) -> None:
+    shared = shared_with_references(model) & {whole_name(name) for name, _ in region.parameters(model)}
+    if shared:
+        raise CofituneError(f"The region {region} holds {min(shared)}, which a reference of `reference_model` shares "
+                            "and which would change with it; make the reference for the region that is trained.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..data import label_predictors
@@ -53,6 +54,9 @@ class ChunkedLoss:
         self._refuse(model, inputs)
         mask, targets = label_predictors(inputs["labels"])
         places = mask.flatten().nonzero().squeeze(1)
+        if len(targets) == 0 and self._loss_alone:  # as transformers has it: such a batch says nothing and is left out
+            nothing = torch.tensor(float("nan"), device=mask.device)
+            return (nothing, {"loss": nothing}) if return_outputs else nothing
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
         items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
         call = {name: value for name, value in inputs.items() if name not in _NOT_FOR_FORWARD}
@@ -61,7 +65,9 @@ class ChunkedLoss:
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def _head(self, model: nn.Module) -> Head | None:
-        """Return what is known of the head; it is found out once."""
+        """Return what is known of the head, found out once; None while it is trained."""
+        if any(one.requires_grad for one in model.get_output_embeddings().parameters()):
+            return None
         if self._described is None or self._described[0] is not model:
             with evaluation_mode(model):
                 self._described = model, chunked_head(model)

@@ -34,6 +34,8 @@ class DeltaCheckpoints(SavesDeltas):
             raise CofituneError("args.push_to_hub is set, and checkpoints of deltas are not pushed; leave it out, and "
                                 "upload the delta when it is done.")
         _ = self.region
+        if not resume_from_checkpoint:
+            self.run_name, self.began = secrets.token_hex(6), str(date.today())
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property

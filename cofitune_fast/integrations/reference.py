@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ..models.fingerprint import named_parameters
 from ..models.sharded import is_sharded
 from ..regions import Region, detach_parts, whole_name
 
-_SHARING: WeakSet[nn.Module] = WeakSet()
+_SHARING: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # names of the tensors that references share
 
 
 def reference_model(model: nn.Module, region: Region | str) -> Any:
@@ -54,13 +54,13 @@ def reference_model(model: nn.Module, region: Region | str) -> Any:
         shared[id(state)] = state
     reference = copy.deepcopy(model, shared)
     detach_parts(reference)
-    _SHARING.add(model)
+    _SHARING.setdefault(model, set()).update(name for name, _ in named_parameters(model) if name not in trained)
     return reference.requires_grad_(False).eval()
 
 
-def shares_tensors(model: nn.Module) -> bool:
-    """True if a reference made by `reference_model` holds tensors of this model."""
-    return model in _SHARING
+def shared_with_references(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that references made by `reference_model` hold too."""
+    return _SHARING.get(model, set())
 
 
 def _quantisation_states(model: nn.Module) -> list[Any]:

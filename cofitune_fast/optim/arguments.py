@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def check_once(pairs: Sequence[tuple[str, Tensor]], others: Mapping[str, Tensor]
 
 def is_number(name: str) -> bool:
     """True for the name of a parameter that was given without one."""
-    return name.startswith("parameter ")
+    return re.fullmatch(r"parameter (0|[1-9]\d*)", name) is not None
 
 
 def state_key(name: str) -> str | int:

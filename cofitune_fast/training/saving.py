@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
+from ..errors import CofituneError
 from ..models.sharded import barrier, broadcast_object, total, world_size
-from ..regions import BaseInfo, Trainable, load_delta, save_delta
+from ..regions import BaseInfo, Trainable, load_delta, read_delta, save_delta
 from .checkpoint import (
     Checkpoint,
     complete_checkpoint,
@@ -101,6 +102,10 @@ class SavesDeltas:
             set_random_states(load_training_state(checkpoint)[2])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        info = read_delta(resume_from_checkpoint)
+        if info.parameters.keys() != {name for name, _ in self.region.parameters(self.model)}:
+            raise CofituneError(f"The checkpoint {resume_from_checkpoint} is of the region {info.region}, and "
+                                f"{self.region} is trained; resume with the same region, or start anew.")
         load_delta(self.model, resume_from_checkpoint, base_fingerprint=self.base.fingerprint)
 
     def _load_best_model(self) -> None:
