@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -73,7 +74,7 @@ def init(
     write_text(output, written(entries))
     kept = [entry for entry in entries if entry.key and not entry.off]
     values = {entry.key: entry.value for entry in kept}
-    following = f"cofitune {'run' if _whole_job(settings) else 'train'} --config {output}"
+    following = f"cofitune {'run' if _whole_job(settings) else 'train'} --config {shlex.quote(str(output))}"
     reasons = {entry.key: entry.reason for entry in kept}
     emit({"path": str(output), "settings": values, "reasons": reasons, "next": following}, as_json, lambda: tell(
         f"{output}: {values['region']}, {values[_ROWS]} x {values['data.max_length']} tokens, {values['storage']}",
@@ -100,6 +101,8 @@ def chosen(settings: Config, given: dict[str, Any], card: str | None = None) -> 
         raise CofituneError("This command needs the data, which decide the lengths: give --data.train FILE. A row is "
                             'such as {"prompt": "...", "completion": "..."}.')
     memory = memory_of(card, model.device)
+    if memory.host:
+        model.device = "cpu"  # so that what is kept on the host counts too
     check_files(settings)
     with progress("Looking at the data"):
         look = _look(settings, "data.on_bad_row" not in given)
@@ -120,10 +123,11 @@ def chosen(settings: Config, given: dict[str, Any], card: str | None = None) -> 
 
 
 class Memory(NamedTuple):
-    """Bytes that a plan may use, and whose they are."""
+    """Bytes that a plan may use, and whose they are. host: they are this machine's, and no card's."""
 
     size: int
     whose: str
+    host: bool = False
 
 
 def memory_of(card: str | None, device: str | None = None) -> Memory:
@@ -138,7 +142,7 @@ def memory_of(card: str | None, device: str | None = None) -> Memory:
         size, whose = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
         size, whose = _available(), "available here"
-    return Memory(int((1 - _FREE) * size), f"{gib(size)}, {whose}")
+    return Memory(int((1 - _FREE) * size), f"{gib(size)}, {whose}", host=whose == "available here")
 
 
 def _available() -> int:
@@ -277,7 +281,7 @@ def _with_room_for_the_cache(settings: Config, memory: Memory) -> tuple[MemoryPl
 def _of_plan(plan: MemoryPlan, losses: Collection[str], settings: Config, memory: Memory) -> Iterator[Entry]:
     """Yield what the plan chose: what is not a default, and batch and storage in any case."""
     found = keys_of_plan(plan)
-    yield Entry(_ROWS, found[_ROWS], f"rows at once; the plan needs {gib(max(plan.peak, plan.filling))} of "
+    yield Entry(_ROWS, found[_ROWS], f"rows at once; the plan needs {gib(plan.need)} of "
                 f"{memory.whose}")
     if found[_STEPS] > 1:
         yield Entry(_STEPS, found[_STEPS], f"so that a step has {found[_ROWS] * found[_STEPS]} rows, as by default")
@@ -291,9 +295,11 @@ def _of_plan(plan: MemoryPlan, losses: Collection[str], settings: Config, memory
     for key, usual, reason in (
         ("memory.prefix_cache", None, "keeps the output of the layers below the region on disk" if
          found["memory.prefix_cache"] == "auto" else "nothing to cache, or no room for it on the disk"),
-        ("memory.prefix_weights", "device", "less memory: the layers below the region leave the device"),
+        ("memory.prefix_weights", "device", "less memory: the layers below the region leave the device, and take "
+         f"{gib(plan.host.get('prefix_weights', 0))} of the host's"),
         ("memory.gradient_release", "off", "less memory: each matrix is updated as soon as its gradient is there"),
-        ("memory.optimizer_states", "device", "less memory: kept and updated on the host"),
+        ("memory.optimizer_states", "device", "less memory: kept and updated on the host, where they take "
+         f"{gib(plan.host.get('optimizer', 0))}"),
     ):
         if found[key] != usual:
             yield Entry(key, found[key], reason)

@@ -89,7 +89,7 @@ def plan_within(settings: Config, limit: int) -> tuple[MemoryPlan, tuple[str, ..
     """
     planner, wanted = _prepared(settings)
     plan = planner.plan(wanted)
-    if max(plan.peak, plan.filling) <= limit:
+    if plan.need <= limit:
         return plan, ()
     rates = _rates(settings, planner, wanted)
     found = fit(planner, wanted, limit, rates)
@@ -144,6 +144,8 @@ def _described(choice: Choice, planner: Planner, rates: Rates, settings: Config)
         lines.append(f"  {'otherwise':20}{gib(plan.filling):>12}   {when}")
     for name, size in plan.host.items():
         lines.append(f"  {'on the host':20}{gib(size):>12}   {name.replace('_', ' ')}")
+    if plan.host and not used.own_memory:
+        lines.append(f"  {'in all':20}{gib(plan.need):>12}   as the CPU's memory is the host's")
     if used.prefix == "cached":
         rows = settings.plan.rows or settings.data.limit
         size = plan.cache_per_row * (rows or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..config import Config
 from ..errors import CofituneError
 from ..memory.abilities import prefix_abilities
 from ..models.auto import read_config
-from ..models.loading import plain_folder
+from ..models.loading import default_device, plain_folder
 from ..planning.plan import Settings
 from ..planning.planner import Planner, fake_model
 from ..regions import Region
@@ -20,7 +21,7 @@ from ..training.argument_rules import DEFAULTS
 
 
 def memory_needs(settings: Config) -> Callable[[Region], int]:
-    """Return a function that predicts the peak bytes of training a region with the settings of a run."""
+    """Return a function that predicts the bytes that training a region with the settings of a run needs here."""
     folder = plain_folder(settings.model.path, settings.model.gguf_file)
     storage = planned_storage(settings, folder)
     dtype = torch.float32 if storage == "fp32" else torch.bfloat16
@@ -28,8 +29,8 @@ def memory_needs(settings: Config) -> Callable[[Region], int]:
 
     def need(region: Region) -> int:
         planner = Planner(model, region)
-        plan = planner.plan(planned_settings(settings, planner, storage))
-        return max(plan.peak, plan.filling)
+        wanted = planned_settings(settings, planner, storage)
+        return planner.plan(replace(wanted, own_memory=not _is_cpu(settings.model.device or default_device()))).need
 
     return need
 
@@ -66,7 +67,12 @@ def planned_settings(settings: Config, planner: Planner, storage: str) -> Settin
         gradient_release=memory.gradient_release, optimizer_states=memory.optimizer_states,
         quantize=settings.model.quantize, prefix="cached" if cached else "computed",
         prefix_weights=memory.prefix_weights if cached else "device",
+        own_memory=not _is_cpu(settings.model.device),  # without one the plan is for a card, which need not be here
     )
+
+
+def _is_cpu(device: Any) -> bool:
+    return str(device).startswith("cpu")
 
 
 def _count(training: dict[str, Any], key: str) -> int:

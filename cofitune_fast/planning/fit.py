@@ -1,4 +1,4 @@
-"""Find the cheapest settings with which a training run fits into a budget of device memory.
+"""Find the cheapest settings with which a training run fits into a budget of memory.
 
 The first criterion is that the numbers of training do not change. Checkpointing, exact gradient release, optimizer
 states on the host, the prefix cache and micro-batches do not change them, apart from the rounding of sums. If these are
@@ -39,8 +39,7 @@ class Choice:
 
     @property
     def need(self) -> int:
-        """Peak bytes of the whole run, including the filling of the prefix cache."""
-        return max(self.plan.peak, self.plan.filling)
+        return self.plan.need
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ def longest_that_fits(planner: Planner, settings: Settings, budget: int, rates: 
     while length >= 32:
         shorter = replace(settings, length=length, response_length=max(1, settings.response_length * length
                                                                        // settings.length))
-        plan = planner.plan(shorter)
-        if max(plan.peak, plan.filling) <= budget:
+        if planner.plan(shorter).need <= budget:
             return length
         length //= 2
     return None

@@ -26,6 +26,7 @@ class Settings:
     prefix: the states below the region are "computed", are computed and stored in the cache ("filled"), or are read
         from it ("cached").
     prefix_weights: "host" if the layers below the region are not on the device.
+    own_memory: the device has memory of its own; False for a CPU, whose memory is the host's.
     """
 
     batch_size: int = 8
@@ -41,6 +42,7 @@ class Settings:
     prefix_weights: str = "device"
     accumulation: int = 1
     anchor_rows: int = 0
+    own_memory: bool = True
 
     @property
     def rows(self) -> int:
@@ -82,6 +84,14 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def need(self) -> int:
+        """Bytes that the whole run needs at once, the filling of the prefix cache included.
+
+        What is on the host counts where the device has no memory of its own.
+        """
+        return max(self.peak, self.filling) + (0 if self.settings.own_memory else sum(self.host.values()))
 
     @property
     def phase(self) -> str:

@@ -123,10 +123,10 @@ def test_the_memory_is_that_of_the_card_else_of_the_gpu_else_of_the_host(monkeyp
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Gpu)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A card")
-    assert memory_of(None) == (9 * 2**30, "10.00 GiB, A card")
-    assert memory_of("20GiB") == (18 * 2**30, "20.00 GiB, given by --card")
+    assert memory_of(None) == (9 * 2**30, "10.00 GiB, A card", False)
+    assert memory_of("20GiB") == (18 * 2**30, "20.00 GiB, given by --card", False)
     host = memory_of(None, "cpu")
-    assert 0 < host.size < environment()["memory_bytes"] and host.whose.endswith("GiB, available here")
+    assert 0 < host.size < environment()["memory_bytes"] and host.whose.endswith("GiB, available here") and host.host
 
 
 @pytest.mark.parametrize("value", ["plain/path.jsonl", "a: b", "yes", "null", "2024", "#x", "ffn@40%-75%", "é 漢\t\"'",

@@ -59,7 +59,7 @@ def test_settings_come_from_the_configuration(plan, tiny_run, tmp_path):
     assert status == 0 and content["settings"] == {
         "batch_size": 6, "length": 32, "response_length": 5, "storage": "bf16", "masked": False,
         "gradient_checkpointing": True, "gradient_release": "off", "optimizer_states": "host", "quantize": "nf4",
-        "prefix": "computed", "prefix_weights": "device", "accumulation": 3, "anchor_rows": 2,
+        "prefix": "computed", "prefix_weights": "device", "accumulation": 3, "anchor_rows": 2, "own_memory": True,
     }
     assert content["rates"]["source"] == "given" and content["time"]["optimizer"] is None
 

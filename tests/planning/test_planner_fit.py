@@ -90,6 +90,19 @@ def test_the_tightest_budget_is_met_and_one_byte_less_is_not(planner, all_choice
     assert fit(planner, ASKED, least - 1, RATES).nearest.need == least
 
 
+def test_without_memory_of_its_own_the_device_gains_nothing_by_the_host(planner, all_choices):
+    """On a CPU what is "on the host" is in the same memory, so that the tightest budget is another one."""
+    needs = {}
+    for candidate in _candidates(replace(ASKED, own_memory=False)):
+        plan = planner.plan(candidate)
+        needs[plan.need] = plan
+        assert plan.need == max(plan.peak, plan.filling) + sum(plan.host.values())
+    least = min(needs)
+    assert least > min(choice[0] for choice in all_choices)
+    found = fit(planner, replace(ASKED, own_memory=False), least, RATES).chosen
+    assert found.need == least and found.plan.settings.optimizer_states == "device"
+
+
 def test_the_length_that_would_fit(planner, all_choices):
     least = min(all_choices, key=lambda choice: choice[0])
     wide = replace(least[3], length=512, response_length=192)
