@@ -24,7 +24,7 @@ def data(
     context: typer.Context,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    rows: Annotated[int, typer.Option(min=0, help="How many rows to show as they are trained.")] = SHOWN,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show as they are trained.")] = 3,
     seed: Annotated[int, typer.Option(help="Which rows are shown.")] = 0,
 ) -> None:
     """Show what was understood of the data before anything is trained: formats, bad rows by kind, tokens, lengths, a

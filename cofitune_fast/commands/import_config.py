@@ -33,7 +33,6 @@ def import_config(
     Of every key it is said whether it was taken, changed, not needed, not supported or not known. Nothing of the file
     is executed.
     """
-    output = output or Path("run.yaml")
     if output.exists() and not overwrite:
         raise CofituneError(f"{output} exists; choose another --output, or replace it by --overwrite.")
     draft = draft_of(file.expanduser(), tool, model)

@@ -86,15 +86,13 @@ def built(function: Any, name: str, takes_keys: bool) -> TyperCommand:
 def outlined(name: str) -> TyperCommand:
     """Return the command of a module with its options and its help, which does nothing.
 
-    The function under `@command` is taken from the source and its body left out; a default that is a name, which only
-    the module's imports explain, is left out too.
+    The function under `@command` is taken from the source and its body left out. Its signature may hold literals and
+    the names of `_SCOPE`, and no others that only the module's imports explain.
     """
     function = next(node for node in ast.parse(source(name)).body if isinstance(node, ast.FunctionDef)
                     and any(getattr(one, "id", None) == "command" for one in node.decorator_list))
     function.decorator_list, function.body = [], function.body[:1]
-    function.args.defaults = [default if isinstance(default, ast.Constant) else ast.Constant(None)
-                              for default in function.args.defaults]
     code = ast.fix_missing_locations(ast.Module([function], []))
     scope = dict(_SCOPE)
     exec(compile(code, f"{name}.py", "exec"), scope)
-    return built(scope[function.name], name, "context" in function.args.args[0].arg)
+    return built(scope[function.name], name, any(one.arg == "context" for one in function.args.args))

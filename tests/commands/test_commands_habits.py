@@ -96,7 +96,8 @@ def test_usage_help_and_version_need_no_heavy_import():
 
 def test_the_outline_of_a_command_has_the_options_of_the_command():
     def options(command):
-        return [(one.opts, getattr(one, "help", None), getattr(one, "is_flag", False)) for one in command.params]
+        return [(one.opts, getattr(one, "help", None), getattr(one, "is_flag", False), one.default, one.required)
+                for one in command.params]
 
     for name in COMMANDS:
         module = name.replace("-", "_")
