@@ -41,7 +41,7 @@ from cofitune_fast.anchor import Anchor
 from cofitune_fast.data import batches, label_predictors
 from cofitune_fast.demo import data_folder
 from cofitune_fast.demo.settings import demo_model
-from cofitune_fast.files import write_json
+from cofitune_fast.json_text import write_json
 from cofitune_fast.memory import PeakMemory
 from cofitune_fast.models.head import logits_at
 from cofitune_fast.scoring.drift import BaseStates, base_states

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cofitune_fast.files import write_json
+from cofitune_fast.json_text import write_json
 from cofitune_fast.ops import native
 
 

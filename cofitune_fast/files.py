@@ -6,28 +6,20 @@ What the operating system refuses (a full or read-only disk, a quota, a permissi
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from .errors import CofituneError
+from .leftovers import sweep_once, unused_name
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OF_WRITING = _FULL | {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.ESTALE}
-_LARGEST_FLOAT = int(sys.float_info.max)
-_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number",
-          bool: "true or false", type(None): "null"}
 _SPARE = 1 << 20  # bytes for the small files beside the large ones that `require_room` counts
 
 
@@ -55,7 +47,7 @@ def atomic_path(path: str | Path, need: int | None = None) -> Iterator[Path]:
     """
     path = possible_path(path)
     make_folder(path.parent)
-    _sweep_once(path.parent)
+    sweep_once(path.parent)
     temporary = unused_name(path)
     with writing(path, need, temporary):
         temporary.touch(exist_ok=False)
@@ -88,7 +80,7 @@ def atomic_folder(path: str | Path, need: int | None = None) -> Iterator[Path]:
     stays = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
     make_folder(target if stays else target.parent)
     for folder in (target.parent, target):
-        _sweep_once(folder)
+        sweep_once(folder)
     temporary, old = unused_name(target / target.name if stays else target), unused_name(target, "old")
     with writing(path, need, temporary):
         temporary.mkdir()
@@ -264,77 +256,6 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(content)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | Path, what: str, form: Any = object) -> Any:
-    """Parse a JSON file; `what` names the artefact in errors, e.g. "delta". form: see `flaw`.
-
-    Raises:
-        CofituneError: the file is absent, no JSON, or not of the form.
-    """
-    path = possible_path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CofituneError(f"No {what} at {path}: the file does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise CofituneError(f"The {what} {path} cannot be read as JSON ({error}); make it anew.") from None
-    return parse_json(text, f"The {what} {path}", form)
-
-
-def parse_json(text: str | bytes, what: str, form: Any = object, way_out: str = "make it anew") -> Any:
-    """Parse a JSON text that may come from a stranger.
-
-    Args:
-        what: names the text in errors, e.g. "The delta PATH".
-        form: what the value must be, see `flaw`.
-
-    Raises:
-        CofituneError: the text is no JSON, is nested too deeply, has a number of thousands of digits, or is not of the
-            form.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise CofituneError(f"{what} cannot be read as JSON (it is nested too deeply); {way_out}.") from None
-    except ValueError as error:
-        reason = error if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else "a number is too long"
-        raise CofituneError(f"{what} cannot be read as JSON ({reason}); {way_out}.") from None
-    if problem := flaw(value, form):
-        raise CofituneError(f"{what} cannot be used: {problem}; {way_out}.")
-    return value
-
-
-def flaw(value: Any, form: Any, place: str = "") -> str | None:
-    """Say in words where a value of JSON is not of a form; None if it is.
-
-    form: a type or a tuple of types, where float takes whole numbers too and int takes no booleans; [form] for a list;
-        {str: form} for an object with any names; {"name": form, "other?": form} for one that has `name` and may have
-        `other` and more.
-
-    >>> flaw({"a": [1, "x"]}, {"a": [int]})
-    'a[1] must be a whole number, not a text'
-    """
-    if isinstance(form, dict) and isinstance(value, dict):
-        if missing := next((name for name in form if name is not str and name.rstrip("?") == name not in value), None):
-            return f"{place}.{missing} is missing".removeprefix(".")
-        forms = dict.fromkeys(value, form[str]) if str in form else {name.rstrip("?"): form[name] for name in form}
-        parts = [(value[name], inside, f"{place}.{name}".removeprefix(".")) for name, inside in forms.items()
-                 if name in value]
-    elif isinstance(form, list) and isinstance(value, list):
-        parts = [(inside, form[0], f"{place}[{number}]") for number, inside in enumerate(value)]
-    else:
-        wanted = form if isinstance(form, tuple) else (type(form) if isinstance(form, (dict, list)) else form,)
-        whole = float in wanted and type(value) is int and abs(value) <= _LARGEST_FLOAT
-        if object in wanted or type(value) in wanted or whole:
-            return None
-        found = _WORDS.get(type(value), type(value).__name__)
-        return f"{place or 'it'} must be {' or '.join(_WORDS[kind] for kind in wanted)}, not {found}"
-    return next((problem for part in parts if (problem := flaw(*part))), None)
-
-
 def writable_folder(path: str | Path) -> Path:
     """Create the folder `path` if needed, and prove that files can be written there.
 
@@ -366,83 +287,6 @@ def cache_folder() -> Path:
     except RuntimeError:
         user = getattr(os, "getuid", int)()
         return Path(tempfile.gettempdir()) / f"cofitune_fast-{user}"
-
-
-def unused_name(path: Path, kind: str = "new") -> Path:
-    """Return an unused hidden name in the same folder, with the same suffix, that tells its owner: this process.
-
-    kind: "new" for what is being written, "old" for what was moved aside. `sweep` reads these names.
-    """
-    pid = os.getpid()
-    owner = f"{kind}-{_machine()}-{pid}-{_start(pid) or 0}-{secrets.token_hex(6)}"
-    return path.with_name(f".{path.name}.{owner}{path.suffix}")
-
-
-_OWNED = re.compile(r"\.(?P<name>.+)\.(?P<kind>new|old)-(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,10})-(?P<start>\d{1,20})-"
-                    r"[0-9a-f]{12}(\.[^.]*)?")
-_SWEPT: set[tuple[int, Path]] = set()  # (process, folder), because a forked child begins anew
-
-
-def sweep(folder: str | Path) -> None:
-    """Remove what killed processes of this machine left in `folder` under a temporary name.
-
-    A folder that was moved aside goes back if nothing has taken its place. What a living process writes stays, and so
-    does what another machine or container wrote, because from here one cannot see whether its owner lives. What cannot
-    be read or removed stays too: leftovers never stop a run.
-    """
-    with suppress(OSError):
-        for left in list(Path(folder).iterdir()):
-            found = _OWNED.fullmatch(left.name)
-            if found is None or found["machine"] != _machine() or _lives(int(found["pid"]), int(found["start"])):
-                continue
-            with suppress(OSError):
-                place = left.with_name(found["name"])
-                if found["kind"] == "old" and not os.path.lexists(place):
-                    os.replace(left, place)
-                elif left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
-
-
-def _sweep_once(folder: Path) -> None:
-    """Sweep a folder at the first write of this process, which costs one reading of its names."""
-    mark = os.getpid(), Path(os.path.abspath(folder))
-    if mark not in _SWEPT:
-        _SWEPT.add(mark)
-        sweep(folder)
-
-
-def _machine() -> str:
-    """Return eight digits for the machine and its space of process numbers: a container has its own."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
-
-
-def _start(pid: int) -> int | None:
-    """Return the time at which a process began, in ticks since the machine's start; None if it is not known."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rpartition(")")[2].split()[19])  # after the name, which may hold blanks and brackets
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _lives(pid: int, start: int) -> bool:
-    """Whether the process that began at `start` may still live: a number is given again to later processes."""
-    if os.name == "nt":  # there signal 0 is no question
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass
-    now = _start(pid)
-    return now is None or not start or now == start
 
 
 def sync(path: Path) -> None:

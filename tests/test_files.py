@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cofitune_fast import files
+from cofitune_fast import files, json_text, leftovers
 from cofitune_fast.errors import CofituneError
 
 
@@ -162,7 +162,7 @@ def test_threads_that_write_do_not_change_the_modes_of_others(tmp_path, umask, m
 
     def write(index: int) -> None:
         for _ in range(20):
-            files.write_json(tmp_path / f"{index}.json", {"index": index})
+            json_text.write_json(tmp_path / f"{index}.json", {"index": index})
 
     def look() -> set[int]:
         seen, count = set(), 0
@@ -194,9 +194,9 @@ def test_many_writers_of_one_path_leave_one_whole_text(tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from cofitune_fast import files
+from cofitune_fast import files, leftovers
 kind, path, ends = sys.argv[1:]
-files.sweep = lambda folder: None  # else one child sweeps what another has left
+leftovers.sweep = lambda folder: None  # else one child sweeps what another has left
 if kind == "moved":
     files.os.replace = lambda old, new, real=os.replace: (
         os.kill(os.getpid(), signal.SIGKILL) if new == path or str(new) == path else real(old, new))
@@ -217,7 +217,7 @@ def _child(kind: str, path: Path, ends: str = "killed") -> subprocess.Popen:
 
 
 def test_what_a_killed_process_left_is_swept_by_the_next_write_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_SWEPT", set())
+    monkeypatch.setattr(leftovers, "_SWEPT", set())
     files.write_text(tmp_path / "a", "old")
     with files.atomic_folder(tmp_path / "moved") as temporary:
         (temporary / "a").write_text("old")
@@ -226,31 +226,31 @@ def test_what_a_killed_process_left_is_swept_by_the_next_write_and_that_of_a_liv
     living.stdout.readline()
     assert [child.communicate()[0] or child.returncode for child in dead] == [-9] * 3
     assert (tmp_path / "a").read_text() == "old" and not (tmp_path / "moved").exists()
-    foreign = [files.unused_name(tmp_path / "d"), tmp_path / ".a.0123456789ab", tmp_path / ".new-1"]
-    foreign[0] = foreign[0].with_name(foreign[0].name.replace(files._machine(), "00000000"))
+    foreign = [leftovers.unused_name(tmp_path / "d"), tmp_path / ".a.0123456789ab", tmp_path / ".new-1"]
+    foreign[0] = foreign[0].with_name(foreign[0].name.replace(leftovers._machine(), "00000000"))
     for path in foreign:
         path.touch()
     assert len(list(tmp_path.iterdir())) == 9  # a, one each of a, b and c, two of moved, three foreign ones
 
-    monkeypatch.setattr(files, "_SWEPT", set())
+    monkeypatch.setattr(leftovers, "_SWEPT", set())
     files.write_text(tmp_path / "e", "new")
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in foreign}
     assert {name for name in left if not name.startswith(".c.")} == {"a", "e", "moved"} and len(left) == 4
     assert (tmp_path / "moved" / "a").read_text() == "old"  # its successor had not taken its place
     living.communicate(b"")
-    files.sweep(tmp_path)
+    leftovers.sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "e", "moved", *(path.name for path in foreign)}
 
 
 def test_a_number_that_was_given_to_a_later_process_is_not_the_owner():
-    assert files._lives(os.getpid(), files._start(os.getpid()) or 0)
-    assert not files._lives(os.getpid(), 1) or files._start(os.getpid()) is None
+    assert leftovers._lives(os.getpid(), leftovers._start(os.getpid()) or 0)
+    assert not leftovers._lives(os.getpid(), 1) or leftovers._start(os.getpid()) is None
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_a_path_that_no_file_can_have_is_a_sentence(tmp_path, name):
     for act in (lambda path: files.write_text(path, ""), files.writable_folder, files.make_folder,
-                lambda path: files.read_json(path, "delta"), lambda path: files.atomic_folder(path).__enter__()):
+                lambda path: json_text.read_json(path, "delta"), lambda path: files.atomic_folder(path).__enter__()):
         with pytest.raises(CofituneError, match="character that no file name can hold"):
             act(tmp_path / name)
 
@@ -268,7 +268,7 @@ def test_what_the_system_refuses_is_one_sentence_with_path_need_and_room(tmp_pat
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "replace", refuse)
-    for write in (lambda: files.write_json(tmp_path / "a", {"a": 1}), lambda: _folder(tmp_path / "a")):
+    for write in (lambda: json_text.write_json(tmp_path / "a", {"a": 1}), lambda: _folder(tmp_path / "a")):
         with pytest.raises(files.WriteFailed, match=r"/a cannot be written \(No space left on device\): .* are free in "
                                                     r".*; make room there, or choose another one\.$") as failed:
             write()

@@ -14,7 +14,7 @@ from typing import Any
 from cofitune_fast.anchor import NO_ANCHOR
 from cofitune_fast.commands.setup import make_workbench
 from cofitune_fast.demo.settings import demo_config
-from cofitune_fast.files import read_json, write_json
+from cofitune_fast.json_text import read_json, write_json
 from cofitune_fast.regions import DEFAULT_REGION, Region
 from cofitune_fast.training import TrainOptions
 

@@ -33,7 +33,8 @@ from typing import Any
 import yaml
 
 from cofitune_fast.demo import data_folder
-from cofitune_fast.files import read_json, write_text
+from cofitune_fast.files import write_text
+from cofitune_fast.json_text import read_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import save

@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainin
 from transformers.utils import logging
 
 from cofitune_fast.data import Encoded, collate
-from cofitune_fast.files import write_json
+from cofitune_fast.json_text import write_json
 from cofitune_fast.memory import MemorySettings, PeakMemory
 from cofitune_fast.models.quantized import load_quantized
 from cofitune_fast.planning.plan import Settings

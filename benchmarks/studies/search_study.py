@@ -27,7 +27,8 @@ import numpy as np
 
 from cofitune_fast.commands.setup import make_search, trial_data
 from cofitune_fast.config import load_config
-from cofitune_fast.files import read_json, write_json, write_text
+from cofitune_fast.files import write_text
+from cofitune_fast.json_text import read_json, write_json
 from cofitune_fast.models import load_model
 from cofitune_fast.regions import Region
 from cofitune_fast.scoring import SuiteScores, resampled_figures

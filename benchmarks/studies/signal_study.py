@@ -27,7 +27,8 @@ import torch
 from cofitune_fast.commands.setup import make_search, make_workbench, trial_setup
 from cofitune_fast.config import Config, load_config
 from cofitune_fast.demo.settings import demo_config, demo_model
-from cofitune_fast.files import read_json, write_json, write_text
+from cofitune_fast.files import write_text
+from cofitune_fast.json_text import read_json, write_json
 from cofitune_fast.regions import Region
 from cofitune_fast.search import Journal, node_rate
 from cofitune_fast.training import TrainOptions

@@ -31,7 +31,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from cofitune_fast.data import collate, encode_examples, read_examples
-from cofitune_fast.files import write_json
+from cofitune_fast.json_text import write_json
 from cofitune_fast.memory import PeakMemory
 from cofitune_fast.memory.abilities import frozen_prefix
 from cofitune_fast.memory.prefix_cache import PrefixCache

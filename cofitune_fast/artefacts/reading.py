@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CofituneError
-from ..files import read_json
+from ..json_text import read_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

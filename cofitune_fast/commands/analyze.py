@@ -18,7 +18,8 @@ from ..config import Config
 from ..display import shown_progress
 from ..environment import environment
 from ..errors import CofituneError
-from ..files import writable_folder, write_json
+from ..files import writable_folder
+from ..json_text import write_json
 from ..models import load_model
 from ..models.sharded import started_by_torchrun
 from ..regions import BaseInfo

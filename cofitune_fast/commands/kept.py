@@ -12,7 +12,7 @@ import typer
 
 from ..config import Config
 from ..errors import CofituneError
-from ..files import read_json, write_json
+from ..json_text import read_json, write_json
 from ..regions import read_delta
 from ..signals import exit_status
 from ..training import changes, find_checkpoint

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..artefacts.comparison import ComparisonEntry, ResolutionEntry
-from ..files import read_json, write_json
+from ..json_text import read_json, write_json
 from ..methods import NamedMethod
 from ..methods.entries import base_name, run_entry, scores_entry, without
 from ..methods.folder import RunFolder, finished_run, folder_identity, run_file

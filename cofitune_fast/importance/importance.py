@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CofituneError
-from ..files import atomic_path, parse_json
+from ..files import atomic_path
+from ..json_text import parse_json
 from ..regions import Region
 from .masks import soft_masks
 from .names import UNITS, Scores, known, layer_by_layer

@@ -21,7 +21,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..files import size_text, write_json
+from ..files import size_text
+from ..json_text import write_json
 
 STATES, INDEX, ABOUT = "states.bin", "index.bin", "about.json"
 KEY_BYTES = 16

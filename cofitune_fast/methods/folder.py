@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
-from ..files import read_json, writable_folder, write_json
+from ..files import writable_folder
+from ..json_text import read_json, write_json
 from ..training import decisive, differences
 from ..trials import TrialData, TrialSetup, Workbench
 from ..trials.data import content_digest

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..data import Encoded
 from ..errors import CofituneError
-from ..files import read_json, write_json
 from ..importance import Importance, Preset
+from ..json_text import read_json, write_json
 from ..optim import Pull
 from ..regions import GROUPS, Cell, Layout, Region, Trainable, save_delta
 from ..scoring import BaseStates, with_drifts

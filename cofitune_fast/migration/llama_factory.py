@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
-from ..files import read_json
+from ..json_text import read_json
 from . import rows
 from .draft import Draft, Rule
 from .layers import write_region

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..errors import CofituneError
-from ..files import read_json
+from ..json_text import read_json
 from ..yaml_text import parse_yaml, read_yaml
 
 _LARGEST = 1 << 20  # bytes; settings are thousands of times smaller

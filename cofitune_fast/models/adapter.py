@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import CofituneError, first_line
-from ..files import read_json
+from ..json_text import read_json
 from ..progress import progress
 from .auto import auto_class, no_progress_bars, read_config
 from .checkpoint import checkpoint_dtype, skeleton

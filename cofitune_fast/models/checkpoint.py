@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from ..errors import CofituneError
-from ..files import read_json
+from ..json_text import read_json
 from .auto import auto_class, read_config
 from .fingerprint import combine_digests, named_tensors, tensor_digest, tensor_digests
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ..errors import CofituneError
-from ..files import read_json
+from ..json_text import read_json
 from .hub import within_reach
 from .tensor_file import read_header, refuse_pointer
 

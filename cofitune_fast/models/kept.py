@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import WriteFailed, atomic_folder, cache_folder, sweep, unused_name
+from ..files import WriteFailed, atomic_folder, cache_folder
+from ..leftovers import sweep, unused_name
 
 _SESSION: dict[Path, Path] = {}  # conversions that could not be kept: the cache's folder -> the temporary one
 

@@ -21,8 +21,9 @@ import torch
 
 from ..artefacts.run import BASE, CheckRow, ImportancePart, MethodEntry, ReportEntry
 from ..errors import CofituneError
-from ..files import read_json, require_room, writable_folder, write_json
+from ..files import require_room, writable_folder
 from ..importance import Importance
+from ..json_text import read_json, write_json
 from ..methods import NamedMethod, Recipe, run_method
 from ..methods.entries import base_name, flips_entry, run_entry, scores_entry
 from ..methods.folder import RunFolder, folder_identity

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from ..errors import CofituneError
-from ..files import flaw
+from ..json_text import flaw
 from .cells import ROLES
 from .region import LayerSet
 

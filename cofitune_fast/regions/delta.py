@@ -20,17 +20,8 @@ from torch import nn
 
 from .. import __version__
 from ..errors import CofituneError
-from ..files import (
-    WriteFailed,
-    atomic_folder,
-    atomic_path,
-    cache_folder,
-    flaw,
-    parse_json,
-    read_json,
-    write_json,
-    write_text,
-)
+from ..files import WriteFailed, atomic_folder, atomic_path, cache_folder, write_text
+from ..json_text import flaw, parse_json, read_json, write_json
 from ..models.fingerprint import (
     base_digests,
     base_fingerprint,
@@ -91,7 +82,7 @@ class DeltaInfo:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-_FORM = {  # of a delta's description, see `files.flaw`
+_FORM = {  # of a delta's description, see `json_text.flaw`
     "format": int, "region": str, "parameters": {str: str}, "base": {"model": str, "fingerprint": str, "dtype": str},
     "frozen_fingerprint": str, "settings": dict, "scores": dict, "versions": {str: str},
     "parts?": {str: {"parameter": str, "dim": int, "start": int, "stop": int, "period": int}},

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..errors import CofituneError
-from ..files import atomic_folder, foreign_content, read_json, require_room, writable_folder, write_json, write_text
+from ..files import atomic_folder, foreign_content, require_room, writable_folder, write_text
+from ..json_text import read_json, write_json
 from ..models.checkpoint import checkpoint_dtype, checkpoint_fingerprint, skeleton
 from ..models.fingerprint import base_fingerprint, named_parameters, named_tensors
 from ..models.folder import (

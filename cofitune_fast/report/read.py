@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artefacts import checked
-from ..files import read_json
+from ..json_text import read_json
 from .style.numbers import finite
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artefacts.scores import GROUPS, SCORES
-from ..files import writable_folder, write_json, write_text
+from ..files import writable_folder, write_text
+from ..json_text import write_json
 from .comparison.page import comparison_pictures, comparison_values
 from .flips import GROUPS as FLIPPED
 from .read import checked_report, is_comparison, plain_json, read_report

@@ -19,7 +19,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..errors import CofituneError
-from ..files import flaw
+from ..json_text import flaw
 from . import metrics
 from .suite import GROUPS, VERSATILITY
 
@@ -29,7 +29,7 @@ SUMMARY = ("spec", "vers", "knowledge", "reasoning", "instruction", "uni")
 DRIFTS = {"drift": "instruction", "task_drift": "speciality"}
 """KLs to the base in SuiteScores, and the group on whose responses each is measured."""
 
-_SCORE = {  # form of a score in a file, see `files.flaw`
+_SCORE = {  # form of a score in a file, see `json_text.flaw`
     "value": float, "se": float, "n": int, "metric": str, "metrics": {str: float}, "items?": [list],
     "notes?": {str: str},
 }

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import CofituneError
-from ..files import flaw
+from ..json_text import flaw
 from ..memory.cached_prefix import CachedPrefix
 from .bootstrap import resampled_score
 from .drift import BaseStates

@@ -10,7 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CofituneError
-from ..files import flaw, make_folder, parse_json, sync, writing
+from ..files import make_folder, sync, writing
+from ..json_text import flaw, parse_json
 from ..training import differences
 
 VERSION = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CofituneError
-from ..files import flaw, read_json, write_json
+from ..json_text import flaw, read_json, write_json
 from ..scoring import Signal, SuiteScores, resampled_figures
 from .journal import Journal
 from .pace import Operations, Pace
@@ -18,7 +18,7 @@ COSTS = ("seconds", "tokens", "flops", "full_sft")
 _COST = {**dict.fromkeys(COSTS, float), "scoring_flops?": float,
          "training_seconds": float, "scoring_seconds": float,
          "steady_seconds?": (float, type(None))}
-_FORMS = {  # of the records by their kind, see `files.flaw`
+_FORMS = {  # of the records by their kind, see `json_text.flaw`
     "base": {"scores": dict, "cost": _COST},
     "rung": {"id": str, "end": float, "scores": dict, "cost": _COST},
     "prior": {"level": str, "values": {str: float}},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CofituneError
-from ..files import read_json, write_json
+from ..json_text import read_json, write_json
 from ..regions import DEFAULT_REGION, Region
 from ..scoring import suite_resolution
 from ..training import decisive

@@ -28,14 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CofituneError, first_line
-from ..files import atomic_path, read_json, sync, write_json
+from ..files import atomic_path, sync
+from ..json_text import read_json, write_json
 from ..models.sharded import rank, whole_on_rank_0
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "training_state.json"
 DESCRIPTION = "checkpoint.json"
 _VERSION = 1
-_STATE = {  # form of the file, see `files.flaw`
+_STATE = {  # form of the file, see `json_text.flaw`
     "optimizer": {"numbers": {str: dict}, "param_groups": [{
         "params": [(str, int)], "lr?": float, "betas?": [float], "eps?": float, "weight_decay?": float}]},
     "scheduler": dict,

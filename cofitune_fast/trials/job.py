@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..files import read_json
+from ..json_text import read_json
 from ..regions import Region, load_delta, save_delta
 from ..scoring import Signal
 from ..training import TrainOptions, last_complete_checkpoint, without_evaluations

@@ -10,7 +10,7 @@ from pathlib import Path
 from synthetic_report import synthetic_report
 from tiny import make_tiny_model, make_tiny_tokenizer, write_jsonl
 
-from cofitune_fast.files import write_json
+from cofitune_fast.json_text import write_json
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

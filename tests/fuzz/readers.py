@@ -16,8 +16,8 @@ from cofitune_fast.anchor.store import _read, _write
 from cofitune_fast.artefacts.reading import read_artefact
 from cofitune_fast.config import load_config
 from cofitune_fast.data.rows import read_rows
-from cofitune_fast.files import read_json
 from cofitune_fast.importance import Importance
+from cofitune_fast.json_text import read_json
 from cofitune_fast.memory.prefix_store import KEY_BYTES, PrefixStore
 from cofitune_fast.methods.folder import RunFolder
 from cofitune_fast.migration.source import read_given
