@@ -7,7 +7,8 @@ import re
 from docs_pages import ROOT
 from test_imports import MAY_IMPORT, TOP
 
-EVERYWHERE = {"errors", "files", "json_text", "leftovers", "progress", "signals", "validation", "yaml_text", "environment"}
+EVERYWHERE = {"errors", "files", "json_text", "leftovers", "progress", "signals", "validation", "yaml_text",
+              "environment"}
 """Said in a sentence above the table."""
 
 
